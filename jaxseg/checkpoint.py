@@ -1,0 +1,202 @@
+"""Checkpoints and the workdir: what a run leaves behind, written so that a kill at any moment loses only new steps.
+
+    workdir/config.json  dataset.json  best.json  checkpoints/<step>/{variables, optimizer, position, metrics}
+
+`variables` are the model's; a checkpoint made by conversion has nothing else. Orbax writes a step under a temporary
+name and renames it when it is complete. Arrays are saved from host memory, so that any number of devices can read
+them.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxseg.train_state import TrainState, to_host
+
+# What may change when a run continues: none of it alters what the state means.
+FREE_FIELDS = (
+    "name", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "init_from", "pretrained", "eval",
+    "dataset.root", "dataset.num_workers", "dataset.check_samples",
+)  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A workdir or checkpoint that cannot be used; the message says which and what to do."""
+
+
+def open_manager(workdir: str | Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
+    """The orbax manager of a workdir: keeps the last `keep` steps and the best by mIoU, drops leftovers of a kill."""
+    absl_logging.get_absl_logger().addFilter(_is_news)
+    policy = preservation_policy.AnyPreservationPolicy([
+        preservation_policy.LatestN(max(keep, 1)),
+        preservation_policy.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False),
+    ])  # fmt: skip
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=_miou, best_mode="max", cleanup_tmp_directories=not read_only, read_only=read_only
+    )
+    # Registered by hand: a reader (and a converted checkpoint) need not have every item.
+    handlers = ocp.DefaultCheckpointHandlerRegistry()
+    for item in ("variables", "optimizer"):
+        handlers.add(item, ocp.args.StandardSave)
+        handlers.add(item, ocp.args.StandardRestore)
+    handlers.add("position", ocp.args.JsonSave)
+    handlers.add("position", ocp.args.JsonRestore)
+    return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, handler_registry=handlers)
+
+
+# What orbax warns about although it is meant: saving more often than evaluating, and reading with a read-only manager.
+ROUTINE = ("did not provide metrics", "CheckpointManagerOptions.read_only=True", "Given directory is read only")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(phrase in str(record.msg) for phrase in ROUTINE)
+
+
+def _miou(metrics: Mapping[str, float]) -> float:
+    return float(metrics["mIoU"])
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[str, Any], miou: float | None = None) -> None:
+    """Save `state` (a replicated one) and `position` (JSON) as step `state.step`; returns while files are being written.
+
+    Every process calls it. `miou` makes the step a candidate for the best.
+    """
+    write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
+    host = to_host(state)
+    # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
+    rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
+    manager.save(
+        int(host.step),
+        args=ocp.args.Composite(
+            variables=ocp.args.StandardSave(host.variables),
+            optimizer=ocp.args.StandardSave(rest),
+            position=ocp.args.JsonSave(dict(position)),
+        ),
+        metrics=None if miou is None else {"mIoU": float(miou)},
+        force=True,
+    )
+
+
+def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """(state on the host, position) of the latest step, `state` being the template; None if there is none yet."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    host = to_host(state)
+    rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
+    try:
+        found = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(host.variables),
+                optimizer=ocp.args.StandardRestore(rest),
+                position=ocp.args.JsonRestore(),
+            ),
+        )
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"{manager.directory / str(step)} does not hold a state of this model and optimiser ({str(error).splitlines()[0]}); "
+            "to start from its weights only, set config.init_from to it and choose another workdir"
+        ) from error
+    variables = dict(found["variables"])
+    params = variables.pop("params")
+    return TrainState(params=params, model_state=variables, **found["optimizer"]), found["position"]
+
+
+def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder."""
+    path = Path(path).absolute()
+    workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
+    if not (workdir / "config.json").is_file():
+        raise CheckpointError(f"{path} is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP")
+    with open_manager(workdir, read_only=True) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise CheckpointError(f"{workdir} holds no checkpoint yet; train first or give another workdir")
+        if step is not None and step not in map(str, steps):
+            raise CheckpointError(f"{path} is not a complete checkpoint; complete ones here: {', '.join(map(str, steps))}")
+        chosen = int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
+        found = manager.restore(chosen, args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+    return read_config(workdir), found["variables"]
+
+
+def save_variables(workdir: str | Path, config: ConfigDict, variables: Mapping, dataset: Mapping | str) -> None:
+    """Write a workdir that holds weights only, as step 0: what conversion makes. `dataset`: DatasetSpec.to_json()."""
+    write_config(workdir, config, dataset)
+    with open_manager(workdir) as manager:
+        manager.save(0, args=ocp.args.Composite(variables=ocp.args.StandardSave(to_host(dict(variables)))), force=True)
+        manager.wait_until_finished()
+
+
+def best(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
+    """{'step', 'mIoU'} of the best step that is completely written, None before the first evaluation."""
+    step = manager.best_step()
+    return None if step is None else {"step": int(step), "mIoU": _miou(manager.metrics(step))}
+
+
+def write_best(manager: ocp.CheckpointManager) -> None:
+    """Wait for saves under way and bring best.json up to date (process 0 writes)."""
+    manager.wait_until_finished()
+    found = best(manager)
+    if found and jax.process_index() == 0:
+        write_json(Path(manager.directory).parent / "best.json", found)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str) -> None:
+    """Write config.json and dataset.json."""
+    write_json(Path(workdir) / "config.json", _plain(config))
+    write_json(Path(workdir) / "dataset.json", json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The resolved config of a workdir, locked; lists come back as the tuples they were."""
+    return ConfigDict(_tuples(json.loads((Path(workdir) / "config.json").read_text()))).lock()
+
+
+def check_config(workdir: str | Path, config: ConfigDict) -> None:
+    """Raise CheckpointError if the workdir was begun with another config (fields in FREE_FIELDS may differ)."""
+    if not (Path(workdir) / "config.json").is_file():
+        return
+    old, new = _flat(_plain(read_config(workdir))), _flat(_plain(config))
+    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
+    if differ:
+        lines = "\n".join(f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now" for key in differ)
+        raise CheckpointError(f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values.")
+
+
+def _is_free(key: str) -> bool:
+    return any(key == field or key.startswith(field + ".") for field in FREE_FIELDS)
+
+
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

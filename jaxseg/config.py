@@ -1,0 +1,341 @@
+"""Experiments as data: parse a variant, fill in what data set, backbone and recipe imply, resolve and check.
+
+A file in configs/ states one method's facts and calls `experiment`. Hyper-parameters are MMSegmentation's.
+"""
+
+import csv
+import dataclasses
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxseg.models import choose
+
+IMAGENET = dict(image_mean=(123.675, 116.28, 103.53), image_std=(58.395, 57.12, 57.375))
+PRECISIONS = ("float32", "bfloat16", "float16")
+RECIPES = ("fp16", "rsb_adamw", "scratch")
+GRAMMAR = """A variant is  [d6_][<backbone>][_fp16|_rsb_adamw|_scratch]_<H>x<W>_<N>k[_b<batch>]_<dataset>
+  for example  r50-d8_512x1024_40k_cityscapes  or  r18-d8_240x320_2k_folder  (fast_scnn and cgnet have no backbone part)
+  d6         dilation 6 in FCN's heads          fp16, rsb_adamw, scratch   the published recipes of these names
+  <backbone> {backbones}
+  <H>x<W>    training crop, height by width     <N>k   thousands of steps     b16  global batch (learning rate scaled with it)
+  <dataset>  {datasets}
+Any field can be overridden: --config.optimizer.learning_rate=0.02 --config.dataset.root=/data/mine"""
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message says which part and what is possible."""
+
+
+# --- Tables: what a data set or a backbone implies --------------------------------------------------------------------
+
+# resize: (long, short) of the scaled image, (0, 0) its own size; slide: evaluate in windows of the training crop.
+_PASCAL_CONTEXT = dict(resize=(520, 520), slide=True, learning_rate=0.004, weight_decay=1e-4)
+DATASETS: dict[str, dict[str, Any]] = {
+    "shapes": dict(resize=(0, 0), batch_size=16),
+    "folder": dict(resize=(0, 0), batch_size=8),
+    "camvid": dict(resize=(0, 0), batch_size=8),
+    "cityscapes": dict(resize=(2048, 1024), batch_size=8),
+    "ade20k": dict(resize=(2048, 512)),
+    "voc12": dict(resize=(2048, 512)),
+    "voc12aug": dict(resize=(2048, 512)),
+    "pascal_context": _PASCAL_CONTEXT,
+    "pascal_context_59": _PASCAL_CONTEXT,
+    "coco_stuff10k": dict(resize=(2048, 512)),
+    "coco_stuff164k": dict(resize=(2048, 512)),
+    "loveda": dict(resize=(2048, 512), eval_resize=(1024, 1024)),
+    "potsdam": dict(resize=(512, 512)),
+    "vaihingen": dict(resize=(512, 512)),
+    "isaid": dict(resize=(896, 896)),
+    "mapillary_v1_65": dict(resize=(2048, 1024), batch_size=8),
+    "dark_zurich": dict(resize=(2048, 1024), eval_resize=(1920, 1080), batch_size=8, train_on="cityscapes"),
+    "night_driving": dict(resize=(2048, 1024), eval_resize=(1920, 1080), batch_size=8, train_on="cityscapes"),
+    "drive": dict(resize=(584, 565), slide=True),
+    "chase_db1": dict(resize=(960, 999), slide=True),
+    "hrf": dict(resize=(2336, 3504), slide=True),
+    "stare": dict(resize=(605, 700), slide=True),
+}
+_DILATED = {"": (1, 1, 1, 1), "-d8": (1, 1, 2, 4), "-d16": (1, 1, 1, 2), "-d32": (1, 1, 2, 4)}
+_STRIDES = {"": (1, 2, 2, 2), "-d8": (1, 2, 1, 1), "-d16": (1, 2, 2, 1), "-d32": (1, 2, 2, 2)}
+
+
+def _resnets() -> dict[str, dict[str, Any]]:
+    """r50-d8 (V1c stem), r50b-d8 (V1), r50d-d8 (V1d), r50s-d8 (V1c, 128 stem channels), for every depth and output stride; -mg124."""
+    stems = {"": ("v1c", 64), "b": ("v1", 64), "d": ("v1d", 64), "s": ("v1c", 128)}
+    table = {}
+    for depth in (18, 34, 50, 101, 152):
+        for letter, (stem, stem_channels) in stems.items():
+            for suffix in _DILATED:
+                source = f"torchvision://resnet{depth}" if letter == "b" else f"open-mmlab://resnet{depth}_v1{'d' if letter == 'd' else 'c'}"
+                entry = dict(
+                    name="resnet", depth=depth, stem=stem, stem_channels=stem_channels, base_channels=64,
+                    strides=_STRIDES[suffix], dilations=_DILATED[suffix], multi_grid=(), contract_dilation=True,
+                    pretrained="" if letter == "s" else source,
+                )  # fmt: skip
+                table[f"r{depth}{letter}{suffix}"] = entry
+                if suffix == "-d16":
+                    table[f"r{depth}{letter}{suffix}-mg124"] = entry | dict(multi_grid=(1, 2, 4))
+    return table
+
+
+BACKBONES: dict[str, dict[str, Any]] = _resnets()
+BACKBONE_HELP = "r18 r34 r50 r101 r152, each also as b (7x7 stem), d (V1d), s (wide stem); with -d8 -d16 -d32 -d16-mg124 or nothing (not dilated)"
+
+# --- Variants ---------------------------------------------------------------------------------------------------------
+
+
+def grammar() -> str:
+    """What a variant may be, for people."""
+    others = " ".join(name for name, entry in BACKBONES.items() if entry["name"] != "resnet")
+    return GRAMMAR.format(backbones=f"{BACKBONE_HELP} {others}".rstrip(), datasets=" ".join(DATASETS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The parts of a variant; `text` is the whole."""
+
+    text: str
+    d6: bool
+    backbone: str
+    recipe: str
+    crop_size: tuple[int, int]
+    steps: int
+    batch_size: int
+    dataset: str
+
+    @property
+    def output_stride(self) -> int:
+        """Of the backbone, by its name; 32 where it says none."""
+        found = re.search(r"-d(8|16|32)", self.backbone)
+        return int(found[1]) if found else 32
+
+    def width(self, channels: int) -> int:
+        """Channels of a head: a quarter on ResNet-18 and 34."""
+        return channels // 4 if BACKBONES.get(self.backbone, {}).get("depth", 50) < 50 else channels
+
+
+def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = None) -> Variant:
+    """Parse `text`; `backbones` limits or replaces the table ({} where the method brings its own).
+
+    Raises ConfigError that names the wrong part, what is possible, and the nearest.
+    """
+    backbones = BACKBONES if backbones is None else backbones
+    found = re.fullmatch(r"(?:(?P<model>.*)_)?(?P<h>\d+)x(?P<w>\d+)_(?P<k>\d+)k(?:_b(?P<batch>\d+))?_(?P<dataset>.+)", text or "")
+    if not found:
+        raise ConfigError(f"Cannot read the variant '{text}' of {method}: after the model come <H>x<W>_<N>k_<dataset>.\n{grammar()}")
+    parts = (found["model"] or "").split("_")
+    d6 = parts[0] == "d6"
+    parts = [p for p in parts[d6:] if p]
+    backbone = parts.pop(0) if parts and backbones else ""
+    recipe = "_".join(parts)
+    try:
+        if backbones:
+            choose(backbones, backbone, f"backbone in '{text}'")
+        if recipe:
+            choose(dict.fromkeys(RECIPES), recipe, f"recipe in '{text}'")
+        choose(DATASETS, found["dataset"], f"data set in '{text}'")
+    except ValueError as error:
+        raise ConfigError(f"{str(error).split(' Known:')[0]}\n{grammar()}") from None
+    if d6 and method != "fcn":
+        raise ConfigError(f"'d6' in '{text}' is a variant of fcn, not of {method}.")
+    crop_size, steps = (int(found["h"]), int(found["w"])), int(found["k"]) * 1000
+    if not all((*crop_size, steps)) or found["batch"] == "0":
+        raise ConfigError(f"Crop, steps and batch in '{text}' must be positive.")
+    return Variant(text, d6, backbone, recipe, crop_size, steps, int(found["batch"] or 0), found["dataset"])
+
+
+# --- Building ---------------------------------------------------------------------------------------------------------
+
+
+def fcn_auxiliary(**changes: Any) -> dict[str, Any]:
+    """The auxiliary head nearly every method trains with: one convolution on the backbone's third map."""
+    return dict(name="fcn", in_index=2, num_convs=1, concat_input=False) | changes
+
+
+def cross_entropy(weight: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """A cross-entropy entry of config.losses with all its fields."""
+    sampler = dict(name="", min_kept=100000, threshold=0.0)
+    entry = dict(name="cross_entropy", target="", weight=weight, sigmoid=False, class_weight=(), average="all", sampler=sampler)
+    return merge(entry, changes)
+
+
+def aspp(variant: Variant, **changes: Any) -> dict[str, Any]:
+    """DeepLab's decode head: rates 12, 24, 36 at output stride 8, half of them at more."""
+    rate = 12 if variant.output_stride == 8 else 6
+    return dict(name="aspp", dilations=(1, rate, 2 * rate, 3 * rate)) | changes
+
+
+def ohem_if_multi_grid(variant: Variant) -> dict[str, Any]:
+    """Losses of the published DeepLabs with multi-grid: hard example mining in the decode head."""
+    return dict(decode=dict(sampler=dict(name="ohem"))) if variant.backbone.endswith("mg124") else {}
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, dicts within dicts merged rather than replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+    return merged
+
+
+def _optimization(variant: Variant, table: Mapping[str, Any], default_batch: int) -> dict[str, Any]:
+    """Optimiser and schedule of data set and recipe; the learning rate goes with the batch where the variant names one."""
+    factor = (variant.batch_size or default_batch) / default_batch
+    optimizer = dict(
+        name="sgd", learning_rate=table.get("learning_rate", 0.01), momentum=0.9, weight_decay=table.get("weight_decay", 5e-4),
+        b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0, multipliers={},
+    )  # fmt: skip
+    schedule = dict(name="poly", power=0.9, end_value=1e-4, warmup_steps=0, warmup_factor=0.1, boundaries=(), decay=0.1)
+    if variant.recipe == "rsb_adamw":
+        optimizer |= dict(name="adamw", learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0)
+        boundaries = (variant.steps * 3 // 4, variant.steps * 9 // 10)
+        schedule |= dict(name="step", warmup_steps=1000, warmup_factor=1e-3, boundaries=boundaries)
+    elif variant.dataset == "mapillary_v1_65":
+        slow_backbone = dict(backbone=dict(pattern="^backbone/", learning_rate=0.1, weight_decay=1.0))
+        optimizer |= dict(name="adamw", learning_rate=1e-4, weight_decay=1e-4, clip_norm=0.01, multipliers=slow_backbone)
+        schedule |= dict(end_value=0.0)
+    optimizer["learning_rate"] *= factor
+    schedule["end_value"] *= factor
+    return dict(optimizer=optimizer, schedule=schedule)
+
+
+def _data(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
+    """`dataset` and `eval`. An odd crop (769) scales images to one pixel more; it and some data sets are evaluated in windows."""
+    odd = variant.crop_size[0] % 2
+    resize = tuple(n + odd if n else 0 for n in table["resize"])
+    trained_on = table.get("train_on", variant.dataset)
+    return dict(
+        dataset=dict(
+            name=trained_on, root="", train_split="train", val_split="val", crop_size=variant.crop_size, resize=resize,
+            ratio_range=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5, photometric=True, channels=3, num_workers=0, check_samples=500, **IMAGENET,
+        ),
+        eval=dict(
+            dataset="" if trained_on == variant.dataset else variant.dataset, root="", resize=table.get("eval_resize", resize),
+            mode="slide" if odd or table.get("slide") else "whole", crop_size=variant.crop_size,
+            stride=tuple(n * 2 // 3 + n % 2 for n in variant.crop_size), scales=(1.0,), flip=False, batch_size=1,
+        ),
+    )  # fmt: skip
+
+
+def experiment(
+    method: str,
+    variant: str | Variant,
+    *,
+    decode: Mapping[str, Any],
+    backbone: Mapping[str, Any] | None = None,
+    neck: Mapping[str, Any] | None = None,
+    losses: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    batch_size: int = 0,
+    **heads: Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+    """The config of one experiment (fields: README and docs/config.md).
+
+    decode, aux_0, aux_1, stage_0, ...: heads, {'name': ..., arguments}; `channels` defaults to 512 (auxiliary: 256), a quarter
+    on ResNet-18. backbone: for a method that brings its own. losses: merged into one cross entropy a head, of weight 1
+    (auxiliary: 0.4). changes: merged into the result last. batch_size: the method's own default.
+    """
+    variant = variant if isinstance(variant, Variant) else parse_variant(method, variant, {} if backbone else None)
+    backbone = dict(backbone or BACKBONES[variant.backbone])
+    pretrained = backbone.pop("pretrained", "")
+    if variant.recipe == "rsb_adamw":
+        backbone["stem"] = "v1"
+        pretrained = "resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth"
+    heads = {"decode": dict(decode)} | {name: dict(head) for name, head in heads.items()}
+    for name, head in heads.items():
+        head.setdefault("channels", variant.width(256 if name.startswith("aux") else 512))
+    table = DATASETS[variant.dataset]
+    default_batch = batch_size or table.get("batch_size", 16)
+    config = dict(
+        name=f"{method}_{variant.text}",
+        seed=0, steps=variant.steps, batch_size=variant.batch_size or default_batch,
+        eval_every=variant.steps // 10, checkpoint_every=variant.steps // 10, keep_checkpoints=2, log_every=50,
+        precision="float16" if variant.recipe == "fp16" else "float32", loss_scale=512.0 if variant.recipe == "fp16" else 0.0,
+        init_from="", pretrained="" if variant.recipe == "scratch" else pretrained,
+        model=dict(
+            backbone=backbone, neck=dict(neck or {"name": ""}), heads=heads, num_classes=None,
+            align_corners=bool(variant.crop_size[0] % 2), dropout_rate=0.1, norm=dict(momentum=0.9, epsilon=1e-5),
+        ),
+        losses=merge({name: cross_entropy(0.4 if name.startswith("aux") else 1.0) for name in heads}, losses or {}),
+        **_optimization(variant, table, default_batch),
+        **_data(variant, table),
+    )  # fmt: skip
+    config = ml_collections.ConfigDict(merge(config, changes or {}))
+    config.model.num_classes = config_dict.placeholder(int)
+    if config.dataset.name != "folder":
+        from jaxseg.data.datasets import get_spec
+
+        config.model.num_classes = get_spec(config.dataset.name).num_classes
+    return config
+
+
+# --- Finding and resolving --------------------------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    """configs/: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
+
+
+@functools.cache
+def published() -> tuple[dict[str, str], ...]:
+    """The 478 published experiments as rows of zoo.csv: name, source (MMSegmentation 1.x's), parameters, mIoU, checkpoint, pretrained."""
+    with open(Path(__file__).with_name("zoo.csv"), newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def get_experiment(name: str) -> ml_collections.ConfigDict:
+    """The config of '<file in configs>_<variant>', e.g. 'pspnet_r50-d8_512x1024_40k_cityscapes'."""
+    files = sorted((p.stem for p in _folder().glob("*.py")), key=len, reverse=True)
+    method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
+    if method is None:
+        choose(dict.fromkeys(files), name.split("_")[0], "method")
+    spec = importlib.util.spec_from_file_location(f"configs.{method}", _folder() / f"{method}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(name[len(method) + 1 :])
+
+
+def published_models() -> list[str]:
+    """Short names: the published experiments' without precision, crop, schedule and data set."""
+    names = (re.sub(r"_?\d+x\d+_\d+k.*", "", row["name"]) for row in published())
+    return sorted({name.removesuffix("_fp16") for name in names})
+
+
+def model_config(name: str) -> ml_collections.ConfigDict:
+    """config.model of a short name such as 'pspnet_r50-d8', published or not; with Cityscapes' 19 classes and no odd crop."""
+    return get_experiment(f"{name}_512x1024_40k_cityscapes").model
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Fill in what depends on the data set, check what can be checked before anything is built, and lock; call once, after overrides.
+
+    Raises ConfigError (or the data room's DataError), naming the field.
+    """
+    from jaxseg.data.datasets import get_spec
+
+    choose(DATASETS, config.dataset.name, "data set at config.dataset.name")
+    choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
+    choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
+    for field in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints"):
+        if config[field] < 1:
+            raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1.")
+    lengths = {"image_mean": config.dataset.channels, "image_std": config.dataset.channels, "crop_size": 2, "resize": 2, "ratio_range": 2}
+    for field, length in lengths.items():
+        if len(config.dataset[field]) != length:
+            raise ConfigError(f"config.dataset.{field} is {config.dataset[field]}; it must have {length} values.")
+    classes = get_spec(config.dataset.name, config.dataset.root).num_classes
+    if config.model.num_classes not in (None, classes):
+        raise ConfigError(
+            f"config.model.num_classes is {config.model.num_classes}, but the data set '{config.dataset.name}' has {classes} classes; "
+            "leave it out, or use the data set with that many."
+        )
+    config.model.num_classes = classes
+    return config.lock()

@@ -1,0 +1,224 @@
+"""Data set specs: class names, palette, label map (raw id -> class or 255 = ignore), and where the files lie.
+
+`get_spec` is the door. Class names, palettes and long label maps are in classes.json.
+"""
+
+import colorsys
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+IGNORE = 255
+MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message names the file, the value and the fix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where image/label pairs lie below a root.
+
+    images: pattern with {split} and {stem}; a suffix `.*` stands for every image format. labels: (pattern, label map)
+    in order of preference, the first that exists counts. listing: a file with one stem a line, '' to take all files.
+    splits: (our name, the folders or listings it is made of); other names stand for themselves.
+    nested: {stem} may hold folders.
+    """
+
+    images: str
+    labels: tuple[tuple[str, str], ...]
+    listing: str = ""
+    splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    nested: bool = False
+
+    def parts(self, split: str) -> tuple[str, ...]:
+        """The data set's own names for `split`."""
+        return dict(self.splits).get(split, (split,))
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A data set: classes, RGB palette, label map of its official label files, and image statistics (RGB, 0..255).
+
+    An id that is not in the label map is an error, 255 excepted, which is always ignored.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    label_map: Mapping[int, int]
+    layout: Layout | None = None
+    ignore_index: int = IGNORE
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to_json(self) -> str:
+        """dataset.json of a workdir."""
+        facts = dataclasses.asdict(self)
+        del facts["layout"]
+        facts["label_map"] = {str(raw): index for raw, index in self.label_map.items()}
+        return json.dumps(facts, indent=1)
+
+
+def check(config: Any) -> None:
+    """Raise DataError if training on `config` would go wrong for its data; see checks.check."""
+    from jaxseg.data import checks
+
+    checks.check(config)
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+_TRAINING = (("train", ("training",)), ("val", ("validation",)))
+_TILES = Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}.png", "from_one"),))
+
+
+def _voc(labels: tuple[str, ...], lists: str, label_map: str = "identity", train: tuple[str, ...] = ("train",)) -> Layout:
+    return Layout(
+        "JPEGImages/{stem}.jpg", tuple((f"{folder}/{{stem}}.png", label_map) for folder in labels),
+        listing=f"ImageSets/{lists}/{{split}}.txt", splits=(("train", train),),
+    )  # fmt: skip
+
+
+def _vessels(label: str) -> Layout:
+    labels = ((f"annotations/{{split}}/{label}", "identity"),)
+    return Layout("images/{split}/{stem}.png", labels, splits=_TRAINING)
+
+
+FOLDER = Layout("images/{split}/{stem}.*", (("labels/{split}/{stem}.png", "identity"),))
+# name: (key in classes.json, layout). Label maps: identity; from_one (0 is ignored, the rest moves down by one);
+# last_ignored (one id more than there are classes, ignored); or a key of classes.json.
+SPECS: dict[str, tuple[str, Layout]] = {
+    "cityscapes": ("cityscapes", Layout(
+        "leftImg8bit/{split}/{stem}_leftImg8bit.png",
+        (("gtFine/{split}/{stem}_gtFine_labelTrainIds.png", "identity"), ("gtFine/{split}/{stem}_gtFine_labelIds.png", "cityscapes_ids")),
+        nested=True)),
+    "dark_zurich": ("cityscapes", Layout(
+        "rgb_anon/{split}/night/{stem}_rgb_anon.png", (("gt/{split}/night/{stem}_gt_labelTrainIds.png", "identity"),), nested=True)),
+    "night_driving": ("cityscapes", Layout(
+        "leftImg8bit/{split}/night/{stem}_leftImg8bit.png",
+        (("gtCoarse_daytime_trainvaltest/{split}/night/{stem}_gtCoarse_labelTrainIds.png", "identity"),),
+        splits=(("val", ("test",)),))),
+    "ade20k": ("ade20k", Layout("images/{split}/{stem}.jpg", (("annotations/{split}/{stem}.png", "from_one"),), splits=_TRAINING)),
+    "voc12": ("voc12", _voc(("SegmentationClass",), "Segmentation")),
+    "voc12aug": ("voc12", _voc(("SegmentationClass", "SegmentationClassAug"), "Segmentation", train=("train", "aug"))),
+    "pascal_context": ("pascal_context", _voc(("SegmentationClassContext",), "SegmentationContext")),
+    "pascal_context_59": ("pascal_context_59", _voc(("SegmentationClassContext",), "SegmentationContext", "from_one")),
+    "coco_stuff10k": ("coco_stuff", Layout(
+        "images/{split}2014/{stem}.jpg", (("annotations/{split}2014/{stem}_labelTrainIds.png", "from_one"),),
+        splits=(("val", ("test",)),))),
+    "coco_stuff164k": ("coco_stuff", Layout(
+        "images/{split}2017/{stem}.jpg",
+        (("annotations/{split}2017/{stem}_labelTrainIds.png", "identity"), ("annotations/{split}2017/{stem}.png", "coco_stuff_ids")))),
+    "loveda": ("loveda", _TILES),
+    "potsdam": ("potsdam", _TILES),
+    "vaihingen": ("potsdam", _TILES),
+    "isaid": ("isaid", Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}_instance_color_RGB.png", "identity"),))),
+    "mapillary_v1_65": ("mapillary_v1_65", Layout(
+        "{split}/images/{stem}.jpg", (("{split}/v1.2/labels/{stem}.png", "last_ignored"),), splits=_TRAINING)),
+    "camvid": ("camvid", Layout("{split}/{stem}.png", (("{split}annot/{stem}.png", "last_ignored"),))),
+    "drive": ("vessels", _vessels("{stem}_manual1.png")),
+    "chase_db1": ("vessels", _vessels("{stem}_1stHO.png")),
+    "hrf": ("vessels", _vessels("{stem}.png")),
+    "stare": ("vessels", _vessels("{stem}.ah.png")),
+}  # fmt: skip
+
+
+@functools.cache
+def _facts() -> dict[str, Any]:
+    return json.loads(resources.files("jaxseg.data").joinpath("classes.json").read_text())
+
+
+def label_map(name: str, num_classes: int) -> dict[int, int]:
+    """The label map of this name (see SPECS) over `num_classes`."""
+    identity = {i: i for i in range(num_classes)}
+    if name == "identity":
+        return identity
+    if name == "from_one":
+        return {0: IGNORE} | {i + 1: i for i in identity}
+    if name == "last_ignored":
+        return identity | {num_classes: IGNORE}
+    return {int(raw): index for raw, index in _facts()["label_maps"][name].items()}
+
+
+# --- Specs ------------------------------------------------------------------------------------------------------------
+
+
+def list_datasets() -> list[str]:
+    """Every name that `get_spec` knows."""
+    return ["shapes", "folder", *SPECS]
+
+
+def get_spec(name: str, root: str | Path = "") -> DatasetSpec:
+    """The spec of a data set; `root` is needed by 'folder' only, whose classes are listed there.
+
+    Raises DataError for an unknown name, or a folder without a usable classes.txt.
+    """
+    if name == "shapes":
+        from jaxseg.data import shapes
+
+        return DatasetSpec(name, shapes.CLASSES, shapes.PALETTE, label_map("identity", len(shapes.CLASSES)))
+    if name == "folder":
+        return _folder_spec(root)
+    if name not in SPECS:
+        near = difflib.get_close_matches(str(name), list_datasets(), 1, 0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise DataError(f"Unknown data set '{name}'.{hint} Known: {', '.join(list_datasets())}.")
+    key, layout = SPECS[name]
+    classes, palette = _facts()["classes"][key], _facts()["palettes"][key]
+    ids = label_map(layout.labels[-1][1], len(classes))
+    return DatasetSpec(name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout)
+
+
+def _folder_spec(root: str | Path) -> DatasetSpec:
+    if not root:
+        raise DataError("The data set 'folder' needs its folder: --config.dataset.root=DIR with images/, labels/ and classes.txt.")
+    file = Path(root) / "classes.txt"
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: no such folder; config.dataset.root must hold images/, labels/ and classes.txt.")
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; write the class names into it, one a line, the first is label value 0.")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error}); save it as UTF-8, one class name a line.") from None
+    named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line]
+    names = [name for _, name, _ in named]
+    if not names:
+        raise DataError(f"{file}: holds no class; write the class names into it, one a line, the first is label value 0.")
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{file}: {len(names)} classes; at most {MAX_CLASSES} are possible.")
+    for number, name, color in named:
+        if names.count(name) > 1:
+            raise DataError(f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; every class needs its own name.")
+        if color and max(color) > 255:
+            raise DataError(f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write it as '{name} 128 64 0'.")
+    palette = tuple(color or default for (_, _, color), default in zip(named, default_palette(len(names)), strict=True))
+    return DatasetSpec("folder", tuple(names), palette, label_map("identity", len(names)), FOLDER)
+
+
+def _class_line(line: str) -> tuple[str, tuple[int, ...]]:
+    """'road 128 64 128' -> ('road', (128, 64, 128)); without three numbers at the end the line is the name."""
+    words = line.replace(",", " ").split() if line[-1].isdigit() else line.split()
+    if len(words) > 3 and all(word.isdigit() for word in words[-3:]):
+        return " ".join(words[:-3]), tuple(int(word) for word in words[-3:])
+    return line, ()
+
+
+def default_palette(count: int) -> list[tuple[int, int, int]]:
+    """Distinct colours: hues a golden section apart, at three levels of saturation and brightness."""
+    levels = ((0.75, 0.95), (0.95, 0.65), (0.45, 0.85))
+    colors = (colorsys.hsv_to_rgb(i * 0.618034 % 1, *levels[i % 3]) for i in range(count))
+    return [tuple(round(255 * value) for value in color) for color in colors]

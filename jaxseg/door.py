@@ -1,0 +1,106 @@
+"""The door of every script: flags that teach the config grammar, and mistakes answered with a message, not a traceback.
+
+An error is the user's if jaxseg raised it (a ValueError of ours says what to change); whatever a library raises below
+us is a bug and keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+
+def define_config() -> Any:
+    """The flag --config=configs/FILE.py:VARIANT, with --config.FIELD=VALUE overrides."""
+    return config_flags.DEFINE_config_file("config", None, "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field.")
+
+
+def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True) -> None:
+    """`app.run(main)`, with the caller's docstring and the grammar as help; exits with 1 after an error of the user's.
+
+    needs_config: a missing --config, or one without its variant, is answered with the grammar.
+    """
+    from jaxseg.config import grammar
+
+    module = sys.modules["__main__"]
+    module.__doc__ = f"{(module.__doc__ or '').rstrip()}\n\n{grammar()}\n\nflags:"
+
+    def parse(argv: list[str]) -> list[str]:
+        if needs_config and not any(re.match("--?help", arg) for arg in argv):
+            _require_variant(argv, grammar())
+        rest = _parse(argv)
+        _quiet()
+        return rest
+
+    try:
+        app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not _is_users(error) or os.environ.get("JAXSEG_TRACEBACK"):
+            raise
+        _stop(str(error))
+
+
+def _quiet() -> None:
+    """Show what jaxseg has to say, plainly, and only warnings of others (--verbosity=0 shows more)."""
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # absl and config_flags wrap what a config raised into text with its traceback: look for the original
+        cause = error
+        while cause is not None and not _is_users(cause):
+            cause = cause.__context__
+        if os.environ.get("JAXSEG_TRACEBACK"):
+            raise
+        _stop(str(cause or error))
+    except (AttributeError, KeyError) as error:  # an override of a field that the config does not have
+        _stop(f"the config has no such field: {error.args[0] if error.args else error}")
+
+
+def _require_variant(argv: list[str], grammar: str) -> None:
+    """Stop with the grammar unless argv gives a config, with its variant if the file takes one."""
+    given = next((value for arg, value in zip(argv, [*argv[1:], ""]) if arg in ("--config", "-config")), None)
+    given = next((arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)), given)
+    if given is None:
+        _stop(f"give --config=configs/FILE.py:VARIANT\n\n{grammar}")
+    path, colon, _ = given.partition(":")
+    if not Path(path).is_file():
+        _stop(f"--config={given}: there is no file {path!r}; the methods are the files of configs/")
+    default = re.search(r"def get_config\(\s*\w+[^=)]*=\s*[\"']([^\"']+)", Path(path).read_text())
+    if default and not colon:
+        _stop(f"{path} needs a variant, for example --config={path}:{default[1]}\n\n{grammar}")
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether jaxseg (or a config file) itself raised this error on purpose."""
+    from jaxseg.train import NonFiniteError
+
+    if isinstance(error, NonFiniteError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    house = (Path(__file__).parent, Path(__file__).parent.parent / "configs")
+    return isinstance(error, ValueError) and bool(frames) and any(Path(frames[-1].filename).is_relative_to(f) for f in house)

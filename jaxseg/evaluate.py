@@ -1,0 +1,333 @@
+"""Evaluation: every image of a split exactly once, on all local devices, counted in integers.
+
+Whole images of equal size share a batch [D, B, h, w, C]; what is missing in the last batch of a size is filled with
+labels that are all 255 and so count nothing. Sliding windows are dealt out to the devices, B each. Several processes
+take every n-th image each and add their counts. The split is read ahead in threads while the devices work.
+"""
+
+import itertools
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg import cache, inference, precision, visualize
+from jaxseg.metrics import IGNORE, confusion_matrix, summarize
+
+log = logging.getLogger(__name__)
+
+READERS = 4  # threads that read samples
+
+
+class Result(NamedTuple):
+    """Some evaluated images: counts [..., K, K] and, per image, (index, sample, (array of class ids, its place there)).
+
+    Arrays are on the devices; ids are fetched for those images only whose picture is wanted.
+    """
+
+    confusion: jax.Array
+    images: list[tuple[int, dict, tuple[jax.Array, tuple]]]
+
+
+# --- Samples ----------------------------------------------------------------------------------------------------------
+
+
+def read_ahead(samples: Sequence[dict], order: Sequence[int], ahead: int) -> Iterator[tuple[int, dict]]:
+    """(index, sample) in the given order, at most `ahead` of them being read or waiting."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque = deque()
+        try:
+            for index in order:
+                waiting.append((index, pool.submit(samples.__getitem__, index)))
+                if len(waiting) > ahead:
+                    index, sample = waiting.popleft()
+                    yield index, sample.result()
+            for index, sample in waiting:
+                yield index, sample.result()
+        finally:
+            for _, sample in waiting:
+                sample.cancel()
+
+
+def check_label(sample: dict, num_classes: int) -> None:
+    """ValueError if a label is neither a class nor 255: such pixels would vanish from the counts."""
+    label = sample["label"]
+    wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
+    if wrong.size:
+        raise ValueError(
+            f"the label of {sample['name']} holds {int(wrong[0])}, which is neither one of the {num_classes} classes "
+            f"(0..{num_classes - 1}) nor {IGNORE} (ignore)"
+        )
+
+
+def batches(stream: Iterable[tuple[int, dict]], size: int) -> Iterator[list[tuple[int, dict]]]:
+    """Lists of at most `size` samples whose images, and labels, are equally large.
+
+    A list that is not full is kept until the image size changes, so images of one size should follow each other.
+    """
+    for _, run in itertools.groupby(stream, key=lambda item: item[1]["image"].shape):
+        waiting: dict[tuple, list] = {}
+        for item in run:
+            group = waiting.setdefault(item[1]["label"].shape, [])
+            group.append(item)
+            if len(group) == size:
+                yield waiting.pop(item[1]["label"].shape)
+        yield from waiting.values()
+
+
+def visit_order(samples: Sequence[dict], group: bool) -> list[int]:
+    """This process's indices; with `group`, equal image sizes together (`samples.shape(i)` tells, else as they come)."""
+    order = range(jax.process_index(), len(samples), jax.process_count())
+    if not group or not hasattr(samples, "shape"):
+        return list(order)
+    shapes = {i: tuple(samples.shape(i)) for i in order}
+    sizes = len(set(shapes.values()))
+    if sizes > 1:
+        log.info("whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one window size)", sizes)
+    return sorted(order, key=lambda i: (shapes[i], i))
+
+
+# --- Programs ---------------------------------------------------------------------------------------------------------
+
+
+class _Same:
+    """Hashes by identity: a Flax module with unhashable fields can then key a cache (which keeps it alive)."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def count_whole(model: Any, settings: inference.Settings, variables, batch) -> tuple[jax.Array, jax.Array]:
+    """(counts [K, K], class ids [B, H, W]) of images [B, h, w, C] uint8 and labels [B, H, W]."""
+    images, labels = batch
+    scores = inference.predict(model, settings, variables, images, labels.shape[1:3])
+    prediction = jnp.argmax(scores, -1).astype(jnp.int32)
+    return confusion_matrix(prediction, labels, scores.shape[-1]), prediction
+
+
+@lru_cache(maxsize=4)
+def _program(model: _Same, settings: inference.Settings, devices: tuple) -> Callable:
+    """What runs on every device, cached so that evaluating again during training compiles nothing."""
+    whole = settings.mode == "whole"
+    function = partial(count_whole if whole else inference.network, model.value, settings)
+    # Without collectives, so every process may call it as often as its share of the images asks for.
+    make = partial(jax.pmap, function, in_axes=(None, 0), devices=devices)
+    return inference.logged(make, "whole images" if whole else "windows")
+
+
+@jax.jit
+def _count(scores: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+    prediction = jnp.argmax(scores, -1).astype(jnp.int32)
+    return confusion_matrix(prediction, label, scores.shape[-1]), prediction
+
+
+def replicate(variables, devices: Sequence[jax.Device]):
+    """Variables on every device, once, instead of with every batch."""
+    mesh = jax.sharding.Mesh(np.array(devices), ("device",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def local(leaf):  # a training state that spans processes: this process's copy
+        spans = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        return jax.device_put(leaf.addressable_data(0) if spans else leaf, everywhere)
+
+    return jax.tree.map(local, variables)
+
+
+# --- The two ways through a split -------------------------------------------------------------------------------------
+
+
+def _whole(program: Callable, variables, stream, devices: Sequence, per_device: int) -> Iterator[Result]:
+    size = len(devices) * per_device
+    for group in batches(stream, size):
+        images = np.stack([sample["image"] for _, sample in group])
+        labels = np.stack([sample["label"] for _, sample in group])
+        missing = size - len(group)
+        if missing:
+            images = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
+            labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORE, labels.dtype)])
+        images, labels = (x.reshape(len(devices), per_device, *x.shape[1:]) for x in (images, labels))
+        confusion, prediction = program(variables, (images, labels))
+        found = [(*item, (prediction, divmod(i, per_device))) for i, item in enumerate(group)]
+        yield Result(confusion, found)
+
+
+def _slide(program: Callable, variables, stream, devices: Sequence, settings: inference.Settings) -> Iterator[Result]:
+    waiting: deque = deque()
+
+    def items():
+        for index, sample in stream:
+            waiting.append((index, sample))
+            yield sample["image"], sample["label"].shape
+
+    def call(windows: np.ndarray) -> jax.Array:
+        logits = program(variables, windows.reshape(len(devices), -1, *windows.shape[1:]))
+        # The sum over windows lives on one device.
+        return jax.device_put(logits, devices[0]).reshape(len(windows), *logits.shape[2:])
+
+    for scores in inference.predict_slide(call, settings, items(), len(devices)):
+        index, sample = waiting.popleft()
+        confusion, prediction = _count(scores, sample["label"])
+        yield Result(confusion, [(index, sample, (prediction, ()))])
+
+
+# --- The door ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: Any,
+    variables,
+    config,
+    samples: Sequence[dict],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    pictures: int = 0,
+    save_picture: Callable[[str, np.ndarray], Any] | None = None,
+    progress: bool = True,
+) -> dict:
+    """Evaluate a model on `samples` (see data.pipeline.eval_samples) as config.eval says.
+
+    model: has `apply(variables, images, train=False) -> (logits [B, h, w, K], out)`; variables: its arrays, on host or
+    devices. devices: local ones, all by default. pictures: how many images, spread over the split, to draw as panels
+    [image | truth | prediction] for save_picture(name, uint8 [h, w, 3]). progress: one live line on a terminal.
+    Returns metrics.summarize's dict plus images, seconds, images_per_second (compilation included); every process gets
+    the result over all of them.
+    ValueError: no samples, labels that are not classes, a model with another number of classes.
+    """
+    if not len(samples):
+        raise ValueError("there is nothing to evaluate: the split holds no samples")
+    spec, start = samples.spec, time.perf_counter()
+    if config.model.num_classes != len(spec.classes):
+        raise ValueError(
+            f"the model has {config.model.num_classes} classes, the data set {spec.name!r} has {len(spec.classes)}: "
+            "evaluate on a data set with the classes it was trained for"
+        )
+    wanted = set(np.linspace(0, len(samples) - 1, min(pictures, len(samples)), dtype=int).tolist())
+
+    def look(index: int, sample: dict, prediction: Callable[[], np.ndarray]) -> None:
+        if save_picture and index in wanted:
+            save_picture(sample["name"], draw(sample, prediction(), spec))
+
+    settings = inference.make_settings(config)
+    confusion = count(model, variables, settings, samples, devices=devices, look=look, progress=progress)
+    seconds = time.perf_counter() - start
+    speed = dict(images=len(samples), seconds=seconds, images_per_second=len(samples) / seconds)
+    return summarize(confusion, spec.classes) | speed
+
+
+def count(
+    model: Any,
+    variables,
+    settings: inference.Settings,
+    samples: Sequence[dict],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    look: Callable[[int, dict, Callable[[], np.ndarray]], None] | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """The confusion matrix [K, K] int64 over all samples and processes, K = len(samples.spec.classes); see `evaluate`.
+
+    look(index, sample, prediction) sees every image of this process; prediction() fetches its class ids [H, W].
+    """
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    program, variables = _program(_Same(model), settings, devices), replicate(variables, devices)
+    num_classes, size = len(samples.spec.classes), len(devices) * settings.batch_size
+    whole = settings.mode == "whole"
+    stream = _checked(read_ahead(samples, visit_order(samples, whole), READERS + size), num_classes)
+    way = partial(_whole, per_device=settings.batch_size) if whole else partial(_slide, settings=settings)
+    results = way(program, variables, stream, devices)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for counts, images in _lagging(_with_progress(results, len(samples), progress)):
+        confusion += np.asarray(counts, np.int64).reshape(-1, num_classes, num_classes).sum(0)
+        for index, sample, (prediction, place) in images if look else ():
+            look(index, sample, partial(_fetch, prediction, place))
+    return sum_over_processes(confusion)
+
+
+def _fetch(prediction: jax.Array, place: tuple) -> np.ndarray:
+    return np.asarray(prediction[place])
+
+
+def _checked(stream: Iterable[tuple[int, dict]], num_classes: int) -> Iterator[tuple[int, dict]]:
+    for index, sample in stream:
+        check_label(sample, num_classes)
+        yield index, sample
+
+
+def _lagging(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results one later, so that the device has its next batch before the host waits for a result."""
+    previous = None
+    for result in results:
+        if previous is not None:
+            yield previous
+        previous = result
+    if previous is not None:
+        yield previous
+
+
+def _with_progress(results: Iterable[Result], total: int, show: bool) -> Iterator[Result]:
+    """The same results, with one live line while they pass; silent where the output is not a terminal."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = [
+        bars.TextColumn("evaluating"), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.fields[rate]:.1f} images/s"),
+        bars.TimeRemainingColumn(),
+    ]  # fmt: skip
+    share = len(range(jax.process_index(), total, jax.process_count()))
+    with bars.Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+        task, start, done = bar.add_task("", total=share, rate=0.0), time.perf_counter(), 0
+        for result in results:
+            done += len(result.images)
+            bar.update(task, completed=done, rate=done / (time.perf_counter() - start))
+            yield result
+
+
+def draw(sample: dict, prediction: np.ndarray, spec) -> np.ndarray:
+    """The panel [image | truth | prediction] of one sample, RGB uint8."""
+    return visualize.panel(sample["image"][..., :3], sample["label"], prediction, spec.palette, spec.classes)
+
+
+def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+    """The int64 sum over processes of non-negative int64 counts; the array itself if there is one process."""
+    if jax.process_count() == 1:
+        return counts
+    from jax.experimental import multihost_utils
+
+    # JAX moves int32 here: send 31-bit digits.
+    digits = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
+    high, low = np.asarray(multihost_utils.process_allgather(digits)).astype(np.int64).sum(0)
+    return (high << 31) + low
+
+
+def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> dict:
+    """Evaluate a workdir (its best step) or one step; writes metrics.json and pictures/ there. Returns the summary.
+
+    config: overrides config.dataset and config.eval of the trained run.
+    """
+    from jaxseg.data.pipeline import eval_samples
+
+    cache.enable_compilation_cache()
+    model, variables, config = inference.load_model(path, config)
+    folder = Path(path)
+    save = partial(visualize.save_picture, folder / "pictures")
+    with precision.make_policy(config).matmul_precision():
+        summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
+    if jax.process_index() == 0:
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary

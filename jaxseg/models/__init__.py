@@ -1,0 +1,136 @@
+"""The model zoo by name: `create_model`, `list_models`, and the tables of what there is.
+
+    model = create_model("pspnet_r50-d8", num_classes=19)
+    variables = init_variables(model, seed=0, image_shape=(1, 512, 1024, 3))
+    logits, out = model.apply(variables, images, train=False)
+"""
+
+import difflib
+import functools
+import inspect
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from jaxseg.models.backbones.fast_scnn import FastSCNN
+from jaxseg.models.backbones.resnet import ResNet
+from jaxseg.models.heads.aspp import ASPPHead
+from jaxseg.models.heads.fcn import FCNHead
+from jaxseg.models.heads.psp import PSPHead
+from jaxseg.models.layers import Initializer, Layers, recording
+from jaxseg.models.segmentor import Segmentor
+
+BACKBONES = {"resnet": ResNet, "fast_scnn": FastSCNN}
+NECKS = {}
+HEADS = {"fcn": FCNHead, "psp": PSPHead, "aspp": ASPPHead}
+LAYER_FIELDS = ("dtype", "axis_name", "align_corners", "dropout_rate", "activation", "momentum", "epsilon")
+
+
+def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """table[name], or a ValueError that lists the known names and the nearest one."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), list(table), 1, 0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(table)}.")
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts to dicts and lists to tuples, so that modules stay hashable."""
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        return {k: _plain(v) for k, v in value.items()}
+    return tuple(_plain(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _constructor(table: Mapping[str, type], what: str, arguments: Mapping[str, Any], **common: Any):
+    """The table's module with its arguments bound, checked against its fields."""
+    arguments = dict(arguments)
+    module = choose(table, arguments.pop("name", None), what)
+    fields = {n: None for n in inspect.signature(module).parameters if n not in ("parent", "name")}
+    for key in arguments:
+        choose(fields, key, f"argument of {module.__name__}")
+    return functools.partial(module, **arguments, **common)
+
+
+def _override(model: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge keyword arguments of create_model: model fields and nested dicts by name, others into the head or backbone that has them."""
+    for key, value in overrides.items():
+        if isinstance(model.get(key), dict) and isinstance(value, Mapping):
+            model[key] = _override(dict(model[key]), value)
+        elif key in model or "heads" not in model:
+            model[key] = _plain(value)
+        else:
+            owners = [(model["heads"]["decode"], HEADS), (model["backbone"], BACKBONES)]
+            fields = [set(inspect.signature(choose(table, part["name"], "part")).parameters) - {"parent", "name"} for part, table in owners]
+            owner = next((part for (part, _), names in zip(owners, fields) if key in names), None)
+            if owner is None:
+                choose(dict.fromkeys([*model, *LAYER_FIELDS, *fields[0], *fields[1]]), key, "argument of create_model")
+            owner[key] = _plain(value)
+    return model
+
+
+def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **overrides: Any) -> Segmentor:
+    """The model of `config.model`, or of a short name (see list_models).
+
+    Keyword arguments override the config: num_classes, align_corners, dropout_rate, dtype (compute; parameters stay float32),
+    axis_name (batch norm and dropout across a mapped axis), any field of the decode head or the backbone
+    (`mask_size=(97, 97)`), or nested dicts (`backbone=dict(base_channels=16)`).
+
+    Raises ValueError for an unknown name or argument, and for a config without its number of classes.
+    """
+    if isinstance(config, str):
+        from jaxseg.config import model_config
+
+        config = model_config(config)
+    runtime = {k: overrides.pop(k) for k in ("dtype", "axis_name") if k in overrides}
+    model = _override(_plain(config), overrides)
+    if not isinstance(model.get("num_classes"), int) or model["num_classes"] < 1:
+        raise ValueError(
+            f"The model has no number of classes (num_classes is {model.get('num_classes')}): call jaxseg.config.resolve(config) "
+            "first, which takes it from the data set, or pass num_classes=."
+        )
+    norm = dict(model.get("norm", {}))
+    layer = Layers(align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime)
+    heads = {
+        name: _constructor(HEADS, "head", head, layer=layer, num_classes=model["num_classes"]) for name, head in model["heads"].items()
+    }
+    neck = model.get("neck", {})
+    return Segmentor(
+        backbone=_constructor(BACKBONES, "backbone", model["backbone"], layer=layer),
+        heads=heads,
+        layer=layer,
+        neck=_constructor(NECKS, "neck", neck, layer=layer) if neck.get("name") else None,
+    )
+
+
+def list_models(contains: str = "") -> list[str]:
+    """Short names that create_model accepts, those of the published experiments: method, backbone, recipe."""
+    from jaxseg.config import published_models
+
+    return [name for name in published_models() if contains in name]
+
+
+def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:
+    """Fresh variables as numpy float32 arrays: the model's own initializers, drawn by NumPy in a fraction of the time that
+    compiling `model.init` takes. A parameter depends on (seed, its path), not on what else the model has."""
+    sources: dict[str, Initializer] = {}
+
+    def trace(key):
+        with recording() as drawn:
+            variables = model.init({"params": key, "points": key}, jnp.zeros(image_shape, jnp.float32), train=False)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            sources[jax.tree_util.keystr(path)] = drawn[id(leaf)][1]
+        return variables
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(name.encode()), seed]))
+        return sources[name].sample(rng, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(trace, jax.random.key(0)))

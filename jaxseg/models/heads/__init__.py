@@ -1,0 +1,1 @@
+"""Heads: (features, previous=None, *, train) -> (logits, out) at their own resolution."""

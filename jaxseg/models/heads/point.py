@@ -1,0 +1,128 @@
+"""PointRend's head (arXiv:1912.08193): the second stage of a cascade, which classifies single points where the first is unsure."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxseg.models.layers import KAIMING, ZEROS, Initializer, Layers, sample_keys
+
+
+def _positions(points: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:
+    """Points [B, P, 2], (x, y) in 0..1 of the image, as pixel positions (x, y) on a map of `size` (H, W)."""
+    extent = jnp.asarray(size[::-1], jnp.float32).reshape(1, 1, 2)
+    return points * (extent - 1) if align_corners else points * extent - 0.5
+
+
+def _take(x: jax.Array, columns: jax.Array, rows: jax.Array) -> jax.Array:
+    """Pixels of x [B, H, W, C] at integer positions [B, P]: [B, P, C], 0 outside."""
+    _, height, width, channels = x.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
+    values = jnp.take_along_axis(x.reshape(x.shape[0], height * width, channels), index[..., None], axis=1)
+    return jnp.where(inside[..., None], values, 0)
+
+
+def sample_bilinear(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
+    """x [B, H, W, C] at points [B, P, 2], (x, y) in 0..1, interpolated bilinearly between pixels and zeros outside: [B, P, C]."""
+    position = _positions(points, x.shape[1:3], align_corners)
+    low = jnp.floor(position)
+    weight = (position - low).astype(x.dtype)
+    column, row = (low[..., i].astype(jnp.int32) for i in (0, 1))
+    total = 0
+    for right in (0, 1):
+        for down in (0, 1):
+            share = jnp.abs(1 - right - weight[..., :1]) * jnp.abs(1 - down - weight[..., 1:])
+            total += share * _take(x, column + right, row + down)
+    return total
+
+
+def sample_nearest(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
+    """x [B, H, W] at the pixels nearest to points [B, P, 2], (x, y) in 0..1: [B, P]. A tie goes to the even pixel, within the map."""
+    position = jnp.round(_positions(points, x.shape[1:3], align_corners)).astype(jnp.int32)
+    columns, rows = (jnp.clip(position[..., i], 0, x.shape[2 - i] - 1) for i in (0, 1))
+    return _take(x[..., None], columns, rows)[..., 0]
+
+
+def uncertainty(logits: jax.Array) -> jax.Array:
+    """How close the two best classes of logits [..., K] are: the second's score minus the first's, at most 0."""
+    best = jax.lax.top_k(logits, 2)[0]
+    return best[..., 1] - best[..., 0]
+
+
+class PointLinear(nn.Module):
+    """A linear layer on points [B, P, C]; its kernel [1, C, features] is that of a 1-d convolution, as published weights have it."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: Initializer = KAIMING
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (1, x.shape[-1], self.features))
+        bias = self.param("bias", ZEROS, (self.features,))
+        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + bias.astype(self.dtype)
+
+
+class PointHead(nn.Module):
+    """A small network classifies a point from its fine features and the coarse scores there, wherever these are uncertain.
+
+    Maps [B, h, w, C] and `previous` [B, h, w, K] to class scores. In evaluation `previous` is doubled `subdivision_steps`
+    times, [B, 4 h, 4 w, K], and each time its `subdivision_points` least certain pixels are classified anew. In training
+    the scores are `previous`, and `out` holds `points` [B, P, 2], (x, y) in 0..1, and `point_logits` [B, P, K] for the loss:
+    of `oversample` * P random points the least certain make up the share `importance` of P (RNG stream 'points').
+    """
+
+    num_classes: int
+    channels: int
+    layer: Layers
+    in_index: Sequence[int] = (0,)
+    num_fcs: int = 3
+    num_points: int = 2048
+    oversample: float = 3
+    importance: float = 0.75
+    subdivision_steps: int = 2
+    subdivision_points: int = 8196
+
+    def setup(self) -> None:
+        dtype = self.layer.dtype
+        self.fcs = [PointLinear(self.channels, dtype, name=f"fcs.{i}.conv") for i in range(self.num_fcs)]
+        self.fc_seg = PointLinear(self.num_classes, dtype, Initializer("normal", 0.001), name="fc_seg")
+
+    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+        features = [features[i] for i in self.in_index]
+        if train:
+            points = self.training_points(jax.lax.stop_gradient(previous))
+            return previous, {"points": points, "point_logits": self.classify(features, previous, points)}
+        refined = previous
+        for _ in range(self.subdivision_steps):
+            refined = self.layer.resize(refined, [2 * n for n in refined.shape[1:3]])
+            batch, height, width, classes = refined.shape
+            count = min(height * width, self.subdivision_points)
+            index = jax.lax.top_k(uncertainty(refined).reshape(batch, -1), count)[1]
+            points = (jnp.stack([index % width, index // width], axis=-1) + 0.5) / jnp.asarray([[[width, height]]], jnp.float32)
+            logits = self.classify(features, previous, points)
+            flat = refined.reshape(batch, height * width, classes)
+            flat = flat.at[jnp.arange(batch)[:, None], index].set(logits, unique_indices=True)
+            refined = flat.reshape(refined.shape)
+        return refined, {}
+
+    def classify(self, features, previous: jax.Array, points: jax.Array) -> jax.Array:
+        """Class scores [B, P, K], float32, of points [B, P, 2]."""
+        align_corners, dtype = self.layer.align_corners, self.layer.dtype
+        fine = [sample_bilinear(x, points, align_corners).astype(dtype) for x in features]
+        coarse = sample_bilinear(previous, points, align_corners).astype(dtype)
+        x = jnp.concatenate([*fine, coarse], axis=-1)
+        for fc in self.fcs:
+            x = jnp.concatenate([nn.relu(fc(x)), coarse], axis=-1)
+        return self.fc_seg(x).astype(jnp.float32)
+
+    def training_points(self, previous: jax.Array) -> jax.Array:
+        """Points [B, P, 2] to learn from: the least certain of many, and some at random."""
+        many, chosen = int(self.num_points * self.oversample), int(self.num_points * self.importance)
+        keys = sample_keys(self.make_rng("points"), previous.shape[0], self.layer.axis_name)
+        points = jax.vmap(lambda key: jax.random.uniform(key, (many + self.num_points - chosen, 2)))(keys)
+        candidates, rest = points[:, :many], points[:, many:]
+        index = jax.lax.top_k(uncertainty(sample_bilinear(previous, candidates)), chosen)[1]
+        return jnp.concatenate([jnp.take_along_axis(candidates, index[..., None], axis=1), rest], axis=1)

@@ -1,0 +1,35 @@
+"""UPerNet's head (arXiv:1807.10221)."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from jaxseg.models.layers import Layers, resize_concat
+
+
+class UPerHead(nn.Module):
+    """Pyramid pooling on the coarsest map, a feature pyramid from there to the finest, and all levels joined.
+
+    Maps [B, h_i, w_i, C_i], finest first, to class scores [B, h_0, w_0, K].
+    """
+
+    num_classes: int
+    channels: int
+    layer: Layers
+    in_index: Sequence[int] = (0, 1, 2, 3)
+    pool_scales: Sequence[int] = (1, 2, 3, 6)
+
+    @nn.compact
+    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+        layer, (*fine, coarse) = self.layer, [features[i] for i in self.in_index]
+        maps = [layer.conv_norm_act(self.channels, 1, name=f"lateral_convs.{i}")(x, train=train) for i, x in enumerate(fine)]
+        x = layer.pyramid_pool(coarse, self.channels, self.pool_scales, train=train, name="psp_modules")
+        maps.append(layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train))
+        for i in reversed(range(len(fine))):
+            maps[i] += layer.resize(maps[i + 1], maps[i].shape[1:3])
+        for i in range(len(fine)):
+            maps[i] = layer.conv_norm_act(self.channels, 3, name=f"fpn_convs.{i}")(maps[i], train=train)
+        x = resize_concat(maps, layer.align_corners)
+        x = layer.conv_norm_act(self.channels, 3, name="fpn_bottleneck")(x, train=train)
+        return layer.classify(x, self.num_classes, train=train), {}

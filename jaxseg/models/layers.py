@@ -1,0 +1,444 @@
+"""What every model is made of: convolution, batch norm, dropout, pooling, resizing, normalisation of images.
+
+Each is written once, here, because each hides a difference between PyTorch and XLA that costs parity or speed when it
+is written twice. `Layers` binds the choices that hold for a whole model (dtype, batch-norm settings, cross-replica
+axis, `align_corners`) and is handed to every backbone, neck and head.
+
+Arrays are [B, H, W, C]. Parameters are float32 whatever the compute dtype.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+# --- Initialisers -----------------------------------------------------------------------------------------------------
+
+
+_DRAWN: contextvars.ContextVar[dict | None] = contextvars.ContextVar("drawn", default=None)
+
+
+@contextlib.contextmanager
+def recording():
+    """Inside, initializers draw nothing and note themselves: {id(value): (value, initializer)}."""
+    token = _DRAWN.set({})
+    try:
+        yield _DRAWN.get()
+    finally:
+        _DRAWN.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """A Flax initializer that NumPy can run as well (see `models.init_variables`: compiling JAX's is slow).
+
+    kind: 'normal' (std = scale), 'uniform' (+-scale), 'constant', 'range' (low, high), or, from the kernel's shape [..., in, out],
+    'kaiming' (normal, fan out, ReLU: MMSegmentation's default), 'xavier' (uniform), 'torch' (PyTorch's own default).
+    """
+
+    kind: str
+    scale: float = 1.0
+    low: float = 0.0
+
+    def _bound(self, shape: Sequence[int]) -> float:
+        receptive = math.prod(shape[:-2])
+        fan_in, fan_out = receptive * shape[-2] if len(shape) > 1 else 1, receptive * shape[-1]
+        formulas = {"kaiming": (2 / fan_out), "xavier": 6 / (fan_in + fan_out), "torch": 1 / fan_in}
+        return self.scale * math.sqrt(formulas[self.kind]) if self.kind in formulas else self.scale
+
+    def _draw(self, shape, constant: Callable, normal: Callable, uniform: Callable):
+        if self.kind == "constant":
+            return constant(shape, self.scale)
+        if self.kind == "range":
+            return self.low + (self.scale - self.low) * 0.5 * (uniform(shape) + 1)
+        return self._bound(shape) * (normal(shape) if self.kind in ("normal", "kaiming") else uniform(shape))
+
+    def __call__(self, key, shape, dtype=jnp.float32):
+        drawn = _DRAWN.get()
+        if drawn is not None:
+            value = jnp.zeros(shape, dtype)
+            drawn[id(value)] = (value, self)
+            return value
+        normal, uniform = functools.partial(jax.random.normal, key), functools.partial(jax.random.uniform, key)
+        return jnp.asarray(self._draw(shape, jnp.full, normal, lambda s: uniform(s, minval=-1.0, maxval=1.0)), dtype)
+
+    def sample(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """The same distribution drawn by NumPy, float32."""
+        value = self._draw(shape, np.full, rng.standard_normal, lambda s: rng.uniform(-1.0, 1.0, s))
+        return np.asarray(value, np.float32)
+
+
+KAIMING, TORCH, XAVIER = Initializer("kaiming"), Initializer("torch"), Initializer("xavier")
+ZEROS, ONES, CLASSIFIER = Initializer("constant", 0.0), Initializer("constant", 1.0), Initializer("normal", 0.01)
+
+
+
+def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector [C] shaped to meet the last of `ndim` axes (rank promotion is explicit here)."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+# --- Convolution ------------------------------------------------------------------------------------------------------
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _taps(kernel_size, size, stride, dilation) -> list[tuple[slice, slice]]:
+    """The rows and columns of a padded image that each kernel position meets, for an output of `size`."""
+    steps = [[slice(i * d, i * d + s * (n - 1) + 1, s) for i in range(k)] for k, n, s, d in zip(kernel_size, size, stride, dilation)]
+    return [(rows, columns) for rows in steps[0] for columns in steps[1]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride, dilation) -> jax.Array:
+    """Depthwise convolution of a padded image as a sum of shifted products: on CPU XLA's own is 10 times slower."""
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[1:3], kernel.shape, stride, dilation)]
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    return sum(x[:, rows, columns, :] * per_channel(weights[i], 4) for i, (rows, columns) in enumerate(_taps(kernel.shape[:2], size, stride, dilation)))
+
+
+def _depthwise_forward(x, kernel, stride, dilation):
+    return _depthwise(x, kernel, stride, dilation), (x, kernel)
+
+
+def _depthwise_backward(stride, dilation, saved, gradient):
+    """Both written out, because what autodiff makes of the slices (pads, and reductions fused with slices) is 5 to 15 times slower."""
+    x, kernel = saved
+    edges = [(d * (k - 1), n - (s * (m - 1) + 1)) for k, n, m, s, d in zip(kernel.shape, x.shape[1:3], gradient.shape[1:3], stride, dilation)]
+    spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *((a, b, s - 1) for (a, b), s in zip(edges, stride)), (0, 0, 0)])
+    image = _depthwise(spread, kernel[::-1, ::-1], (1, 1), dilation)
+    taps = _taps(kernel.shape[:2], gradient.shape[1:3], stride, dilation)
+    products = [jax.lax.optimization_barrier(x[:, rows, columns, :] * gradient) for rows, columns in taps]
+    return image, jnp.stack([p.sum((0, 1, 2)) for p in products]).reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def convolve(x, kernel, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups: int = 1) -> jax.Array:
+    """2-D convolution of x [B, H, W, C] with kernel [kh, kw, C / groups, F]; `padding` as ((top, bottom), (left, right)).
+
+    The one place that decides how a convolution is lowered. On CPU a depthwise convolution becomes a sum of shifted products
+    and a 1x1 convolution a matrix product; elsewhere both go to XLA's convolution.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
+        return x[:, :: stride[0], :: stride[1], :] @ kernel[0, 0]
+    if on_cpu and groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
+        return _depthwise(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, stride, dilation)
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Conv(nn.Module):
+    """Convolution with PyTorch's explicit padding: [B, H, W, C] -> [B, H', W', features]; the one that holds kernels.
+
+    padding: pixels on every side, (vertical, horizontal), or 'same' for TensorFlow's rule (more at the bottom and right);
+    the default keeps the size at stride 1 for odd kernels.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int] = 1
+    stride: int = 1
+    padding: int | tuple[int, int] | str | None = None
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Initializer = KAIMING
+    bias_init: Initializer = ZEROS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = _pair(self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
+        if self.padding == "same":
+            total = [max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0) for n, k in zip(x.shape[1:3], size)]
+            padding = [(t // 2, t - t // 2) for t in total]
+        else:
+            padding = [(p, p) for p in _pair([self.dilation * (k // 2) for k in size] if self.padding is None else self.padding)]
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = convolve(x, kernel, _pair(self.stride), padding, _pair(self.dilation), self.groups)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            x = x + per_channel(bias, 4).astype(self.dtype)
+        return x
+
+
+# --- Normalisation and dropout ----------------------------------------------------------------------------------------
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over every axis but the last, across `axis_name` if given; statistics in float32.
+
+    As in PyTorch, the running variance takes the unbiased estimate while the batch is divided by the biased one. Moments are
+    taken about the running mean, so that one pass is accurate although it subtracts two large numbers.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    scale_init: Initializer = ONES
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", ZEROS, (channels,))
+        running_mean = self.variable("batch_stats", "mean", ZEROS, None, (channels,))
+        running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
+        mean, var = running_mean.value, running_var.value
+        if train:
+            shift = jax.lax.stop_gradient(mean)
+            centred = x.astype(jnp.float32) - per_channel(shift, x.ndim)
+            axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+            moments = jnp.stack([centred.mean(axes), jnp.square(centred).mean(axes)])
+            if self.axis_name is not None and not self.is_initializing():
+                moments = jax.lax.pmean(moments, self.axis_name)
+                count *= jax.lax.axis_size(self.axis_name)
+            mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
+            if not self.is_initializing():
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
+        normalised = (x.astype(jnp.float32) - mean) * factor + bias
+        return normalised.astype(self.dtype)
+
+
+def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
+    """One key per sample of the global batch, so that randomness does not depend on how many devices share it: [B] keys."""
+    offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch))
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels per sample (PyTorch's Dropout2d), RNG stream 'dropout'."""
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train or self.rate <= 0:
+            return x
+        keys = sample_keys(self.make_rng("dropout"), x.shape[0], self.axis_name)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:]))(keys)
+        return jnp.where(keep[:, None, None, :], x / (1 - self.rate), 0).astype(x.dtype)
+
+
+# --- Activations ------------------------------------------------------------------------------------------------------
+
+
+class PReLU(nn.Module):
+    """Leaky ReLU with one learned slope a channel (arXiv:1502.01852)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        slope = self.param("weight", Initializer("constant", 0.25), x.shape[-1:]).astype(x.dtype)
+        return jnp.where(x >= 0, x, x * per_channel(slope, x.ndim))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "hard_swish": nn.hard_swish,
+    "hard_sigmoid": nn.hard_sigmoid,
+    "sigmoid": nn.sigmoid,
+    "identity": lambda x: x,
+}
+
+# --- Resizing and pooling ---------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _interpolation(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """Linear interpolation as a [target, source] float32 matrix, as PyTorch's interpolate(mode='bilinear') weighs it."""
+    position = np.arange(target, dtype=np.float64)
+    if align_corners:
+        position = position * ((source - 1) / max(target - 1, 1))
+    else:
+        position = np.maximum((position + 0.5) * (source / target) - 0.5, 0)
+    low = np.minimum(position.astype(np.int64), source - 1)
+    weight = position - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - weight)
+    np.add.at(matrix, (np.arange(target), np.minimum(low + 1, source - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=256)
+def _averaging(source: int, target: int) -> np.ndarray:
+    """Averages over PyTorch's adaptive-pooling bins, floor(i n / s) to ceil((i + 1) n / s), as a [target, source] matrix."""
+    matrix = np.zeros((target, source), np.float32)
+    for i in range(target):
+        start, stop = i * source // target, -(-(i + 1) * source // target)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _apply_matrices(x: jax.Array, rows: np.ndarray | None, columns: np.ndarray | None) -> jax.Array:
+    """Multiply x [B, H, W, C] along H and along W; float32 stays float32 (no TF32)."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    if rows is not None:
+        x = jnp.einsum("Hh,bhwc->bHwc", rows.astype(x.dtype), x, precision=precision)
+    if columns is not None:
+        x = jnp.einsum("Ww,bhwc->bhWc", columns.astype(x.dtype), x, precision=precision)
+    return x
+
+
+def resize_bilinear(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
+    """Bilinear resize of [B, h, w, C] to [B, H, W, C] without antialiasing, as PyTorch's interpolate does it.
+
+    Written as two matrix products: exact, quick on every backend, and their gradient needs no scatter.
+    """
+    matrices = [None if n == m else _interpolation(n, int(m), align_corners) for n, m in zip(x.shape[1:3], size)]
+    return _apply_matrices(x, *matrices)
+
+
+def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Nearest resize of [B, h, w, C]: output i takes input floor(i h / H), as PyTorch's mode='nearest'."""
+    for axis, target in zip((1, 2), size):
+        if x.shape[axis] != target:
+            x = jnp.take(x, np.arange(target) * x.shape[axis] // target, axis=axis)
+    return x
+
+
+def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
+    """Average pool of [B, H, W, C] to a fixed grid with PyTorch's bins."""
+    matrices = [None if n == m else _averaging(n, m) for n, m in zip(x.shape[1:3], _pair(size))]
+    return _apply_matrices(x, *matrices)
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+    """Max pool of [B, H, W, C]; padded pixels never win."""
+    return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=((padding, padding), (padding, padding)))
+
+
+def avg_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_include_pad: bool = True, ceil_mode: bool = False) -> jax.Array:
+    """Average pool of [B, H, W, C] as PyTorch's AvgPool2d; with `ceil_mode` a last partial window counts."""
+    pads = [(padding, padding)] * 2
+    if ceil_mode:
+        pads = [(padding, padding + (-(n + 2 * padding - window)) % stride) for n in x.shape[1:3]]
+    return nn.avg_pool(x, (window, window), (stride, stride), pads, count_include_pad=count_include_pad)
+
+
+def resize_concat(features: Sequence[jax.Array], align_corners: bool) -> jax.Array:
+    """Feature maps of several sizes, brought to the first one's and joined along channels."""
+    size = features[0].shape[1:3]
+    return jnp.concatenate([resize_bilinear(f, size, align_corners) for f in features], axis=-1)
+
+
+def normalize(image: jax.Array, mean, std, size: jax.Array | None = None) -> jax.Array:
+    """(image - mean) / std as float32; image [B, H, W, C] uint8 or float in 0..255 (16-bit data: its own units).
+
+    size: [B, 2] valid heights and widths; pixels beyond (the padding at the bottom and right) become 0.
+    """
+    mean, std = (per_channel(jnp.asarray(v, jnp.float32), 4) for v in (mean, std))
+    x = (image.astype(jnp.float32) - mean) / std
+    if size is None:
+        return x
+    rows = jnp.arange(x.shape[1])[None, :] < size[:, :1]
+    columns = jnp.arange(x.shape[2])[None, :] < size[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+
+
+# --- Composites -------------------------------------------------------------------------------------------------------
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch norm, activation: [B, H, W, C] -> [B, H', W', F]. Children `conv`, `bn`, `activate`."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module] | None
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.conv(name="conv")(x)
+        if self.norm is not None:
+            x = self.norm(name="bn")(x, train=train)
+        return PReLU(name="activate")(x) if self.activation == "prelu" else ACTIVATIONS[self.activation](x)
+
+
+class SeparableConv(nn.Module):
+    """Depthwise then pointwise convolution, each with norm and activation (arXiv:1610.02357)."""
+
+    layer: "Layers"
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    depthwise_activation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.layer.conv_norm_act(
+            x.shape[-1], self.kernel_size, stride=self.stride, dilation=self.dilation, groups=x.shape[-1],
+            activation=self.depthwise_activation, name="depthwise_conv",
+        )(x, train=train)  # fmt: skip
+        return self.layer.conv_norm_act(self.features, 1, name="pointwise_conv")(x, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The choices that hold throughout a model; makes its layers. Call the methods inside a compact module."""
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    activation: str = "relu"
+    align_corners: bool = False
+    dropout_rate: float = 0.1
+
+    def conv(self, features: int, kernel_size=1, **kwargs) -> Conv:
+        """A bare convolution (see Conv)."""
+        return Conv(features, kernel_size, dtype=self.dtype, **kwargs)
+
+    def norm(self, **kwargs) -> BatchNorm:
+        """Batch norm, synchronised over the model's axis."""
+        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.dtype, **kwargs)
+
+    def conv_norm_act(self, features: int, kernel_size=1, *, norm: bool = True, activation: str | None = None, name=None, **kwargs) -> ConvNormAct:
+        """Convolution, norm, activation (None: the model's); without a norm the convolution has a bias."""
+        conv = functools.partial(self.conv, features, kernel_size, **{"use_bias": not norm} | kwargs)
+        return ConvNormAct(conv, self.norm if norm else None, activation or self.activation, name=name)
+
+    def separable_conv(self, features: int, kernel_size: int = 3, *, name=None, **kwargs) -> SeparableConv:
+        """Depthwise-separable convolution with norms and activations."""
+        return SeparableConv(self, features, kernel_size, name=name, **kwargs)
+
+    def dropout(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drop whole channels at the model's rate."""
+        return ChannelDropout(self.dropout_rate, self.axis_name)(x, train=train)
+
+    def classify(self, x: jax.Array, num_classes: int, *, train: bool, name: str = "conv_seg") -> jax.Array:
+        """Dropout and a 1x1 convolution to class scores [B, h, w, K], float32."""
+        x = self.dropout(x, train=train)
+        return self.conv(num_classes, 1, use_bias=True, kernel_init=CLASSIFIER, name=name)(x).astype(jnp.float32)
+
+    def resize(self, x: jax.Array, size: Sequence[int]) -> jax.Array:
+        """Bilinear resize with the model's `align_corners`."""
+        return resize_bilinear(x, size, self.align_corners)
+
+    def pyramid_pool(self, x: jax.Array, channels: int, scales: Sequence[int], *, train: bool, name: str) -> jax.Array:
+        """x [B, h, w, C] and its average pools on grids of `scales`, projected: [B, h, w, C + len(scales) * channels] (arXiv:1612.01105)."""
+        joined = [x.astype(self.dtype)]
+        for i, scale in enumerate(scales):
+            pooled = self.conv_norm_act(channels, 1, name=f"{name}.{i}.1")(adaptive_avg_pool(x, scale), train=train)
+            joined.append(self.resize(pooled, x.shape[1:3]))
+        return jnp.concatenate(joined, axis=-1)

@@ -1,0 +1,1 @@
+"""Necks: feature maps to feature maps, between a backbone and its heads."""

@@ -1,0 +1,133 @@
+"""All that one training step changes, as one pytree, and the ways to begin: at random, or from other weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxseg.precision import LossScale, Policy, initial_scale
+
+WEIGHT_FILES = (".pth", ".pt", ".npz", ".safetensors")
+
+
+class TrainState(struct.PyTreeNode):
+    """`step` counts batches, applied or skipped; `model_state` holds every collection but the parameters."""
+
+    step: jax.Array  # int32
+    params: Any
+    model_state: Any  # {'batch_stats': ..., 'bases': ...}, whichever the model has
+    opt_state: Any
+    loss_scale: LossScale
+    rng: jax.Array  # uint32 [2]: key data; a step's key is this folded with `step`, equal on every device
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, **self.model_state}
+
+
+def create(variables: Mapping, optimizer: optax.GradientTransformation, policy: Policy, seed: int) -> TrainState:
+    """The state at step 0, on the default device, from a model's variables {'params', 'batch_stats', ...}."""
+    variables = jax.tree.map(jnp.asarray, flax.core.unfreeze(dict(variables)))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        loss_scale=initial_scale(policy),
+        rng=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
+    """`state` laid out as the pmap'd step returns it (axis 'batch', all devices), so that the step compiles once."""
+    mesh = Mesh(np.asarray(devices or jax.devices()), ("batch",))
+    return jax.device_put(to_host(state), NamedSharding(mesh, PartitionSpec()))
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of a replicated tree's leaves; no communication, also with several processes."""
+    return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree))
+
+
+class InitReport(NamedTuple):
+    """Which variables came from where: 'collection/a/b/c' paths, or PyTorch names if the source is a PyTorch file."""
+
+    loaded: list[str]
+    missing: list[str]
+    mismatched: list[str]
+    unused: list[str]
+
+
+def merge(variables: Mapping, source: Mapping) -> tuple[dict, InitReport]:
+    """`variables` with every leaf that `source` has under the same path and shape replaced by the source's."""
+    mine, theirs = (flax.traverse_util.flatten_dict(dict(tree), sep="/") for tree in (variables, source))
+    same = {path for path in mine if path in theirs and np.shape(theirs[path]) == np.shape(mine[path])}
+    merged = {path: np.asarray(theirs[path], np.asarray(leaf).dtype) if path in same else leaf for path, leaf in mine.items()}
+    report = InitReport(
+        loaded=sorted(same),
+        missing=sorted(path for path in mine if path not in theirs),
+        mismatched=sorted(path for path in mine if path in theirs and path not in same),
+        unused=sorted(path for path in theirs if path not in mine),
+    )
+    return flax.traverse_util.unflatten_dict(merged, sep="/"), report
+
+
+def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:
+    """Start `variables` from `source`: a workdir, one of its steps, or a .pth, .npz or .safetensors file.
+
+    What is absent there or differs in shape keeps its fresh value, but the backbone must match entirely; anything
+    else raises ValueError.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"config.init_from={source!r} does not exist; give a workdir, a checkpoint or a weight file")
+    if path.suffix in WEIGHT_FILES:
+        from jaxseg import convert
+
+        weights = convert.read_state_dict(source)
+        if not any(name.startswith("backbone.") for name in weights):  # a bare backbone, as ImageNet weights come
+            weights = {f"backbone.{name}": value for name, value in weights.items()}
+        merged, found = convert.to_variables(weights, variables)
+        report = InitReport(*(sorted(getattr(found, field)) for field in InitReport._fields))
+    else:
+        from jaxseg import checkpoint
+
+        merged, report = merge(variables, checkpoint.load_variables(source)[1])
+    _require_backbone(report, source)
+    return merged, report
+
+
+def _require_backbone(report: InitReport, source: str) -> None:
+    # Paths are 'params/backbone/...' for our own checkpoints and 'backbone.conv1.weight' for PyTorch's.
+    wrong = [path for path in (*report.missing, *report.mismatched) if path.startswith("backbone.") or "backbone" in path.split("/")]
+    if wrong or not report.loaded:
+        listing = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        unused = f"; the file's own {len(report.unused)} unused entries begin with {', '.join(report.unused[:3])}" if report.unused else ""
+        problem = f"{len(wrong)} backbone variables are absent or of another shape ({listing})" if wrong else "nothing in it fits this model"
+        raise ValueError(f"config.init_from={source!r} does not match config.model.backbone: {problem}{unused}")
+
+
+def format_report(report: InitReport, source: str) -> str:
+    """The short table that training prints: counts, and which heads or layers each line is about."""
+
+    def where(paths: list[str]) -> str:
+        names = sorted({"/".join(path.split("/")[1:3]) if "/" in path else ".".join(path.split(".")[:2]) for path in paths})
+        return ", ".join(names[:4]) + (f", ... ({len(names)} places)" if len(names) > 4 else "")
+
+    rows = [
+        ("loaded", report.loaded),
+        ("re-initialised (absent)", report.missing),
+        ("re-initialised (other shape)", report.mismatched),
+        ("unused", report.unused),
+    ]
+    lines = [f"  {label:<29}{len(paths):>5}  {where(paths)}".rstrip() for label, paths in rows]
+    return "\n".join([f"initial weights from {source}:", *lines])

@@ -1,0 +1,35 @@
+"""Evaluate a trained or converted model: IoU and accuracy of every class, metrics.json and pictures in its folder.
+
+  python scripts/eval.py --checkpoint=runs/quickstart
+  python scripts/eval.py --checkpoint=runs/pspnet/checkpoints/40000 --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes --config.eval.flip=True
+
+--config is optional here; its dataset and eval parts then replace those of the run.
+"""
+
+from absl import flags
+
+from jaxseg import door
+
+CONFIG = door.define_config()
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.")
+WORKDIR = flags.DEFINE_string("workdir", "", "The same as --checkpoint.")
+PICTURES = flags.DEFINE_integer("pictures", 8, "How many panels [image | truth | prediction] to draw.", lower_bound=0)
+
+
+@flags.multi_flags_validator(["checkpoint", "workdir"], message="give --checkpoint=DIR or --workdir=DIR, one of them")
+def _one_of(values: dict[str, str]) -> bool:
+    return bool(values["checkpoint"]) != bool(values["workdir"])
+
+
+def main(_: list[str]) -> None:
+    from jaxseg.evaluate import evaluate_checkpoint
+    from jaxseg.metrics import format_table
+
+    path = CHECKPOINT.value or WORKDIR.value
+    summary = evaluate_checkpoint(path, CONFIG.value, pictures=PICTURES.value)
+    print(format_table(summary))
+    print(f"{summary['images']} images in {summary['seconds']:.1f} s; wrote {path}/metrics.json and {path}/pictures")
+
+
+if __name__ == "__main__":
+    door.run(main, needs_config=False)

@@ -1,0 +1,28 @@
+"""Segment photos: writes <stem>.png (class ids, with a palette) and <stem>_overlay.png for each.
+
+  python scripts/predict.py --checkpoint=runs/quickstart --input=photos --output=segmented
+
+--config is optional here; its dataset and eval parts then replace those of the run.
+"""
+
+from absl import flags
+
+from jaxseg import door
+
+CONFIG = door.define_config()
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.", required=True
+)
+INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
+
+
+def main(_: list[str]) -> None:
+    from jaxseg.predict import predict_checkpoint
+
+    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=CONFIG.value)
+    print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    door.run(main, needs_config=False)

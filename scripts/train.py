@@ -1,0 +1,33 @@
+"""Train a model; the same command again continues where it stopped.
+
+  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python scripts/train.py --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes --workdir=runs/pspnet
+
+Several hosts: start it on each with --coordinator=HOST:PORT --processes=N --process=I (on a cluster that JAX knows,
+such as SLURM or TPU pods, --coordinator=auto is enough).
+"""
+
+import jax
+from absl import flags
+
+from jaxseg import door
+
+CONFIG = door.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, checkpoints, logs, pictures, metrics.json.", required=True)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of process 0 where several processes train together, or 'auto'.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
+PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
+
+
+def main(_: list[str]) -> None:
+    from jaxseg.train import train
+
+    if COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    door.run(main)

@@ -1,0 +1,174 @@
+"""Checkpoints and workdirs: what is kept, what a kill leaves, what a second config may change, and resuming bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint, precision, train_state
+
+CONFIG = ConfigDict({
+    "name": "toy", "steps": 4, "batch_size": 2, "model": {"heads": {"decode": {"name": "fcn", "channels": 4}}},
+    "dataset": {"name": "folder", "root": "a", "crop_size": (4, 6)}, "eval": {"flip": False},
+})  # fmt: skip
+DATASET = {"name": "folder", "classes": ["a", "b"]}
+
+
+def make_state(value=0.0, step=0):
+    policy = precision.make_policy(ConfigDict({"precision": "float16", "loss_scale": 0.0}))
+    variables = {
+        "params": {"backbone": {"kernel": np.full((2, 3), value, np.float32)}, "head": {"kernel": np.full((3, 2), value, np.float32)}},
+        "batch_stats": {"backbone": {"mean": np.full(3, value, np.float32)}},
+    }
+    optimizer = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(lambda count: 0.1))
+    state = train_state.create(variables, optimizer, policy, seed=3)
+    return train_state.replicate(state.replace(step=jnp.int32(step)))
+
+
+def fill(workdir, mious, **options):
+    checkpoint.write_config(workdir, CONFIG, DATASET)
+    with checkpoint.open_manager(workdir, **options) as manager:
+        for step, miou in mious.items():
+            checkpoint.save(manager, make_state(step, step), {"batches": step, "seconds": 1.5}, miou)
+        checkpoint.write_best(manager)
+        return sorted(manager.all_steps())
+
+
+def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):
+    assert fill(tmp_path, {1: 0.2, 2: 0.5, 3: None, 4: 0.3, 5: None}, keep=2) == [2, 4, 5]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "mIoU": 0.5}
+    config, variables = checkpoint.load_variables(tmp_path)
+    assert config.to_dict() == CONFIG.to_dict() and config.is_locked
+    assert variables["params"]["head"]["kernel"].tolist() == [[2.0] * 2] * 3 and set(variables) == {"params", "batch_stats"}
+    assert checkpoint.load_variables(tmp_path / "checkpoints" / "4")[1]["params"]["head"]["kernel"][0, 0] == 4
+    with pytest.raises(checkpoint.CheckpointError, match="3 is not a complete checkpoint; complete ones here: 2, 4, 5"):
+        checkpoint.load_variables(tmp_path / "checkpoints" / "3")
+
+
+def test_restores_the_whole_state(tmp_path):
+    fill(tmp_path, {7: None})
+    with checkpoint.open_manager(tmp_path) as manager:
+        state, position = checkpoint.restore(manager, make_state())
+    assert position == {"batches": 7, "seconds": 1.5}
+    expected = train_state.to_host(make_state(7, 7))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_a_killed_save_is_ignored_and_another_state_is_refused(tmp_path):
+    fill(tmp_path, {1: None, 2: None})
+    leftover = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    (leftover / "variables").mkdir(parents=True)
+    assert checkpoint.load_variables(tmp_path)[1]["params"]["head"]["kernel"][0, 0] == 2
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.latest_step() == 2
+        other = make_state()
+        other = other.replace(params=other.params | {"extra": {"kernel": jnp.zeros(2)}})
+        with pytest.raises(checkpoint.CheckpointError, match="does not hold a state of this model"):
+            checkpoint.restore(manager, other)
+        checkpoint.save(manager, make_state(3, 3), {"batches": 3})
+    assert checkpoint.load_variables(tmp_path / "checkpoints" / "3")[1]["params"]["head"]["kernel"][0, 0] == 3
+
+
+def test_variables_alone_make_a_workdir(tmp_path):
+    variables = train_state.to_host(make_state(6).variables)
+    checkpoint.save_variables(tmp_path, CONFIG, variables, json.dumps(DATASET))
+    config, loaded = checkpoint.load_variables(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert config.dataset.crop_size == (4, 6) and json.loads((tmp_path / "dataset.json").read_text()) == DATASET
+    with pytest.raises(checkpoint.CheckpointError, match="neither a workdir"):
+        checkpoint.load_variables(tmp_path / "nothing")
+
+
+def test_another_config_is_refused_by_field(tmp_path):
+    checkpoint.check_config(tmp_path, CONFIG)
+    checkpoint.write_config(tmp_path, CONFIG, DATASET)
+    changed = CONFIG.copy_and_resolve_references()
+    changed.steps, changed.eval.flip, changed.dataset.root = 9, True, "b"
+    checkpoint.check_config(tmp_path, changed)
+    changed.model.heads.decode.channels = 8
+    with pytest.raises(checkpoint.CheckpointError, match=r"config.model.heads.decode.channels: 4 there, 8 now"):
+        checkpoint.check_config(tmp_path, changed)
+
+
+def test_init_from_loads_what_fits_and_insists_on_the_backbone(tmp_path):
+    fill(tmp_path, {3: 0.1})
+    fresh = {
+        "params": {"backbone": {"kernel": np.zeros((2, 3))}, "head": {"kernel": np.zeros((3, 5))}, "new": {"bias": np.zeros(1)}},
+        "batch_stats": {"backbone": {"mean": np.zeros(3)}},
+    }
+    merged, report = train_state.load_initial(fresh, str(tmp_path))
+    assert merged["params"]["backbone"]["kernel"][0, 0] == 3 and merged["params"]["head"]["kernel"].shape == (3, 5)
+    assert report.mismatched == ["params/head/kernel"] and report.missing == ["params/new/bias"] and not report.unused
+    table = train_state.format_report(report, str(tmp_path))
+    assert "re-initialised (other shape)     1  head/kernel" in table
+    fresh["params"]["backbone"]["kernel"] = np.zeros((7, 3))
+    with pytest.raises(ValueError, match=r"does not match config.model.backbone: 1 backbone variables .*params/backbone/kernel"):
+        train_state.load_initial(fresh, str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        train_state.load_initial(fresh, str(tmp_path / "no.pth"))
+
+
+# A whole small run in a process of its own: the real loop and checkpoints around one convolution with dropout and norm.
+RUN = """
+import sys, time
+import jax, jax.numpy as jnp
+from test_train import BATCH, SIZE, Batches, make_config, make_pieces
+from jaxseg import checkpoint, precision, train, train_state
+from jaxseg.progress import Progress
+
+workdir, steps = sys.argv[1], 6
+config = make_config()
+state, step = make_pieces(config, 1)
+with checkpoint.open_manager(workdir) as manager:
+    if manager.latest_step() is not None:
+        state, position = checkpoint.restore(manager, state)
+        state = train_state.replicate(state, jax.devices()[:1])
+    batches = Batches(1)
+    batches.position = int(state.step)
+    progress = Progress(workdir, steps=steps, batch_size=BATCH, start=int(state.step), enabled=False)
+    hooks = train.Hooks(progress, manager, lambda done, state: {"mIoU": 0.5})
+    def slow(state, batch):
+        if "--wait" in sys.argv and batches.position == 5:
+            manager.wait_until_finished()
+            print("READY", flush=True)
+            time.sleep(60)
+        return step(state, batch)
+    train.run_steps(state, slow, batches, hooks, steps=steps, log_every=10, eval_every=6, checkpoint_every=3,
+                    policy=precision.make_policy(config))
+"""
+
+
+def test_killed_and_continued_equals_uninterrupted_bit_for_bit(tmp_path):
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "JAX_PLATFORMS": "cpu"}
+
+    def start(workdir, *extra):
+        return subprocess.Popen([sys.executable, "-c", RUN, str(workdir), *extra], env=environment, stdout=subprocess.PIPE, text=True)
+
+    through, killed = start(tmp_path / "through"), start(tmp_path / "killed", "--wait")
+    assert killed.stdout.readline() == "READY\n"
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()] == ["3"]
+    killed = start(tmp_path / "killed")
+    assert (through.wait(), killed.wait()) == (0, 0)
+    results = {}
+    for name in ("through", "killed"):
+        with checkpoint.open_manager(tmp_path / name, read_only=True) as manager:
+            assert manager.latest_step() == 6
+            found = manager.restore(6, args=checkpoint.ocp.args.Composite(
+                variables=checkpoint.ocp.args.StandardRestore(), optimizer=checkpoint.ocp.args.StandardRestore()
+            ))  # fmt: skip
+            results[name] = {"variables": found["variables"], "optimizer": found["optimizer"]}
+    assert len(jax.tree.leaves(results["through"])) > 20
+    jax.tree.map(np.testing.assert_array_equal, results["through"], results["killed"])

@@ -1,0 +1,71 @@
+"""The model room's door: names, overrides, initialisation, errors."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.config import get_experiment
+from jaxseg.models import create_model, init_variables, list_models
+
+NARROW = dict(backbone=dict(base_channels=4, stem_channels=4), channels=8)
+
+
+def test_short_names_are_those_of_the_published_experiments():
+    names = list_models()
+    assert len(names) == 85 and {"pspnet_r50-d8", "fast_scnn", "fcn_d6_r50-d16", "cgnet", "lraspp_m-v3-d8_scratch"} <= set(names)
+    assert list_models("pspnet_r18") == ["pspnet_r18-d8", "pspnet_r18b-d8"]
+
+
+def test_a_model_by_name_gives_logits_of_the_input_size_in_float32():
+    model = create_model("pspnet_r18-d8", num_classes=5, dtype=jnp.bfloat16, **NARROW)
+    variables = init_variables(model, 0)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
+    logits, out = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, jnp.zeros((2, 65, 97, 3)))
+    assert logits.shape == (2, 65, 97, 5) and logits.dtype == jnp.float32
+    assert {k: v.shape for k, v in out.items()} == {"aux_0": (2, 9, 13, 5), "decode": (2, 9, 13, 5)}
+
+
+def test_overrides_reach_the_part_that_has_the_field():
+    model = create_model("pspnet_r18-d8", pool_scales=(1, 2), align_corners=True, dropout_rate=0.0, base_channels=4, axis_name="batch")
+    assert model.heads["decode"].keywords["pool_scales"] == (1, 2) and model.backbone.keywords["base_channels"] == 4
+    assert model.layer.align_corners and model.layer.dropout_rate == 0 and model.layer.axis_name == "batch"
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: create_model("pspnet_r51-d8"), ["r51-d8", "Did you mean", "r50-d8"]),
+        (lambda: create_model("pspnett_r50-d8"), ["pspnett", "pspnet"]),
+        (lambda: create_model("pspnet_r50-d8", pool_scale=(1,)), ["pool_scale", "Did you mean 'pool_scales'"]),
+        (lambda: create_model(get_experiment("pspnet_r50-d8_512x512_1k_folder").model), ["num_classes", "resolve"]),
+    ],
+)
+def test_errors_name_what_is_wrong_and_the_nearest_choice(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_initial_variables_match_flax_and_depend_on_seed_and_path_only():
+    model = create_model("deeplabv3plus_r18-d8", num_classes=5, **NARROW)
+    ours, again, other = init_variables(model, 0), init_variables(model, 0, (1, 96, 96, 3)), init_variables(model, 1)
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, expected)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(again)))
+    kernel = ours["params"]["backbone"]["layer4.0"]["conv1"]["kernel"]
+    assert not np.array_equal(kernel, other["params"]["backbone"]["layer4.0"]["conv1"]["kernel"])
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * kernel.shape[-1])), rel=0.1)
+    assert not ours["params"]["backbone"]["layer4.0"]["bn2"]["scale"].any() and ours["params"]["backbone"]["layer4.0"]["bn1"]["scale"].all()
+    assert ours["params"]["decode_head"]["conv_seg"]["kernel"].std() == pytest.approx(0.01, rel=0.3)
+    assert ours["batch_stats"]["backbone"]["stem.1"]["var"].all() and not ours["batch_stats"]["backbone"]["stem.1"]["mean"].any()
+
+
+def test_importing_the_models_is_light():
+    code = "import sys, jaxseg, jaxseg.models; jaxseg.models.list_models(); print([m for m in %r if m in sys.modules])"
+    heavy = ["orbax", "orbax.checkpoint", "grain", "tensorflow_datasets", "tensorflow", "torch", "cv2", "tensorboardX"]
+    done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

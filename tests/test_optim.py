@@ -1,0 +1,92 @@
+"""Optimiser steps equal PyTorch's (stored), schedules equal MMEngine's (stored), path rules reach what they name."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from jaxseg import optim
+
+# Made by PyTorch 2.13: initial tensors p/*, four gradients g/*, and the parameters after each of four steps.
+REFERENCE = np.load(Path(__file__).parent / "data" / "optim_reference.npz")
+NAMES = ("a", "b")
+
+
+def make_config(optimizer=(), **schedule):
+    optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.05, **dict(optimizer)}
+    return ConfigDict({"steps": 100, "optimizer": optimizer, "schedule": {"name": "constant", **schedule}})
+
+
+MULTIPLIERS = {"head": {"pattern": "^a$", "learning_rate": 0.1}, "bias": {"pattern": "b", "weight_decay": 0.0}}
+
+
+@pytest.mark.parametrize(
+    "case, optimizer",
+    [
+        ("sgd", {}),
+        ("adam", {"name": "adam"}),
+        ("adamw", {"name": "adamw"}),
+        ("clip", {"clip_norm": 0.5}),
+        ("multipliers", {"name": "adamw", "multipliers": MULTIPLIERS}),
+    ],
+)
+def test_steps_equal_pytorch(case, optimizer):
+    transformation, _ = optim.make_optimizer(make_config(optimizer))
+    params = {name: jnp.asarray(REFERENCE[f"p/{name}"]) for name in NAMES}
+    state = transformation.init(params)
+    for step in range(4):
+        gradients = {name: jnp.asarray(REFERENCE[f"g/{name}"][step]) for name in NAMES}
+        updates, state = transformation.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in NAMES:
+            # PyTorch clips to norm / (norm + 1e-6), hence not closer
+            np.testing.assert_allclose(params[name], REFERENCE[f"{case}/{name}"][step], rtol=3e-6, atol=2e-6)
+
+
+# Learning rates of MMEngine 0.10.7's schedulers, step by step.
+CURVES = {
+    "poly": (
+        {"name": "poly", "end_value": 1e-4}, 0.01, 10,
+        [0.01, 0.009004262, 0.007995964, 0.006973106, 0.005932973, 0.004871676, 0.0037832065, 0.0026570777, 0.001470304,
+         0.0001, 0.0001, 0.0001],
+    ),
+    "poly after a warm-up": (
+        {"name": "poly", "end_value": 1e-4, "warmup_steps": 4, "warmup_factor": 0.1}, 0.01, 12,
+        [0.001, 0.004, 0.007, 0.01, 0.01, 0.0087175356, 0.0074134107, 0.0060827513, 0.004718023, 0.003306077, 0.0018180941,
+         0.0001],
+    ),
+    "step after a warm-up": (
+        {"name": "step", "boundaries": (6, 10), "warmup_steps": 4, "warmup_factor": 0.001}, 5e-4, 20,
+        [5e-7, 0.000167, 0.0003335, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-5, 5e-5, 5e-5, 5e-5, 5e-6, 5e-6],
+    ),
+    "cosine after a warm-up": (
+        {"name": "cosine", "end_value": 1e-4, "warmup_steps": 3, "warmup_factor": 0.1}, 0.01, 12,
+        [0.001, 0.0055, 0.01, 0.01, 0.0097014785, 0.00884192, 0.007525, 0.0059095585, 0.0041904415, 0.002575, 0.0012580800,
+         0.0003985215],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CURVES)
+def test_schedules_equal_mmengine(case):
+    schedule, rate, steps, expected = CURVES[case]
+    curve = optim.make_schedule(steps=steps, learning_rate=rate, **schedule)
+    np.testing.assert_allclose([curve(step) for step in range(len(expected))], expected, rtol=1e-5)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    rules = {"typo": {"pattern": "bakbone", "learning_rate": 0.1}}
+    transformation, _ = optim.make_optimizer(make_config({"multipliers": rules}))
+    with pytest.raises(ValueError, match=r"multipliers.typo.pattern='bakbone' matches none .* 'backbone/kernel'"):
+        transformation.init({"backbone": {"kernel": jnp.zeros(3)}})
+
+
+@pytest.mark.parametrize("change", [{"optimizer": {"name": "sdg"}}, {"schedule": {"name": "polly"}}])
+def test_unknown_names_list_the_known(change):
+    config = make_config()
+    config.update(change)
+    with pytest.raises(ValueError, match="known: sgd|known: poly"):
+        optim.make_optimizer(config)

@@ -1,0 +1,30 @@
+"""A few reference cases of MMSegmentation; `-m zoo` with JAXSEG_PARITY=DIR runs every case there."""
+
+import os
+from pathlib import Path
+
+import parity
+import pytest
+
+STORED = Path(__file__).parent / "data" / "parity"
+ALL = Path(os.environ.get("JAXSEG_PARITY", STORED))
+
+
+def _cases(folder):
+    return sorted(path.stem for path in (folder / "cases").glob("*.json"))
+
+
+def _check(folder, name):
+    found = parity.deviations(folder, name)
+    assert max(found.values()) <= 1, f"{name}: deviations over their bounds {found}"
+
+
+@pytest.mark.parametrize("name", _cases(STORED))
+def test_agrees_with_mmsegmentation(name):
+    _check(STORED, name)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", _cases(ALL))
+def test_agrees_with_mmsegmentation_in_every_case(name):
+    _check(ALL, name)

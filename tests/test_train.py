@@ -1,0 +1,211 @@
+"""The training step and its loop: devices do not matter, overflow changes nothing, a bad loss stops with names."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint, losses, optim, precision, train, train_state
+from jaxseg.models.layers import Layers
+from jaxseg.progress import Progress
+
+CLASSES, SIZE, BATCH = 3, 12, 8
+MEAN, STD = (120.0, 115.0, 100.0), (58.0, 57.0, 56.0)
+
+
+class Tiny(nn.Module):
+    """Two convolutions with batch norm and dropout, and an auxiliary head: all that a device count could disturb."""
+
+    layer: Layers
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        low = self.layer.conv_norm_act(8, 3, stride=2, name="backbone")(images.astype(self.layer.dtype), train=train)
+        x = self.layer.conv_norm_act(8, 3, name="neck")(low, train=train)
+        x, y = (self.layer.dropout(z, train=train) for z in (x, low))
+        out = {name: self.layer.conv(CLASSES, 1, use_bias=True, name=name)(z).astype(jnp.float32) for name, z in (("decode", x), ("aux_0", y))}
+        return self.layer.resize(out["decode"], images.shape[1:3]), out
+
+
+def make_config(**changes):
+    config = ConfigDict({
+        "steps": 20, "precision": "float32", "loss_scale": 0.0, "model": {"align_corners": False},
+        "losses": {"decode": {"name": "cross_entropy", "weight": 1.0, "average": "valid"}, "aux_0": {"name": "cross_entropy", "weight": 0.4}},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}, "schedule": {"name": "poly"},
+    })  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def make_batch(index, devices):
+    rng = np.random.default_rng(index)
+    label = rng.integers(0, CLASSES, (BATCH, SIZE, SIZE)).astype(np.int32)
+    label[: BATCH // 4] = 255  # one device of four has nothing but ignored pixels
+    label[:, -2:] = 255
+    image = (label[..., None] % CLASSES * 60 + rng.integers(0, 60, (BATCH, SIZE, SIZE, 3))).astype(np.uint8)
+    size = np.tile(np.int32([SIZE - 2, SIZE]), (BATCH, 1))
+    batch = {"image": image, "label": label, "size": size}
+    return {key: value.reshape(devices, BATCH // devices, *value.shape[1:]) for key, value in batch.items()}
+
+
+def make_pieces(config, devices):
+    """(state, step) of the tiny model on `devices` virtual devices."""
+    state, step = _pieces(config.to_json(), devices)
+    return train_state.replicate(state, jax.devices()[:devices]), step
+
+
+TRACES = []
+
+
+@functools.cache
+def _pieces(config, devices):  # the tests share what is compiled
+    config = ConfigDict(json.loads(config))
+    policy = precision.make_policy(config)
+    model = Tiny(Layers(axis_name=train.AXIS, dropout_rate=0.5, dtype=policy.dtype))
+    optimizer, schedule = optim.make_optimizer(config)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    used = jax.devices()[:devices]
+    state = train_state.to_host(train_state.create(variables, optimizer, policy, seed=1))
+    loss = losses.make_loss(config, train.AXIS)
+
+    def traced_loss(*arguments):
+        TRACES.append((devices, config.precision))
+        return loss(*arguments)
+
+    step = train.make_step(
+        used, model=model, loss=traced_loss, optimizer=optimizer, schedule=schedule, policy=policy, mean=MEAN, std=STD
+    )
+    return state, step
+
+
+class Batches:
+    """What data.pipeline.train_batches gives, from make_batch."""
+
+    def __init__(self, devices):
+        self.position, self._devices = 0, devices
+
+    def __next__(self):
+        self.position += 1
+        return make_batch(self.position - 1, self._devices)
+
+    def names(self, index):
+        return [f"photo_{index}_{i}" for i in range(BATCH)]
+
+
+def close(actual, expected, tolerance):
+    """Relative to each tensor's largest entry."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-12), err_msg=str(path))
+
+
+def test_four_devices_equal_one():
+    results = {}
+    for devices in (1, 4):
+        state, step = make_pieces(make_config(), devices)
+        before = train_state.to_host(state.params)
+        state, metrics = step(state, make_batch(0, devices))
+        results[devices] = train_state.to_host((state, jax.tree.map(lambda x: x[:1], metrics)))
+    (one, metrics_one), (four, metrics_four) = results[1], results[4]
+    close(metrics_four, metrics_one, 1e-5)
+    close(four.model_state, one.model_state, 1e-5)
+    close(four.params, one.params, 1e-4)
+    close(jax.tree.map(np.subtract, four.params, before), jax.tree.map(np.subtract, one.params, before), 1e-4)
+    assert four.step == 1 and metrics_one["finite"] == 1
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(before)))
+
+
+def test_overflow_changes_nothing_but_the_scale():
+    config = make_config(precision="float16")
+    state, step = make_pieces(config, 4)
+    batch = make_batch(0, 4)
+    batch["image"] = batch["image"].astype(np.float32)
+    state, metrics = step(state, batch)
+    assert np.all(metrics["finite"])
+    before = train_state.to_host(state)
+    bad = {**batch, "image": batch["image"].copy()}
+    bad["image"][2, 0, 0, 0] = np.inf  # on one device only
+    state, metrics = step(state, bad)
+    after = train_state.to_host(state)
+    assert not np.any(metrics["finite"]) and after.step == 2
+    for field in ("params", "model_state", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+    assert after.loss_scale.scale == before.loss_scale.scale / 2 and after.loss_scale.total_skipped == 1
+    state, metrics = step(state, batch)
+    assert np.all(metrics["finite"]) and train_state.to_host(state).loss_scale.skipped == 0
+    assert np.isclose(metrics["lr"][0], optim.make_optimizer(config)[1](1))  # the schedule waited for the skipped step
+
+
+def run_loop(tmp_path, state, step, batches, **changes):
+    policy = precision.make_policy(make_config())
+    summaries = []
+
+    def evaluate(done, state):
+        summaries.append(done)
+        return {"mIoU": done / 100}
+
+    progress = Progress(tmp_path, steps=6, batch_size=BATCH)
+    settings = {"steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 2, "policy": policy, **changes}
+    with checkpoint.open_manager(tmp_path) as manager:
+        try:
+            state = train.run_steps(state, step, batches, train.Hooks(progress, manager, evaluate), **settings)
+        finally:
+            checkpoint.write_best(manager)
+            progress.close()
+        return state, summaries, sorted(manager.all_steps())
+
+
+def test_loop_logs_evaluates_and_keeps_the_best_and_the_last(tmp_path, capsys):
+    state, step = make_pieces(make_config(), 4)
+    state, evaluated, kept = run_loop(tmp_path, state, step, Batches(4))
+    assert TRACES.count((4, "float32")) == 1  # the state came in as the step gives it back, so it compiled once
+    assert int(state.step) == 6 and evaluated == [3, 6] and kept == [4, 6]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert {"loss", "loss_decode", "loss_aux_0", "lr", "grad_norm", "images_per_second", "data_wait", "seconds"} <= rows[0].keys()
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "mIoU": 0.06}
+    printed = capsys.readouterr().out
+    assert "step 2/6" in printed and "images/s" in printed and "ETA" in printed
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_non_finite_loss_names_step_and_files_and_keeps_the_checkpoint(tmp_path):
+    state, step = make_pieces(make_config(), 4)
+    batches = Batches(4)
+
+    def poisoned(state, batch):
+        if batches.position == 4:
+            state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+        return step(state, batch)
+
+    with pytest.raises(train.NonFiniteError, match=r"step 4: loss nan.*photo_3_0, photo_3_1"):
+        run_loop(tmp_path, state, poisoned, batches, log_every=100, eval_every=0)
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        assert manager.all_steps() == [2]
+        saved, position = checkpoint.restore(manager, make_pieces(make_config(), 4)[0])
+    assert position["batches"] == 2 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
+
+
+def test_examine_tolerates_float16_overflow_until_it_persists():
+    policy = precision.make_policy(make_config(precision="float16"))
+    good = {"loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "scale": 1024.0, "finite": 1.0, "skipped": 0.0}
+    bad = {**good, "loss": np.inf, "grad_norm": np.inf, "finite": 0.0, "skipped": 1.0}
+
+    def names(index):
+        return [f"file_{index}"]
+
+    found = train.examine([good, bad, {**good, "loss": 3.0}], 10, names, policy)
+    assert found["loss"] == 2.0 and found["overflowed"] == 1
+    for hopeless in ({"skipped": 51.0}, {"scale": 1.0}):
+        with pytest.raises(train.NonFiniteError, match="step 12: .*file_11"):
+            train.examine([good, {**bad, **hopeless}], 10, names, policy)
+
+
+def test_batch_size_must_divide():
+    train.check_batch_size(8, 4)
+    with pytest.raises(ValueError, match="config.batch_size=6 is global and must divide among 4 devices; 4 would"):
+        train.check_batch_size(6, 4)
