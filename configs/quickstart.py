@@ -6,8 +6,8 @@
 from jaxseg.config import aspp, experiment, parse_variant
 
 
-def get_config(variant: str = "r18_96x96_2k_shapes"):
-    v = parse_variant("quickstart", variant)
+def get_config():
+    v = parse_variant("quickstart", "r18_96x96_2k_shapes")
     return experiment(
         "quickstart",
         v,

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxseg.precision import NonFiniteError
 from jaxseg.train_state import TrainState, to_host
 
 # What may change when a run continues: none of it alters what the state means.
@@ -68,10 +71,14 @@ def _miou(metrics: Mapping[str, float]) -> float:
 def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[str, Any], miou: float | None = None) -> None:
     """Save `state` (a replicated one) and `position` (JSON) as step `state.step`; returns while files are being written.
 
-    Every process calls it. `miou` makes the step a candidate for the best.
+    Every process calls it. `miou` makes the step a candidate for the best. Raises NonFiniteError instead of saving
+    variables that are not numbers.
     """
     write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
     host = to_host(state)
+    broken = [path for path, leaf in flatten_dict(host.variables, sep="/").items() if not np.isfinite(leaf).all()]
+    if broken:
+        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])}); not saved")
     # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
     rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
     manager.save(

@@ -3,9 +3,7 @@
 A file in configs/ states one method's facts and calls `experiment`. Hyper-parameters are MMSegmentation's.
 """
 
-import csv
 import dataclasses
-import functools
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from jaxseg.models import choose
+from jaxseg.zoo import published
 
 IMAGENET = dict(image_mean=(123.675, 116.28, 103.53), image_std=(58.395, 57.12, 57.375))
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -84,7 +83,37 @@ def _resnets() -> dict[str, dict[str, Any]]:
     return table
 
 
-BACKBONES: dict[str, dict[str, Any]] = _resnets()
+def _resnests() -> dict[str, dict[str, Any]]:
+    """s101-d8 and its kin: ResNeSt, for every depth and output stride."""
+    split = dict(radix=2, reduction=4, avg_down_stride=True)
+    return {
+        f"s{depth}{suffix}": dict(
+            name="resnest", depth=depth, stem_channels=stem_channels, base_channels=64, **split,
+            strides=_STRIDES[suffix], dilations=_DILATED[suffix], multi_grid=(), contract_dilation=True,
+            pretrained=f"open-mmlab://resnest{depth}",
+        )
+        for depth, stem_channels in ((50, 64), (101, 128), (200, 128))
+        for suffix in _DILATED
+    }  # fmt: skip
+
+
+def _hrnet(source: str, base_channels: int, blocks: int = 4, modules: tuple[int, ...] = (1, 4, 3)) -> dict[str, Any]:
+    pretrained = f"open-mmlab://msra/hrnetv2_{source}"
+    return dict(name="hrnet", base_channels=base_channels, modules=modules, blocks=blocks, stem_channels=64, pretrained=pretrained)
+
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    **_resnets(),
+    **_resnests(),
+    "hr18s": _hrnet("w18_small", 18, blocks=2, modules=(1, 3, 2)),
+    "hr18": _hrnet("w18", 18),
+    "hr48": _hrnet("w48", 48),
+    "m-v2-d8": dict(
+        name="mobilenet_v2", widen_factor=1.0, strides=(1, 2, 2, 1, 1, 1, 1), dilations=(1, 1, 1, 2, 2, 4, 4), pretrained="mmcls://mobilenet_v2"
+    ),
+    "m-v3-d8": dict(name="mobilenet_v3", arch="large", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_large"),
+    "m-v3s-d8": dict(name="mobilenet_v3", arch="small", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_small"),
+}
 BACKBONE_HELP = "r18 r34 r50 r101 r152, each also as b (7x7 stem), d (V1d), s (wide stem); with -d8 -d16 -d32 -d16-mg124 or nothing (not dilated)"
 
 # --- Variants ---------------------------------------------------------------------------------------------------------
@@ -108,6 +137,11 @@ class Variant:
     steps: int
     batch_size: int
     dataset: str
+
+    @property
+    def hrnet(self) -> bool:
+        """Whether the backbone is an HRNet, whose methods join its maps and drop nothing out."""
+        return BACKBONES.get(self.backbone, {}).get("name") == "hrnet"
 
     @property
     def output_stride(self) -> int:
@@ -156,6 +190,12 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
 def fcn_auxiliary(**changes: Any) -> dict[str, Any]:
     """The auxiliary head nearly every method trains with: one convolution on the backbone's third map."""
     return dict(name="fcn", in_index=2, num_convs=1, concat_input=False) | changes
+
+
+def joined_fcn(variant: Variant) -> dict[str, Any]:
+    """HRNet's decode head: one 1x1 convolution on the four maps joined, as wide as they are together."""
+    channels = 15 * BACKBONES[variant.backbone]["base_channels"]
+    return dict(name="fcn", in_index=(0, 1, 2, 3), channels=channels, num_convs=1, kernel_size=1, concat_input=False)
 
 
 def cross_entropy(weight: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -284,13 +324,6 @@ def _folder() -> Path:
     return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
 
 
-@functools.cache
-def published() -> tuple[dict[str, str], ...]:
-    """The 478 published experiments as rows of zoo.csv: name, source (MMSegmentation 1.x's), parameters, mIoU, checkpoint, pretrained."""
-    with open(Path(__file__).with_name("zoo.csv"), newline="") as file:
-        return tuple(csv.DictReader(file))
-
-
 def get_experiment(name: str) -> ml_collections.ConfigDict:
     """The config of '<file in configs>_<variant>', e.g. 'pspnet_r50-d8_512x1024_40k_cityscapes'."""
     files = sorted((p.stem for p in _folder().glob("*.py")), key=len, reverse=True)
@@ -300,7 +333,8 @@ def get_experiment(name: str) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location(f"configs.{method}", _folder() / f"{method}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(name[len(method) + 1 :])
+    variant = name[len(method) + 1 :]
+    return module.get_config(variant) if variant else module.get_config()
 
 
 def published_models() -> list[str]:

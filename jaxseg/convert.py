@@ -5,15 +5,34 @@ What differs is the leaf: names (kernel, scale, mean, ...) and layout (a convolu
 """
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxseg.state_dict import StateDictError, read_state_dict, write_state_dict
+
+__all__ = [
+    "Report", "StateDictError", "convert_checkpoint", "current_names", "export_checkpoint", "from_mmseg", "load_backbone",
+    "read_state_dict", "to_mmseg", "to_variables", "torch_name", "write_state_dict",
+]  # fmt: skip
+
 # Our leaf -> PyTorch's; any other leaf has the same name in both.
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "factor": "scale"}
 COUNTERS = "num_batches_tracked"  # PyTorch's batch counters, which nothing reads
+# ANN's second block has one projection for keys and queries, which PyTorch lists under both names: (as queries, as keys).
+SHARED = (re.compile(r"(\.context\.stages\.\d+\.)query_project\."), re.compile(r"(\.context\.stages\.\d+\.)key_project\."))
+
+# Spellings of other times and programs -> MMSegmentation 1.x's. The published 0.x files of these 25 methods need none of
+# them: 1.x loads those files under the same names.
+WRAPPERS = re.compile(r"^(module\.)+")  # PyTorch's data parallel wrappers
+STEM = re.compile(r"^(backbone\.)?conv1\.(\d+)\.")  # the stem of three convolutions, once one Sequential and its own norm
+# Parts of ImageNet classifiers that no backbone here has: ResNet's and MobileNet's heads, HRNet's, MobileNetV2's last layer.
+CLASSIFIERS = ("fc.", "head.", "classifier.", "neck.", "incre_modules.", "downsamp_modules.", "final_layer.", "conv2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +73,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
     Leaves that the state dict lacks, or has in another shape, stay as they are.
     """
     loaded, missing, mismatched = [], [], {}
+    state_dict = {SHARED[0].sub(r"\1key_project.", name): value for name, value in state_dict.items()}
 
     def fill(path, leaf):
         name = torch_name(path)
@@ -66,7 +86,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
             mismatched[name] = (shape, expected)
             return leaf
         loaded.append(name)
-        return np.ascontiguousarray(_layout(path, np.asarray(state_dict[name], np.float32), False))
+        return np.asarray(_layout(path, np.asarray(state_dict[name], np.float32), False), order="C")
 
     filled = jax.tree_util.tree_map_with_path(fill, variables)
     known = {*loaded, *mismatched}
@@ -74,13 +94,42 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
     return filled, Report(tuple(loaded), tuple(missing), tuple(unused), mismatched)
 
 
+def current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict under the names of MMSegmentation 1.x."""
+    named = {WRAPPERS.sub("", name): value for name, value in state_dict.items()}
+    for prefix in ("", "backbone."):
+        if f"{prefix}conv1.0.weight" in named:  # conv1.0, conv1.1, conv1.3, ... and bn1 are stem.0, stem.1, stem.3, ... and stem.7
+            named = {re.sub(rf"^{re.escape(prefix)}bn1\.", f"{prefix}stem.7.", name): value for name, value in named.items()}
+    return {STEM.sub(r"\1stem.\2.", name): value for name, value in named.items()}
+
+
+def load_backbone(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
+    """Fill the backbone of `variables` from a backbone's own weights, such as ImageNet's: (new variables, Report).
+
+    Names may begin with 'backbone.' or not. Classification layers, and the heads of a whole model, are listed as unused;
+    everything else of the variables stays as it is.
+
+    Raises ValueError, listing both sides, unless every variable of the backbone is filled and every tensor of it used.
+    """
+    named = current_names(state_dict)
+    if not any(name.startswith("backbone.") for name in named):
+        named = {f"backbone.{name}": value for name, value in named.items()}
+    own = {collection: {"backbone": tree["backbone"]} for collection, tree in variables.items() if "backbone" in tree}
+    filled, report = to_variables(named, own)
+    strange = [n for n in report.unused if n.startswith("backbone.") and not n.removeprefix("backbone.").startswith(CLASSIFIERS)]
+    dataclasses.replace(report, unused=tuple(strange)).complain()
+    return {collection: {**tree, **filled.get(collection, {})} for collection, tree in variables.items()}, report
+
+
 def from_mmseg(state_dict: Mapping[str, np.ndarray], model: Any) -> Any:
     """Variables of `model` from MMSegmentation's state dict {name: array}, float32.
 
     Every tensor must be used and every variable filled: otherwise ValueError, listing both sides with shapes.
     """
-    shapes = jax.eval_shape(lambda: model.init({"params": jax.random.key(0), "points": jax.random.key(0)}, np.zeros((1, 512, 512, 3), np.float32)))
-    variables, report = to_variables(state_dict, shapes)
+    shapes = jax.eval_shape(
+        lambda: model.init({"params": jax.random.key(0), "points": jax.random.key(0)}, np.zeros((1, 512, 512, 3), np.float32))
+    )
+    variables, report = to_variables(current_names(state_dict), shapes)
     report.complain()
     return variables
 
@@ -90,7 +139,49 @@ def to_mmseg(variables: Any) -> dict[str, np.ndarray]:
     state_dict = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         name = torch_name(path)
-        state_dict[name] = np.ascontiguousarray(_layout(path, np.asarray(leaf, np.float32), True))
+        state_dict[name] = np.asarray(_layout(path, np.asarray(leaf, np.float32), True), order="C")
         if name.endswith("running_var"):
             state_dict[name.removesuffix("running_var") + COUNTERS] = np.zeros((), np.int64)
-    return state_dict
+    twins = {SHARED[1].sub(r"\1query_project.", name): value for name, value in state_dict.items() if SHARED[1].search(name)}
+    return state_dict | twins
+
+
+def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *, ema: bool = False) -> Report:
+    """Write a workdir with the weights of one of MMSegmentation's files as step 0, for evaluation, prediction and init_from.
+
+    `config`: the experiment's, resolved or not; it names the data set, whose classes and palette the workdir gets. `ema`: as
+    in read_state_dict. Raises ValueError, naming the file, if it does not fit or the workdir holds checkpoints already.
+    """
+    from jaxseg import checkpoint
+    from jaxseg.config import resolve
+    from jaxseg.data.datasets import get_spec
+    from jaxseg.models import create_model
+
+    if any(Path(workdir, "checkpoints").glob("*")):
+        raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
+    config = resolve(config)
+    state_dict = read_state_dict(weights, ema=ema)
+    try:
+        variables = from_mmseg(state_dict, create_model(config.model))
+    except ValueError as error:
+        raise ValueError(f"{weights} is not of {config.name}. {error}") from error
+    checkpoint.save_variables(workdir, config, variables, get_spec(config.dataset.name, config.dataset.root).to_json())
+    names = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    return Report(tuple(names), (), (), {})
+
+
+def export_checkpoint(path: str | Path, output: str | Path) -> int:
+    """Write the weights of a workdir (its best step) or of one step as MMSegmentation's: .pth (needs PyTorch), .safetensors
+    or .npz, by the suffix of `output`. Returns the number of tensors."""
+    from jaxseg import checkpoint
+
+    path = Path(path).absolute()
+    _, variables = checkpoint.load_variables(path)
+    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
+    facts = json.loads((workdir / "dataset.json").read_text())
+    classes, palette = facts["classes"], facts["palette"]
+    # dataset_meta is where MMSegmentation 1.x looks, CLASSES and PALETTE are 0.x's
+    meta = {"dataset_meta": {"classes": classes, "palette": palette}, "CLASSES": classes, "PALETTE": palette}
+    state_dict = to_mmseg(variables)
+    write_state_dict(output, state_dict, meta)
+    return len(state_dict)

@@ -97,7 +97,7 @@ def _require_variant(argv: list[str], grammar: str) -> None:
 
 def _is_users(error: BaseException) -> bool:
     """Whether jaxseg (or a config file) itself raised this error on purpose."""
-    from jaxseg.train import NonFiniteError
+    from jaxseg.precision import NonFiniteError
 
     if isinstance(error, NonFiniteError):
         return True

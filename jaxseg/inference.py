@@ -306,8 +306,10 @@ class Predictor:
         return np.asarray(jax.nn.softmax(scores) if self._settings.views == 1 else scores)
 
     def _scores(self, image: np.ndarray) -> jax.Array:
+        from jaxseg.data.transforms import resize_image
+
         check_image(image, len(self._settings.mean))
-        size, resized = image.shape[:2], test_resize(image, self.config.eval.resize)
+        size, resized = image.shape[:2], resize_image(image, self.config.eval.resize)
         with self._matmul_precision():
             if self._settings.mode == "whole":
                 return self._whole(self.variables, resized[None], size=size)[0]
@@ -326,13 +328,6 @@ def check_image(image: np.ndarray, channels: int) -> None:
         raise ValueError(f"one image is [H, W, {channels}], not {shape}: pass several as a list")
     if len(shape) != 3 or shape[2] != channels or not min(shape):
         raise ValueError(f"an image must have the shape [H, W, {channels}] (RGB), not {shape}")
-
-
-def test_resize(image: np.ndarray, resize: Sequence[int]) -> np.ndarray:
-    """Image [h, w, C] resized, keeping its ratio, to fit (long side, short side); (0, 0) leaves it as it is."""
-    from jaxseg.data.transforms import resize_image
-
-    return resize_image(image, resize)
 
 
 def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:

@@ -31,6 +31,14 @@ def _one_hot(label: jax.Array, classes: int) -> jax.Array:
     return label[..., None] == per_channel(jnp.arange(classes), label.ndim + 1)
 
 
+def _mean(loss: jax.Array, label: jax.Array, average: str, axis_name: str | None) -> jax.Array:
+    """The sum of loss over the number of all pixels ('all') or of those that are not ignored ('valid')."""
+    if average not in ("all", "valid"):
+        raise ValueError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.")
+    count = label != IGNORE if average == "valid" else jnp.ones_like(label)
+    return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name), 1)
+
+
 def pixel_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     """-log softmax of the true class [B, H, W]; 0 where ignored. A masked sum, not a gather, whose gradient would scatter."""
     logits = logits.astype(jnp.float32)
@@ -94,7 +102,157 @@ def cross_entropy(
     return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name) * (classes if sigmoid else 1), 1)
 
 
-LOSSES: dict[str, Callable[..., jax.Array]] = {"cross_entropy": cross_entropy}
+def point_cross_entropy(logits: jax.Array, label: jax.Array, *, points: jax.Array, align_corners: bool = False, **options: Any) -> jax.Array:
+    """Cross entropy of scores [B, P, K] at points [B, P, 2], (x, y) in 0..1, whose classes are those of the nearest pixels (PointRend).
+
+    Divided by the number of all points, or with average='valid' of those not ignored; further options: cross_entropy's.
+    """
+    return cross_entropy(logits, sample_nearest(label, points, align_corners), **options)
+
+
+def class_presence(scores: jax.Array, label: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """EncNet's loss (arXiv:1803.08904): binary cross entropy of scores [B, K] for "class k is in the image"; a scalar."""
+    present = _one_hot(label, scores.shape[-1]).any(tuple(range(1, label.ndim)))
+    loss = optax.sigmoid_binary_cross_entropy(scores.astype(jnp.float32), present.astype(jnp.float32))
+    return _total(loss, axis_name) / _total(jnp.ones_like(loss), axis_name)
+
+
+def focal(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    gamma: float = 2.0,
+    alpha: float | Sequence[float] = 0.5,
+    class_weight: Sequence[float] = (),
+    average: str = "all",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Focal loss (arXiv:1708.02002): one binary cross entropy a class, easy pixels weighted down; a scalar.
+
+    A term counts (1 - p)^gamma, p being the probability of what is true, and alpha (positives) or 1 - alpha (negatives); alpha
+    may be one number a class. average: 'all' or 'valid', as in cross_entropy.
+    """
+    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    positive = _one_hot(label, classes)
+    signed = jnp.where(positive, logits, -logits)
+    alphas, weights = (per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, class_weight or 1.0))
+    # (1 - p)^gamma by way of its logarithm, whose gradient stays finite where p rounds to 1.
+    loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
+    loss = loss * jnp.where(positive, alphas, 1 - alphas) * weights
+    return _mean(jnp.where((label != IGNORE)[..., None], loss, 0), label, average, axis_name) / classes
+
+
+# --- Losses of regions: how well each class's region is covered -------------------------------------------------------
+
+
+def _regions(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Probabilities [B, P, K], truth [B, P, K] as 0 and 1, valid [B, P, 1]; P pixels, probability and truth 0 where ignored."""
+    batch, classes = logits.shape[0], logits.shape[-1]
+    label = label.reshape(batch, -1)
+    valid = (label != IGNORE)[..., None]
+    probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).reshape(batch, -1, classes)
+    return jnp.where(valid, probability, 0), _one_hot(label, classes).astype(jnp.float32), valid
+
+
+def _mean_over_classes(loss: jax.Array, class_weight: Sequence[float], axis_name: str | None) -> jax.Array:
+    """Mean of loss [B, K] over samples and classes; class weights multiply, the divisor stays a count."""
+    count = _total(jnp.ones_like(loss), axis_name)
+    return _total(loss * jnp.asarray(class_weight or [1.0], jnp.float32)[None, :], axis_name) / count
+
+
+def dice(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    smooth: float = 1.0,
+    exponent: float = 2.0,
+    class_weight: Sequence[float] = (),
+    masked: bool = True,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Dice loss (arXiv:1606.04797) of softmax probabilities, of every sample and class alone; a scalar, their mean.
+
+    1 - (2 sum p t + smooth) / (sum p^exponent + t^exponent + smooth). masked=False is MMSegmentation 0.x's form, in whose
+    denominator ignored pixels stay, as pixels of the last class; by default they are left out everywhere.
+    """
+    probability, truth, valid = _regions(logits, label)
+    overlap = 2 * (probability * truth).sum(1) + smooth
+    if not masked:
+        probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).reshape(probability.shape)
+        truth = truth.at[..., -1].set(jnp.where(valid[..., 0], truth[..., -1], 1))
+    size = (probability**exponent + truth**exponent).sum(1) + smooth
+    return _mean_over_classes(1 - overlap / size, class_weight, axis_name)
+
+
+def tversky(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    class_weight: Sequence[float] = (),
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Tversky loss (arXiv:1706.05721) of softmax probabilities, of every sample and class alone; a scalar, their mean.
+
+    1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth): alpha weighs false positives, beta false negatives.
+    """
+    probability, truth, valid = _regions(logits, label)
+    hit = (probability * truth).sum(1)
+    false_positive, false_negative = probability.sum(1) - hit, truth.sum(1) - hit
+    index = (hit + smooth) / (hit + alpha * false_positive + beta * false_negative + smooth)
+    return _mean_over_classes(1 - index, class_weight, axis_name)
+
+
+def _lovasz_terms(probability: jax.Array, truth: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The Lovász extension of every class's Jaccard loss, [K], and how many pixels it has, [K]; arguments [P, K] and [P, 1]."""
+    errors = jnp.where(valid, jnp.abs(truth - probability), -1.0)  # ignored pixels come last, where they change nothing
+    order = jnp.argsort(-jax.lax.stop_gradient(errors), axis=0)
+    errors, truth, valid = (jnp.take_along_axis(jnp.broadcast_to(x, errors.shape), order, axis=0) for x in (errors, truth, valid))
+    pixels = truth.sum(0)
+    missed = pixels[None, :] - jnp.cumsum(truth, axis=0)
+    union = pixels[None, :] + jnp.cumsum((1 - truth) * valid, axis=0)
+    jaccard = 1 - missed / jnp.maximum(union, 1)
+    steps = jnp.diff(jaccard, axis=0, prepend=jnp.zeros((1, jaccard.shape[1])))
+    return jnp.where(valid, errors * steps, 0).sum(0), pixels
+
+
+def lovasz(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    classes: str = "present",
+    per_image: bool = False,
+    class_weight: Sequence[float] = (),
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Lovász-softmax loss (arXiv:1705.08790), a surrogate of the mean IoU; a scalar.
+
+    classes: the mean over those 'present' in the labels, or over 'all'. per_image: of every image alone, then their mean;
+    otherwise of the device's batch as a whole, and the devices' mean.
+    """
+    if classes not in ("present", "all"):
+        raise ValueError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.")
+    terms = _regions(logits, label)
+    if not per_image:
+        terms = [x.reshape(1, -1, x.shape[-1]) for x in terms]
+    loss, pixels = jax.vmap(_lovasz_terms)(*terms)
+    counted = pixels > 0 if classes == "present" else jnp.ones_like(pixels, bool)
+    loss = jnp.where(counted, loss * jnp.asarray(class_weight or [1.0], jnp.float32)[None, :], 0)
+    loss = loss.sum(-1) / jnp.maximum(counted.sum(-1), 1)
+    return _total(loss, axis_name) / _total(jnp.ones_like(loss), axis_name)
+
+
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "cross_entropy": cross_entropy,
+    "point_cross_entropy": point_cross_entropy,
+    "class_presence": class_presence,
+    "focal": focal,
+    "dice": dice,
+    "tversky": tversky,
+    "lovasz": lovasz,
+}
 
 
 def _arguments(loss: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +279,8 @@ def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[
             scores = logits if target == "decode" else choose(out, target, f"output for config.losses.{key}")
             if scores.ndim == 4:
                 scores = resize_bilinear(scores, label.shape[1:3], align_corners)
-            parts[key] = weight * function(scores, label)
+            where = dict(points=out["points"], align_corners=align_corners) if target == "point_logits" else {}
+            parts[key] = weight * function(scores, label, **where)
         return sum(parts.values()), parts
 
     return compute

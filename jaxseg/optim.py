@@ -5,11 +5,13 @@
 for PyTorch carry over unchanged.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -53,7 +55,7 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     """
     length = max(steps - warmup_steps - 1, 1)
     if name == "poly":
-        main = optax.polynomial_schedule(learning_rate, end_value, power, transition_steps=length)
+        main = functools.partial(_poly, start=learning_rate, end=end_value, power=power, length=length)
     elif name == "step":
         main = optax.piecewise_constant_schedule(learning_rate, {int(b): decay for b in boundaries})
     elif name == "cosine":
@@ -67,6 +69,12 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     start = warmup_factor * learning_rate
     warmup = optax.linear_schedule(start, learning_rate, transition_steps=max(warmup_steps - 1, 1))
     return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def _poly(count: jax.Array, *, start: float, end: float, power: float, length: int) -> jax.Array:
+    # Not optax's: its 1 - count / length, compiled, can end just below 0, and a fractional power of that is nan.
+    remaining = (length - jnp.clip(count, 0, length)) / length
+    return (start - end) * remaining**power + end
 
 
 def parameter_paths(params: Any) -> list[str]:

@@ -14,6 +14,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
@@ -21,6 +22,10 @@ PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.f
 INITIAL_SCALE = 2.0**15
 GROWTH_INTERVAL = 2000  # finite steps in a row after which a dynamic scale doubles
 LARGEST_SCALE = 2.0**24
+
+
+class NonFiniteError(RuntimeError):
+    """The loss, its gradient or a variable is not a number; the message names the step and what it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +70,8 @@ def make_policy(config: ConfigDict) -> Policy:
 def initial_scale(policy: Policy) -> LossScale:
     """The loss scale a run begins with: 1 unless float16."""
     scale = (policy.static_scale or INITIAL_SCALE) if policy.scaled else 1.0
-    zero = jnp.zeros((), jnp.int32)
-    return LossScale(jnp.float32(scale), zero, zero, zero)
+    zero = np.zeros((), np.int32)
+    return LossScale(np.float32(scale), zero, zero, zero)
 
 
 def all_finite(tree: object) -> jax.Array:

@@ -5,12 +5,10 @@ import logging
 from pathlib import Path
 
 from jaxseg import cache, visualize
-from jaxseg.data.sources import read_image
+from jaxseg.data.sources import IMAGE_SUFFIXES, decode_image
 from jaxseg.inference import Predictor
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class InputError(ValueError):
@@ -33,7 +31,7 @@ def find_images(source: str | Path) -> list[Path]:
 def predict_files(segment: Predictor, source: str | Path, output: str | Path) -> list[Path]:
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png.
 
-    Returns the label files. InputError: `output` would overwrite its input, two images of one stem, an unreadable file.
+    Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError: an unreadable file.
     """
     files, output = find_images(source), Path(output)
     if output.resolve() == files[0].parent.resolve():
@@ -43,7 +41,7 @@ def predict_files(segment: Predictor, source: str | Path, output: str | Path) ->
         raise InputError(f"two images in {source} would both be written as {doubled[0]}.png: rename one")
     output.mkdir(parents=True, exist_ok=True)
     for path in files:
-        image = read_image(path)
+        image = decode_image(path.read_bytes(), path)
         mask = segment(image)
         visualize.save_label_png(output / f"{path.stem}.png", mask, segment.palette)
         picture = visualize.overlay(image[..., :3], mask, segment.palette, segment.classes)

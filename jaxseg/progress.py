@@ -34,7 +34,7 @@ class Progress:
         self._first, self._busy = start, 0.0
         self._step = self._logged = start
         self._line, self._live, self._writer, self._file = "", None, None, None
-        self._open_interval()
+        self.open_interval()
         if enabled:
             self._file = _open_log(Path(workdir) / "log.jsonl", start)
             from tensorboardX import SummaryWriter  # slow to import, and other processes need none
@@ -106,10 +106,11 @@ class Progress:
         if not self._console.is_terminal:
             self.message(f"step {step}/{self.steps}{self._line}")
         self.record("train", row)
-        self._open_interval()
+        self.open_interval()
         return row
 
-    def _open_interval(self) -> None:
+    def open_interval(self) -> None:
+        """Begin to count images/s and waiting anew."""
         self._interval, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     def record(self, event: str, row: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state
 from jaxseg.models.layers import normalize
+from jaxseg.precision import NonFiniteError
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
 
@@ -24,10 +25,6 @@ AXIS = "batch"
 IN_FLIGHT = 2  # steps the host may run ahead of the devices
 PICTURES = 8  # how many predictions an evaluation draws
 PATIENCE = 50  # overflowing float16 steps in a row that are no longer bad luck
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or its gradient is not a number; the message names the step and the batch's files."""
 
 
 def train_step(
@@ -66,7 +63,8 @@ def train_step(
     gradients, value, parts, model_state = jax.lax.pmean((gradients, value, parts, model_state), AXIS)
     gradients = jax.tree.map(lambda g: g / scale, gradients) if policy.scaled else gradients
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    rate = schedule(state.step - state.loss_scale.total_skipped)  # the optimiser's own count stands still on overflow
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate)
     if policy.scaled:
         finite &= precision.all_finite(model_state) if jax.tree.leaves(model_state) else True
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -75,7 +73,6 @@ def train_step(
         old = (state.params, state.model_state, state.opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     loss_scale = precision.adjust(state.loss_scale, finite, policy)
-    rate = schedule(state.step - state.loss_scale.total_skipped)  # the optimiser's own count stands still on overflow
     metrics = {"loss": value, "lr": rate, "grad_norm": norm, "scale": scale, "finite": finite, "skipped": loss_scale.skipped}
     metrics |= {f"loss_{name}": part for name, part in parts.items()}
     params, model_state, opt_state = new
@@ -116,6 +113,7 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
     was saved by then is sound.
     """
     progress, pending = hooks.progress, []
+    progress.open_interval()
     for index in range(int(state.step), steps):
         batch = progress.fetch(lambda: next(batches), lambda: not pending or pending[-1]["loss"].is_ready())
         state, metrics = step(state, batch)
@@ -128,7 +126,7 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
         saving = evaluating or (checkpoint_every and done % checkpoint_every == 0)
         if saving or done % log_every == 0:
             progress.log(done, examine(pending, done - len(pending), batches.names, policy))
-            pending = []
+            pending.clear()
         if saving:
             with progress.paused():
                 summary = hooks.evaluate(done, state) if evaluating else {}
@@ -137,7 +135,9 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
     return state
 
 
-def examine(pending: list[dict[str, jax.Array]], first: int, names: Callable[[int], Sequence[str]], policy: precision.Policy) -> dict[str, float]:
+def examine(
+    pending: list[dict[str, jax.Array]], first: int, names: Callable[[int], Sequence[str]], policy: precision.Policy
+) -> dict[str, float]:
     """Fetch the metrics of the batches `first`, `first` + 1, ...; their mean loss and last other values.
 
     Raises NonFiniteError at the first that is not finite. With float16 overflow is expected: only `PATIENCE` of them in a

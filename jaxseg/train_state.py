@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
@@ -34,14 +33,15 @@ class TrainState(struct.PyTreeNode):
 
 
 def create(variables: Mapping, optimizer: optax.GradientTransformation, policy: Policy, seed: int) -> TrainState:
-    """The state at step 0, on the default device, from a model's variables {'params', 'batch_stats', ...}."""
-    variables = jax.tree.map(jnp.asarray, flax.core.unfreeze(dict(variables)))
+    """The state at step 0, from a model's variables {'params', 'batch_stats', ...}; `replicate` puts it on devices."""
+    # In NumPy and one jit: leaf by leaf, JAX would compile a small program for every shape.
+    variables = jax.tree.map(np.asarray, flax.core.unfreeze(dict(variables)))
     params = variables.pop("params")
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=np.zeros((), np.int32),
         params=params,
         model_state=variables,
-        opt_state=optimizer.init(params),
+        opt_state=jax.jit(optimizer.init)(params),
         loss_scale=initial_scale(policy),
         rng=jax.random.key_data(jax.random.key(seed)),
     )
@@ -111,7 +111,7 @@ def _require_backbone(report: InitReport, source: str) -> None:
     wrong = [path for path in (*report.missing, *report.mismatched) if path.startswith("backbone.") or "backbone" in path.split("/")]
     if wrong or not report.loaded:
         listing = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        unused = f"; the file's own {len(report.unused)} unused entries begin with {', '.join(report.unused[:3])}" if report.unused else ""
+        unused = f"; {len(report.unused)} entries of the file are unused ({', '.join(report.unused[:3])})" if report.unused else ""
         problem = f"{len(wrong)} backbone variables are absent or of another shape ({listing})" if wrong else "nothing in it fits this model"
         raise ValueError(f"config.init_from={source!r} does not match config.model.backbone: {problem}{unused}")
 

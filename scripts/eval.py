@@ -1,7 +1,7 @@
 """Evaluate a trained or converted model: IoU and accuracy of every class, metrics.json and pictures in its folder.
 
   python scripts/eval.py --checkpoint=runs/quickstart
-  python scripts/eval.py --checkpoint=runs/pspnet/checkpoints/40000 --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes --config.eval.flip=True
+  python scripts/eval.py --checkpoint=runs/mine --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.eval.flip=True
 
 --config is optional here; its dataset and eval parts then replace those of the run.
 """

@@ -80,7 +80,7 @@ def _train_deviations(case, config, model, variables, seeded) -> dict[str, float
     missing = set(reference["grad_norms"]) ^ set(norms)
     if any(reference["grad_norms"].get(k, norms.get(k, 0)) for k in missing):
         found["missing_gradients"] = float("inf")
-    after = {convert.torch_name(p): np.asarray(v, np.float64) for p, v in jax.tree_util.tree_leaves_with_path(changed)}
+    after = {name: np.asarray(value, np.float64) for name, value in convert.to_mmseg(changed).items()}
     worst = 0.0
     for name, (mean, std) in ((k, v if isinstance(v, list) else (v["mean"], v["std"])) for k, v in reference["running_after"].items()):
         value = after[name]

@@ -64,6 +64,13 @@ def test_restores_the_whole_state(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
+def test_never_saves_what_is_not_a_number(tmp_path):
+    with checkpoint.open_manager(tmp_path) as manager:
+        with pytest.raises(precision.NonFiniteError, match="step 1: .*params/backbone/kernel"):
+            checkpoint.save(manager, make_state(np.nan, 1), {})
+        assert manager.all_steps() == []
+
+
 def test_a_killed_save_is_ignored_and_another_state_is_refused(tmp_path):
     fill(tmp_path, {1: None, 2: None})
     leftover = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
@@ -118,6 +125,22 @@ def test_init_from_loads_what_fits_and_insists_on_the_backbone(tmp_path):
         train_state.load_initial(fresh, str(tmp_path / "no.pth"))
 
 
+def test_init_from_a_weight_file_of_a_bare_backbone(tmp_path):
+    """ImageNet weights as published for PyTorch: no 'backbone.' before the names, and a classifier of their own."""
+    weights = {"conv1.weight": np.ones((8, 3, 1, 1)), "bn1.running_mean": np.ones(8), "fc.weight": np.ones((10, 8))}
+    np.savez(tmp_path / "r.npz", **{name: value.astype(np.float32) for name, value in weights.items()})
+    fresh = {
+        "params": {"backbone": {"conv1": {"kernel": np.zeros((1, 1, 3, 8))}}, "decode_head": {"conv_seg": {"bias": np.zeros(2)}}},
+        "batch_stats": {"backbone": {"bn1": {"mean": np.zeros(8)}}},
+    }
+    merged, report = train_state.load_initial(fresh, str(tmp_path / "r.npz"))
+    assert np.all(merged["params"]["backbone"]["conv1"]["kernel"] == 1) and np.all(merged["batch_stats"]["backbone"]["bn1"]["mean"] == 1)
+    assert report.missing == ["decode_head.conv_seg.bias"] and report.unused == ["backbone.fc.weight"]
+    fresh["params"]["backbone"]["conv2"] = {"kernel": np.zeros((1, 1, 8, 8))}
+    with pytest.raises(ValueError, match="does not match config.model.backbone: .*backbone.conv2.weight"):
+        train_state.load_initial(fresh, str(tmp_path / "r.npz"))
+
+
 # A whole small run in a process of its own: the real loop and checkpoints around one convolution with dropout and norm.
 RUN = """
 import sys, time
@@ -151,16 +174,18 @@ with checkpoint.open_manager(workdir) as manager:
 def test_killed_and_continued_equals_uninterrupted_bit_for_bit(tmp_path):
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "JAX_PLATFORMS": "cpu"}
+    # as a user's run: what the first process compiled, the next ones read
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def start(workdir, *extra):
         return subprocess.Popen([sys.executable, "-c", RUN, str(workdir), *extra], env=environment, stdout=subprocess.PIPE, text=True)
 
-    through, killed = start(tmp_path / "through"), start(tmp_path / "killed", "--wait")
+    killed = start(tmp_path / "killed", "--wait")
     assert killed.stdout.readline() == "READY\n"
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()] == ["3"]
-    killed = start(tmp_path / "killed")
+    through, killed = start(tmp_path / "through"), start(tmp_path / "killed")
     assert (through.wait(), killed.wait()) == (0, 0)
     results = {}
     for name in ("through", "killed"):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -75,6 +76,14 @@ def test_schedules_equal_mmengine(case):
     schedule, rate, steps, expected = CURVES[case]
     curve = optim.make_schedule(steps=steps, learning_rate=rate, **schedule)
     np.testing.assert_allclose([curve(step) for step in range(len(expected))], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedules_stay_finite_when_compiled(name):
+    for steps in (1, 2, 20, 1000):
+        curve = optim.make_schedule(steps=steps, learning_rate=0.01, name=name)
+        rates = jax.jit(jax.vmap(curve))(jnp.arange(steps + 2))
+        assert np.all((rates > 0) & (rates <= 0.01)), (steps, rates)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():

@@ -28,14 +28,16 @@ class Tiny(nn.Module):
         low = self.layer.conv_norm_act(8, 3, stride=2, name="backbone")(images.astype(self.layer.dtype), train=train)
         x = self.layer.conv_norm_act(8, 3, name="neck")(low, train=train)
         x, y = (self.layer.dropout(z, train=train) for z in (x, low))
-        out = {name: self.layer.conv(CLASSES, 1, use_bias=True, name=name)(z).astype(jnp.float32) for name, z in (("decode", x), ("aux_0", y))}
+        heads = {name: self.layer.conv(CLASSES, 1, use_bias=True, name=name) for name in ("decode", "aux_0")}
+        out = {name: head(z).astype(jnp.float32) for (name, head), z in zip(heads.items(), (x, y))}
         return self.layer.resize(out["decode"], images.shape[1:3]), out
 
 
 def make_config(**changes):
     config = ConfigDict({
         "steps": 20, "precision": "float32", "loss_scale": 0.0, "model": {"align_corners": False},
-        "losses": {"decode": {"name": "cross_entropy", "weight": 1.0, "average": "valid"}, "aux_0": {"name": "cross_entropy", "weight": 0.4}},
+        "losses": {"decode": {"name": "cross_entropy", "weight": 1.0, "average": "valid"},
+                   "aux_0": {"name": "cross_entropy", "weight": 0.4}},
         "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}, "schedule": {"name": "poly"},
     })  # fmt: skip
     config.update(changes)

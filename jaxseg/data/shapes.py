@@ -9,6 +9,7 @@ import fcntl
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def _regular(corners: int) -> np.ndarray:
 
 
 def _star(rng: np.random.Generator) -> np.ndarray:
-    radius = np.where(np.arange(10) % 2, rng.uniform(0.4, 0.5), 1.1)
+    radius = np.where(np.arange(10) % 2, rng.uniform(0.4, 0.5), 1.2)
     return _regular(10) * radius[:, None]
 
 
@@ -160,7 +161,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _free_place(rng: np.random.Generator, centers: list[np.ndarray]) -> np.ndarray:
     """The one of a few random centres that hides least of what is there; it joins `centers`."""
-    candidates = rng.uniform(8, SIZE - 8, (4, 2))
+    candidates = rng.uniform(13, SIZE - 13, (4, 2))
     distance = [min((float(np.linalg.norm(c - other)) for other in centers), default=0.0) for c in candidates]
     centers.append(candidates[int(np.argmax(distance))])
     return centers[-1]
@@ -200,6 +201,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def _builder(data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
+    tfds.disable_progress_bar()  # it takes seconds
     with tfds.core.registered.skip_registration():
 
         class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -215,7 +217,7 @@ def _builder(data_dir: Path) -> Any:
                         "label": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
                     }
                 )
-                return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
+                return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features, disable_shuffling=True)
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
                 return {split: self._generate_examples(split) for split in SPLITS}
@@ -246,7 +248,8 @@ def prepare(folder: Path) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix="shapes-unfinished-", dir=folder))
         try:
             builder = _builder(scratch)
-            with _quiet():
+            print(f"writing the data set 'shapes' into {final} (once, some seconds)", file=sys.stderr)
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of the scratch folder
                 builder.download_and_prepare()
             os.rename(builder.data_dir, final)
         finally:
@@ -254,10 +257,9 @@ def prepare(folder: Path) -> Path:
     return final
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's progress bars: it takes seconds."""
+def open_split(folder: Path, split: str) -> Any:
+    """The records of a split below `folder` (written if need be): random access to {'image', 'label'} as PNG bytes."""
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
-    yield
+    raw = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+    return tfds.builder_from_directory(prepare(folder)).as_data_source(split, decoders=raw)

@@ -5,6 +5,7 @@
     logits, out = model.apply(variables, images, train=False)
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -18,17 +19,67 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
+from jaxseg.models.backbones.cgnet import CGNet
 from jaxseg.models.backbones.fast_scnn import FastSCNN
+from jaxseg.models.backbones.hrnet import HRNet
+from jaxseg.models.backbones.mobilenet_v2 import MobileNetV2
+from jaxseg.models.backbones.mobilenet_v3 import MobileNetV3
+from jaxseg.models.backbones.resnest import ResNeSt
 from jaxseg.models.backbones.resnet import ResNet
+from jaxseg.models.heads.ann import ANNHead
+from jaxseg.models.heads.apc import APCHead
 from jaxseg.models.heads.aspp import ASPPHead
+from jaxseg.models.heads.cc import CCHead
+from jaxseg.models.heads.da import DAHead
+from jaxseg.models.heads.dm import DMHead
+from jaxseg.models.heads.dnl import DNLHead
+from jaxseg.models.heads.ema import EMAHead
+from jaxseg.models.heads.enc import EncHead
 from jaxseg.models.heads.fcn import FCNHead
+from jaxseg.models.heads.fpn import FPNHead
+from jaxseg.models.heads.gc import GCHead
+from jaxseg.models.heads.lraspp import LRASPPHead
+from jaxseg.models.heads.non_local import NonLocalHead
+from jaxseg.models.heads.ocr import OCRHead
+from jaxseg.models.heads.point import PointHead
+from jaxseg.models.heads.psa import PSAHead
 from jaxseg.models.heads.psp import PSPHead
+from jaxseg.models.heads.uper import UPerHead
 from jaxseg.models.layers import Initializer, Layers, recording
+from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
 
-BACKBONES = {"resnet": ResNet, "fast_scnn": FastSCNN}
-NECKS = {}
-HEADS = {"fcn": FCNHead, "psp": PSPHead, "aspp": ASPPHead}
+BACKBONES = {
+    "resnet": ResNet,
+    "resnest": ResNeSt,
+    "hrnet": HRNet,
+    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3": MobileNetV3,
+    "fast_scnn": FastSCNN,
+    "cgnet": CGNet,
+}
+NECKS = {"fpn": FPN}
+HEADS = {
+    "fcn": FCNHead,
+    "psp": PSPHead,
+    "aspp": ASPPHead,
+    "uper": UPerHead,
+    "ocr": OCRHead,
+    "fpn": FPNHead,
+    "point": PointHead,
+    "lraspp": LRASPPHead,
+    "ann": ANNHead,
+    "apc": APCHead,
+    "cc": CCHead,
+    "da": DAHead,
+    "dm": DMHead,
+    "dnl": DNLHead,
+    "ema": EMAHead,
+    "enc": EncHead,
+    "gc": GCHead,
+    "non_local": NonLocalHead,
+    "psa": PSAHead,
+}
 LAYER_FIELDS = ("dtype", "axis_name", "align_corners", "dropout_rate", "activation", "momentum", "epsilon")
 
 
@@ -97,8 +148,12 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         )
     norm = dict(model.get("norm", {}))
     layer = Layers(align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime)
+    # MMSegmentation runs a cascade's earlier stages twice a training step, for their loss and for the next stage, and so moves
+    # their running statistics twice.
+    twice = dataclasses.replace(layer, momentum=layer.momentum**2)
     heads = {
-        name: _constructor(HEADS, "head", head, layer=layer, num_classes=model["num_classes"]) for name, head in model["heads"].items()
+        name: _constructor(HEADS, "head", head, layer=twice if name.startswith("stage_") else layer, num_classes=model["num_classes"])
+        for name, head in model["heads"].items()
     }
     neck = model.get("neck", {})
     return Segmentor(

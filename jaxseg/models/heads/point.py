@@ -85,38 +85,34 @@ class PointHead(nn.Module):
     subdivision_steps: int = 2
     subdivision_points: int = 8196
 
-    def setup(self) -> None:
-        dtype = self.layer.dtype
-        self.fcs = [PointLinear(self.channels, dtype, name=f"fcs.{i}.conv") for i in range(self.num_fcs)]
-        self.fc_seg = PointLinear(self.num_classes, dtype, Initializer("normal", 0.001), name="fc_seg")
-
+    @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        features = [features[i] for i in self.in_index]
+        layer, features = self.layer, [features[i] for i in self.in_index]
+        hidden = [PointLinear(self.channels, layer.dtype, name=f"fcs.{i}.conv") for i in range(self.num_fcs)]
+        last = PointLinear(self.num_classes, layer.dtype, Initializer("normal", 0.001), name="fc_seg")
+
+        def classify(points):
+            fine = [sample_bilinear(x, points, layer.align_corners).astype(layer.dtype) for x in features]
+            coarse = sample_bilinear(previous, points, layer.align_corners).astype(layer.dtype)
+            x = jnp.concatenate([*fine, coarse], axis=-1)
+            for linear in hidden:
+                x = jnp.concatenate([nn.relu(linear(x)), coarse], axis=-1)
+            return last(x).astype(jnp.float32)
+
         if train:
             points = self.training_points(jax.lax.stop_gradient(previous))
-            return previous, {"points": points, "point_logits": self.classify(features, previous, points)}
+            return previous, {"points": points, "point_logits": classify(points)}
         refined = previous
         for _ in range(self.subdivision_steps):
-            refined = self.layer.resize(refined, [2 * n for n in refined.shape[1:3]])
+            refined = layer.resize(refined, [2 * n for n in refined.shape[1:3]])
             batch, height, width, classes = refined.shape
             count = min(height * width, self.subdivision_points)
             index = jax.lax.top_k(uncertainty(refined).reshape(batch, -1), count)[1]
             points = (jnp.stack([index % width, index // width], axis=-1) + 0.5) / jnp.asarray([[[width, height]]], jnp.float32)
-            logits = self.classify(features, previous, points)
             flat = refined.reshape(batch, height * width, classes)
-            flat = flat.at[jnp.arange(batch)[:, None], index].set(logits, unique_indices=True)
+            flat = flat.at[jnp.arange(batch)[:, None], index].set(classify(points), unique_indices=True)
             refined = flat.reshape(refined.shape)
         return refined, {}
-
-    def classify(self, features, previous: jax.Array, points: jax.Array) -> jax.Array:
-        """Class scores [B, P, K], float32, of points [B, P, 2]."""
-        align_corners, dtype = self.layer.align_corners, self.layer.dtype
-        fine = [sample_bilinear(x, points, align_corners).astype(dtype) for x in features]
-        coarse = sample_bilinear(previous, points, align_corners).astype(dtype)
-        x = jnp.concatenate([*fine, coarse], axis=-1)
-        for fc in self.fcs:
-            x = jnp.concatenate([nn.relu(fc(x)), coarse], axis=-1)
-        return self.fc_seg(x).astype(jnp.float32)
 
     def training_points(self, previous: jax.Array) -> jax.Array:
         """Points [B, P, 2] to learn from: the least certain of many, and some at random."""

@@ -1,0 +1,25 @@
+"""The published experiments: name, parameters, published mIoU (and with scales and flips), checkpoint file.
+
+  python scripts/list_configs.py                     all of them
+  python scripts/list_configs.py pspnet r50 ade20k   those with all of these words in their names
+  python scripts/list_configs.py --markdown          README's overview of the 25 methods
+
+A name is <file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
+"""
+
+from absl import flags
+
+from jaxseg import door, zoo
+
+MARKDOWN = flags.DEFINE_bool("markdown", False, "Print README's overview instead.")
+
+
+def main(argv: list[str]) -> None:
+    if MARKDOWN.value:
+        print(zoo.markdown_table())
+        return
+    print(zoo.text_table(zoo.find(argv[1:])))
+
+
+if __name__ == "__main__":
+    door.run(main, needs_config=False)

@@ -1,0 +1,131 @@
+"""Batches: their shapes, and that a sample depends on (seed, batch, row) and on nothing else."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from data_helpers import make_config, make_folder
+
+from jaxseg.data import pipeline
+from jaxseg.data.datasets import DataError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return str(make_folder(tmp_path_factory.mktemp("folder")))
+
+
+def take(config, count, **arguments):
+    """The first batches, as one dict of [count, rows, ...]."""
+    batches = pipeline.train_batches(config, **({"devices": 1} | arguments))
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return {key: np.stack([b[key].reshape(-1, *b[key].shape[2:]) for b in taken]) for key in taken[0]}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_shapes_and_types(root):
+    batch = next(pipeline.train_batches(make_config(root=root), devices=2))
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.int32), "size": ((2, 2, 2), np.int32),
+    }  # fmt: skip
+    assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
+
+
+def test_devices_and_processes_share_out_the_same_batches(root):
+    config = make_config(root=root)
+    whole = take(config, 3)
+    same(whole, take(config, 3, devices=4))
+    parts = [take(config, 3, devices=2, process_index=p, process_count=2) for p in range(2)]
+    same(whole, {key: np.concatenate([part[key] for part in parts], 1) for key in whole})
+
+
+def test_starting_later_goes_on_the_same(root):
+    config = make_config(root=root)
+    same({key: value[4:] for key, value in take(config, 7).items()}, take(config, 3, start=4))
+
+
+def test_position_counts_batches_taken(root):
+    batches = pipeline.train_batches(make_config(root=root), devices=1, start=5)
+    assert batches.position == 5
+    next(batches), next(batches)
+    assert batches.position == 7
+    batches.close()
+
+
+def test_seed_changes_order_and_augmentation(root):
+    one, other = (pipeline.train_batches(make_config(root=root, seed=seed), devices=1) for seed in (1, 2))
+    assert [one.names(k) for k in range(5)] != [other.names(k) for k in range(5)]
+    assert (next(one)["image"] != next(other)["image"]).any()
+
+
+def test_every_epoch_shows_all_in_another_order(root):
+    names = pipeline.train_batches(make_config(root=root, batch_size=5), devices=1).names
+    epochs = [names(k) for k in range(6)]
+    assert all(sorted(epoch) == ["t0", "t1", "t2", "t3", "t4"] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 2
+
+
+def test_names_are_of_the_rows(root):
+    config = make_config(
+        root=root, batch_size=3, crop_size=(20, 24), ratio_range=(1.0, 1.0), cat_max_ratio=1.0, flip=0.0, photometric=False
+    )
+    batches = pipeline.train_batches(config, devices=1)
+    samples = pipeline.eval_samples(config, "train")
+    for k in range(4):
+        batch = next(batches)
+        for row, name in enumerate(batches.names(k)):
+            sample = samples[samples.names.index(name)]
+            np.testing.assert_array_equal(batch["image"][0, row], sample["image"])
+            np.testing.assert_array_equal(batch["label"][0, row], sample["label"])
+
+
+def test_a_batch_larger_than_the_data_set(root):
+    batches = pipeline.train_batches(make_config(root=root, batch_size=12), devices=1)
+    assert next(batches)["image"].shape[1] == 12 and len(set(batches.names(0))) == 5
+
+
+def test_batch_must_divide(root):
+    with pytest.raises(DataError, match="config.batch_size=4 is global and must divide among 3 devices"):
+        pipeline.train_batches(make_config(root=root), devices=3)
+
+
+def test_samples_refuse_an_index_outside(root):
+    samples = pipeline.eval_samples(make_config(root=root))
+    assert len(samples) == 2 == len(list(samples))
+    with pytest.raises(IndexError):
+        samples[2]
+
+
+WORKERS = """
+import sys
+import numpy as np
+from data_helpers import make_config
+from jaxseg.data import pipeline
+if __name__ == "__main__":
+    batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=2), devices=1, start=1)
+    np.savez(sys.argv[2], **{f"{key}{k}": value for k in range(3) for key, value in next(batches).items()})
+    batches.close()
+    loaded = [name for name in ("tensorflow", "torch", "jaxseg.models") if name in sys.modules]
+    assert not loaded, loaded
+"""
+
+
+def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path):
+    (tmp_path / "main.py").write_text(WORKERS)
+    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(tmp_path / "main.py"), root, str(tmp_path / "out.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stored = np.load(tmp_path / "out.npz")
+    here = pipeline.train_batches(make_config(root=root), devices=1, start=1)
+    for k in range(3):
+        for key, value in next(here).items():
+            np.testing.assert_array_equal(value, stored[f"{key}{k}"])
+    here.close()

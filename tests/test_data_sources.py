@@ -1,0 +1,243 @@
+"""Reading pairs in place, and every way in which a folder can be wrong."""
+
+import io
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from data_helpers import make_config, make_folder, write_png
+from PIL import Image
+
+from jaxseg.data import datasets, pipeline, sources
+from jaxseg.data.datasets import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path)
+
+
+def check(root, **dataset):
+    config = make_config(root=str(root), **dataset)
+    datasets.check(config)
+    return config
+
+
+def refused(root, *parts, **dataset):
+    """The check's message, which holds all `parts`."""
+    with pytest.raises(DataError) as caught:
+        check(root, **dataset)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+# --- What is read -----------------------------------------------------------------------------------------------------
+
+
+def test_a_good_folder_passes_and_reads(folder):
+    config = check(folder)
+    samples = pipeline.eval_samples(config)
+    assert samples.names == ["v0", "v1"] and samples[0]["image"].shape == (20, 24, 3)
+    assert samples[-1]["label"].dtype == np.int32 and set(np.unique(samples[-1]["label"])) <= {0, 1, 2, 255}
+
+
+def test_palette_label_keeps_its_ids(folder):
+    ids = np.arange(20 * 24).reshape(20, 24) % 3
+    label = Image.fromarray(ids.astype(np.uint8), "L").convert("P")
+    label.putdata(ids.ravel().tolist())
+    label.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    label.save(folder / "labels/val/v0.png")
+    np.testing.assert_array_equal(pipeline.eval_samples(check(folder))[0]["label"], ids)
+
+
+def test_16_bit_label(folder):
+    ids = np.uint16([[0, 1], [2, 255]])
+    cv2.imwrite(str(folder / "labels/val/v0.png"), ids)
+    cv2.imwrite(str(folder / "images/val/v0.png"), np.zeros((2, 2, 3), np.uint8))
+    np.testing.assert_array_equal(pipeline.eval_samples(check(folder))[0]["label"], ids)
+
+
+def test_images_are_rgb_and_grey_is_repeated(tmp_path):
+    pixels = np.uint8([[[255, 0, 0], [0, 10, 0]]])
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(sources.decode_image((tmp_path / "x.png").read_bytes(), "x"), pixels)
+    Image.fromarray(pixels[..., 1]).save(tmp_path / "g.png")
+    np.testing.assert_array_equal(sources.decode_image((tmp_path / "g.png").read_bytes(), "g")[..., 2], [[0, 10]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_header_agrees_with_pixels_about_exif_orientation(kind):
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[sources.EXIF_ORIENTATION] = 6
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(data, kind, exif=exif)
+    size = sources.inspect_image(data.getvalue(), "x")
+    assert size == sources.inspect_image(data.getvalue(), "x", load=True)
+    if kind != "TIFF":  # OpenCV does not turn these
+        assert size == (12, 8) == sources.decode_image(data.getvalue(), "x").shape[:2]
+
+
+def test_resized_shape_comes_from_the_header(folder):
+    config = make_config(root=str(folder))
+    config.eval.resize = (48, 30)
+    samples = pipeline.eval_samples(config)
+    assert samples.shape(0) == (30, 36) == samples[0]["image"].shape[:2] and samples[0]["label"].shape == (20, 24)
+
+
+@pytest.mark.parametrize("labels, raw", [("labelIds", 26), ("labelTrainIds", 13)])
+def test_cityscapes_layout(tmp_path, labels, raw):
+    for split in ("train", "val"):
+        write_png(tmp_path / f"leftImg8bit/{split}/bonn/bonn_1_leftImg8bit.png", np.zeros((4, 6, 3), np.uint8))
+        write_png(tmp_path / f"gtFine/{split}/bonn/bonn_1_gtFine_{labels}.png", np.full((4, 6), raw, np.uint8))
+    samples = pipeline.eval_samples(check(tmp_path, name="cityscapes"))
+    assert samples.names == ["bonn_1"] and (samples[0]["label"] == 13).all()
+
+
+def test_listed_layout(tmp_path):
+    for stem in ("a", "b", "c", "unused"):
+        write_png(tmp_path / f"JPEGImages/{stem}.jpg", np.zeros((4, 6, 3), np.uint8))
+        kind = "Aug" if stem == "b" else ""
+        write_png(tmp_path / f"SegmentationClass{kind}/{stem}.png", np.full((4, 6), 20, np.uint8))
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, stem in (("train", "a"), ("aug", "b"), ("val", "c")):
+        (lists / f"{name}.txt").write_text(f"{stem}\n")
+    pairs = sources.find_pairs(datasets.get_spec("voc12aug"), tmp_path, "train")
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    check(tmp_path, name="voc12aug")
+    (lists / "val.txt").write_text("gone\n")
+    refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")
+
+
+@pytest.mark.parametrize("name", sorted(datasets.SPECS))
+def test_every_layout_reads_a_miniature(tmp_path, name):
+    spec = datasets.get_spec(name)
+    raw, index = next((raw, index) for raw, index in spec.label_map.items() if index == spec.num_classes - 1)
+    for part in spec.layout.parts("val"):
+        def path(pattern, part=part):
+            return tmp_path / pattern.replace("{split}", part).replace("{stem}", "one")
+
+        write_png(path(spec.layout.images), np.zeros((4, 6, 3), np.uint8))
+        write_png(path(spec.layout.labels[-1][0]), np.full((4, 6), raw, np.uint8))
+        if spec.layout.listing:
+            path(spec.layout.listing).parent.mkdir(parents=True)
+            path(spec.layout.listing).write_text("one\n")
+    image, label = sources.open_source(spec, tmp_path, "val").read(0)
+    assert image.shape == (4, 6, 3) and (label == index).all()
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_empty_split(folder):
+    for file in (folder / "images/val").iterdir():
+        file.unlink()
+    refused(folder, "images/val: no image of split 'val'", "it is empty", ".jpg .jpeg .png")
+    (folder / "images/val").rmdir()
+    refused(folder, "images/val: no such folder", "put the images of split 'val' there")
+
+
+def test_image_without_label(folder):
+    (folder / "labels/train/t1.png").unlink()
+    refused(folder, "images/train/t1.png", "its label", "labels/train/t1.png is missing")
+    (folder / "labels/train/t1.jpg").touch()
+    refused(folder, "There is t1.jpg: labels must be PNG")
+
+
+def test_label_without_image_is_told(folder, caplog):
+    (folder / "images/train/t1.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        check(folder)
+    assert "labels/train/t1.png and 0 other labels have no image" in caplog.text
+
+
+def test_sizes_differ(folder):
+    write_png(folder / "labels/val/v1.png", np.zeros((20, 23), np.uint8))
+    refused(folder, "images/val/v1.png is 24x20", "labels/val/v1.png is 23x20", "equally large")
+
+
+def test_value_outside_the_classes(folder):
+    label = np.zeros((20, 24), np.uint8)
+    label[3, 5:8], label[9, 9] = 7, 200
+    write_png(folder / "labels/train/t2.png", label)
+    refused(folder, "labels/train/t2.png: label value 7, 3 pixels, first at row 3, column 5 (and other such values: 200)",
+            "3 classes nor 255", "0 ('sky') to 2 ('car')")  # fmt: skip
+
+
+def test_value_254_is_unknown_too(folder):
+    write_png(folder / "labels/train/t0.png", np.full((20, 24), 254, np.uint8))
+    refused(folder, "label value 254, 480 pixels")
+
+
+def test_16_bit_value_outside(folder):
+    cv2.imwrite(str(folder / "labels/train/t0.png"), np.full((20, 24), 1000, np.uint16))
+    refused(folder, "t0.png: label value 1000, 480 pixels")
+
+
+def test_colour_label(folder):
+    write_png(folder / "labels/val/v0.png", np.zeros((20, 24, 3), np.uint8))
+    refused(folder, "labels/val/v0.png: a label of mode RGB", "single-channel")
+
+
+def test_mask_of_0_and_255(folder):
+    for split, stems in (("train", "t"), ("val", "v")):
+        for file in (folder / "labels" / split).glob(f"{stems}*"):
+            write_png(file, np.uint8([[0, 255] * 12] * 20))
+    refused(folder, "labels/train: the labels of split 'train' hold only 0 and 255", "write 1 instead of 255")
+
+
+def test_nothing_but_ignored(folder):
+    for file in (folder / "labels/val").iterdir():
+        write_png(file, np.full((20, 24), 255, np.uint8))
+    refused(folder, "split 'val' hold nothing but 255")
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", None])
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_damaged_file(folder, kind, data):
+    file = folder / kind / "val/v1.png"
+    file.write_bytes(file.read_bytes()[:-30] if data is None else data)
+    refused(folder, f"{kind}/val/v1.png: cannot be read", "damaged")
+
+
+def test_truncated_jpeg(folder):
+    whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))[1].tobytes()
+    (folder / "images/val/v1.png").unlink()
+    (folder / "images/val/v1.jpg").write_bytes(whole[: len(whole) // 2])
+    refused(folder, "images/val/v1.jpg: cannot be read as an image", "truncated")
+
+
+def test_16_bit_image(folder):
+    cv2.imwrite(str(folder / "images/val/v1.png"), np.zeros((20, 24, 3), np.uint16))
+    refused(folder, "images/val/v1.png", "more than 8 bits a channel")
+
+
+def test_two_images_of_one_name(folder):
+    (folder / "images/train/t0.JPG").write_bytes((folder / "images/train/t0.png").read_bytes())
+    refused(folder, "images/train/t0.JPG and", "images/train/t0.png have one name", "rename or remove")
+
+
+def test_channels(folder):
+    refused_config = make_config(root=str(folder), channels=5)
+    with pytest.raises(DataError, match="config.dataset.channels=5"):
+        datasets.check(refused_config)
+
+
+def test_evaluation_data_of_other_classes(folder):
+    config = make_config(root=str(folder))
+    config.eval.dataset, config.eval.root = "cityscapes", str(folder)
+    with pytest.raises(DataError, match="'cityscapes' has 19 classes but config.dataset.name 'folder' has 3"):
+        datasets.check(config)
+
+
+def test_check_samples_limits_what_is_read(folder):
+    write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
+    check(folder, check_samples=0)
+    check(folder, check_samples=2)  # the first and the last
+    refused(folder, "label value 9", check_samples=500)
+
+
+def test_the_loader_says_the_same(folder):
+    write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
+    batches = pipeline.train_batches(make_config(root=str(folder), batch_size=8), devices=1)
+    with pytest.raises(DataError, match="labels/train/t1.png: label value 9, 480 pixels"):
+        next(batches)
