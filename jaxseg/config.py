@@ -75,7 +75,7 @@ def _resnets() -> dict[str, dict[str, Any]]:
                 entry = dict(
                     name="resnet", depth=depth, stem=stem, stem_channels=stem_channels, base_channels=64,
                     strides=_STRIDES[suffix], dilations=_DILATED[suffix], multi_grid=(), contract_dilation=True,
-                    pretrained="" if letter == "s" else source,
+                    pretrained=source,
                 )  # fmt: skip
                 table[f"r{depth}{letter}{suffix}"] = entry
                 if suffix == "-d16":
@@ -224,9 +224,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _optimization(variant: Variant, table: Mapping[str, Any], default_batch: int) -> dict[str, Any]:
-    """Optimiser and schedule of data set and recipe; the learning rate goes with the batch where the variant names one."""
-    factor = (variant.batch_size or default_batch) / default_batch
+def _optimization(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Optimiser and schedule of data set and recipe."""
     optimizer = dict(
         name="sgd", learning_rate=table.get("learning_rate", 0.01), momentum=0.9, weight_decay=table.get("weight_decay", 5e-4),
         b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0, multipliers={},
@@ -240,8 +239,6 @@ def _optimization(variant: Variant, table: Mapping[str, Any], default_batch: int
         slow_backbone = dict(backbone=dict(pattern="^backbone/", learning_rate=0.1, weight_decay=1.0))
         optimizer |= dict(name="adamw", learning_rate=1e-4, weight_decay=1e-4, clip_norm=0.01, multipliers=slow_backbone)
         schedule |= dict(end_value=0.0)
-    optimizer["learning_rate"] *= factor
-    schedule["end_value"] *= factor
     return dict(optimizer=optimizer, schedule=schedule)
 
 
@@ -303,10 +300,14 @@ def experiment(
             align_corners=bool(variant.crop_size[0] % 2), dropout_rate=0.1, norm=dict(momentum=0.9, epsilon=1e-5),
         ),
         losses=merge({name: cross_entropy(0.4 if name.startswith("aux") else 1.0) for name in heads}, losses or {}),
-        **_optimization(variant, table, default_batch),
+        **_optimization(variant, table),
         **_data(variant, table),
     )  # fmt: skip
     config = ml_collections.ConfigDict(merge(config, changes or {}))
+    # The learning rate goes with the batch where the variant names one.
+    factor = (variant.batch_size or default_batch) / default_batch
+    config.optimizer.learning_rate *= factor
+    config.schedule.end_value *= factor
     config.model.num_classes = config_dict.placeholder(int)
     if config.dataset.name != "folder":
         from jaxseg.data.datasets import get_spec

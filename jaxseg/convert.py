@@ -24,6 +24,7 @@ __all__ = [
 # Our leaf -> PyTorch's; any other leaf has the same name in both.
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "factor": "scale"}
 COUNTERS = "num_batches_tracked"  # PyTorch's batch counters, which nothing reads
+LISTED = 20  # names that an error lists of each kind
 # ANN's second block has one projection for keys and queries, which PyTorch lists under both names: (as queries, as keys).
 SHARED = (re.compile(r"(\.context\.stages\.\d+\.)query_project\."), re.compile(r"(\.context\.stages\.\d+\.)key_project\."))
 
@@ -37,20 +38,33 @@ CLASSIFIERS = ("fc.", "head.", "classifier.", "neck.", "incre_modules.", "downsa
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What loading did, by PyTorch name: loaded; missing (kept as they were); unused tensors of the file; mismatched {name: (its shape, the model's)}."""
+    """What loading did, by PyTorch name: loaded; missing (kept as they were); unused tensors of the file; mismatched {name: (its shape, the model's)}.
+
+    shapes: PyTorch's, of the missing (the model's) and of the unused (the file's).
+    """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def complain(self) -> None:
-        """Raise a ValueError that lists both sides, unless every parameter was filled and every tensor used."""
-        lines = [f"  {name}: the file has {theirs}, the model {ours}" for name, (theirs, ours) in self.mismatched.items()]
-        lines += [f"  {name}: not in the file" for name in self.missing] + [f"  {name}: not in the model" for name in self.unused]
-        if lines:
-            rest = [f"  ... and {len(lines) - 40} more"] if len(lines) > 40 else []
-            raise ValueError("\n".join([f"The weights do not fit the model ({len(self.loaded)} tensors do):", *lines[:40], *rest]))
+        """Raise a ValueError that lists both sides with shapes, unless every parameter was filled and every tensor used."""
+        groups = {
+            "of another shape": [
+                f"{name}: the file has {theirs}, the model {ours}" for name, (theirs, ours) in sorted(self.mismatched.items())
+            ],
+            "in the model, not in the file": [f"{name} {self.shapes.get(name, '')}" for name in sorted(self.missing)],
+            "in the file, not in the model": [f"{name} {self.shapes.get(name, '')}" for name in self.unused],
+        }
+        if any(groups.values()):
+            text = [f"The weights do not fit the model ({len(self.loaded)} tensors do):"]
+            for what, lines in groups.items():
+                if lines:
+                    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+                    text += [f"  {what} ({len(lines)}):", *(f"    {line}".rstrip() for line in [*lines[:LISTED], *more])]
+            raise ValueError("\n".join(text))
 
 
 def torch_name(path: tuple[Any, ...]) -> str:
@@ -72,16 +86,17 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
 
     Leaves that the state dict lacks, or has in another shape, stay as they are.
     """
-    loaded, missing, mismatched = [], [], {}
+    loaded, missing, mismatched, shapes = [], [], {}, {}
     state_dict = {SHARED[0].sub(r"\1key_project.", name): value for name, value in state_dict.items()}
 
     def fill(path, leaf):
         name = torch_name(path)
+        expected = tuple(_layout(path, np.broadcast_to(np.float32(0), leaf.shape), True).shape)
         if name not in state_dict:
             missing.append(name)
+            shapes[name] = expected
             return leaf
         shape = tuple(state_dict[name].shape)
-        expected = tuple(_layout(path, np.broadcast_to(np.float32(0), leaf.shape), True).shape)
         if shape != expected:
             mismatched[name] = (shape, expected)
             return leaf
@@ -91,7 +106,8 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
     filled = jax.tree_util.tree_map_with_path(fill, variables)
     known = {*loaded, *mismatched}
     unused = [n for n in state_dict if n not in known and not n.endswith(COUNTERS)]
-    return filled, Report(tuple(loaded), tuple(missing), tuple(unused), mismatched)
+    shapes |= {n: tuple(state_dict[n].shape) for n in unused}
+    return filled, Report(tuple(loaded), tuple(missing), tuple(unused), mismatched, shapes)
 
 
 def current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

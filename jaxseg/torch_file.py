@@ -161,12 +161,10 @@ def read(path: str | Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         try:
             opened = _read_zip(stack, path) if zipfile.is_zipfile(path) else _read_legacy(stack.enter_context(open(path, "rb")))
-        except OSError:
-            raise
         except TorchFileError:
             raise
-        except Exception as error:  # the unpickler meets hostile input with errors of every kind
-            raise TorchFileError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
+        except Exception as error:  # zipfile and pickle meet damaged and hostile input with errors of every kind
+            raise TorchFileError(f"it is damaged or cannot be read ({type(error).__name__}: {error})") from error
         yield opened
 
 

@@ -35,7 +35,7 @@ def _complete(values: dict) -> bool:
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    print(f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def main(_: list[str]) -> None:

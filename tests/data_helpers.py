@@ -31,5 +31,7 @@ def make_config(name: str = "folder", root: str = "", batch_size: int = 4, seed:
         cat_max_ratio=0.75, flip=0.5, photometric=True, channels=3, num_workers=0, check_samples=500,
     )  # fmt: skip
     return ConfigDict(
-        dict(seed=seed, batch_size=batch_size, dataset=defaults | dataset, eval=dict(dataset="", root="", resize=(0, 0)))
+        dict(
+            seed=seed, batch_size=batch_size, dataset=defaults | dataset, eval=dict(dataset="", root="", resize=(0, 0))
+        )
     )

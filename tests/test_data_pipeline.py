@@ -74,7 +74,13 @@ def test_every_epoch_shows_all_in_another_order(root):
 
 def test_names_are_of_the_rows(root):
     config = make_config(
-        root=root, batch_size=3, crop_size=(20, 24), ratio_range=(1.0, 1.0), cat_max_ratio=1.0, flip=0.0, photometric=False
+        root=root,
+        batch_size=3,
+        crop_size=(20, 24),
+        ratio_range=(1.0, 1.0),
+        cat_max_ratio=1.0,
+        flip=0.0,
+        photometric=False,
     )
     batches = pipeline.train_batches(config, devices=1)
     samples = pipeline.eval_samples(config, "train")
@@ -119,7 +125,12 @@ if __name__ == "__main__":
 
 def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path):
     (tmp_path / "main.py").write_text(WORKERS)
-    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    environment = {
+        "PYTHONPATH": ":".join(p for p in sys.path if p),
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, str(tmp_path / "main.py"), root, str(tmp_path / "out.npz")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -48,6 +48,7 @@ def test_every_class_is_common():
 
 def test_colour_does_not_tell_the_class():
     """The most frequent class of each colour (512 bins, and by balanced counts), fitted on train, stays below 0.35."""
+
     def bins(image):
         red, green, blue = (image // 32).astype(int).transpose(2, 0, 1)
         return (red * 8 + green) * 8 + blue
@@ -99,7 +100,9 @@ assert "tensorflow" not in sys.modules and "torch" not in sys.modules
 
 def start(folder, pause):
     environment = os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause)], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(pause)], env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 def unfinished(folder):

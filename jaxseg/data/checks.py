@@ -1,5 +1,6 @@
-"""The data check before step 0: what would train without an error and score nothing is said here, naming file and value."""
+"""The data check before step 0: says, with file and value, what would train without an error and score nothing."""
 
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,9 @@ import numpy as np
 
 from jaxseg.data import pipeline
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
-from jaxseg.data.sources import Files, check_sizes, inspect_image, open_source
+from jaxseg.data.sources import Files, check_sizes, inspect_image, open_source, unused_labels
+
+log = logging.getLogger(__name__)
 
 DECODED_PIXELS = 2**20  # images up to this size are decoded whole by the check; of larger ones the header is read
 
@@ -18,14 +21,21 @@ DECODED_PIXELS = 2**20  # images up to this size are decoded whole by the check;
 def check(config: Any) -> None:
     """Raise DataError if the training or the evaluation split of `config` is incomplete, damaged or wrongly labelled.
 
-    Files are always looked for. Of at most config.dataset.check_samples pairs of each split, evenly spread (0: none), sizes and
-    label values are compared in parallel; whatever that misses, the loader reports in the same words when it gets there.
+    Files are always looked for. Of at most config.dataset.check_samples pairs of each split, evenly spread (0: none),
+    sizes and label values are checked, in parallel; what that misses the loader reports in the same words.
     """
     data = config.dataset
     pipeline.check_channels(data)
-    splits = [(get_spec(data.name, data.root), data.root, data.train_split), (*pipeline.evaluated(config), data.val_split)]
+    splits = [
+        (get_spec(data.name, data.root), data.root, data.train_split),
+        (*pipeline.evaluated(config), data.val_split),
+    ]
     for spec, root, split in splits:
         source = open_source(spec, root, split)
+        if unused := unused_labels(spec, root, split):
+            log.warning(
+                "%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1
+            )
         if isinstance(source, Files) and data.check_samples:
             check_pairs(source, spread(len(source), data.check_samples), split)
 
@@ -36,7 +46,7 @@ def spread(count: int, samples: int) -> list[int]:
 
 
 def check_pairs(source: Files, indices: Iterable[int], split: str) -> None:
-    """Check these pairs of a source, then what their labels hold together. Raises DataError: the first one's, in order."""
+    """Check these pairs of a source, then what their labels hold together. Raises the DataError of the first in order."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         futures = [pool.submit(partial(check_pair, source), index) for index in indices]
         try:
@@ -61,9 +71,12 @@ def _check_values(spec: DatasetSpec, present: set[int], source: Files, split: st
     """Labels that are all valid, and yet teach nothing."""
     folder, first = source.pairs[0].label.parent, source.pairs[0].label
     if present == {IGNORE}:
-        raise DataError(f"{folder}: the labels of split '{split}' hold nothing but {IGNORE} (ignore), e.g. {first}; nothing can be learned from them.")
+        raise DataError(
+            f"{folder}: the labels of split '{split}' hold nothing but {IGNORE} (ignore), e.g. {first}; "
+            "write class numbers into them."
+        )
     if present == {0, IGNORE}:
         raise DataError(
-            f"{folder}: the labels of split '{split}' hold only 0 and {IGNORE}, e.g. {first}, and {IGNORE} means ignore, so only "
-            f"'{spec.classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class."
+            f"{folder}: the labels of split '{split}' hold only 0 and {IGNORE}, e.g. {first}, and {IGNORE} means ignore, "
+            f"so only '{spec.classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class."
         )

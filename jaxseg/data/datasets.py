@@ -85,7 +85,9 @@ _TRAINING = (("train", ("training",)), ("val", ("validation",)))
 _TILES = Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}.png", "from_one"),))
 
 
-def _voc(labels: tuple[str, ...], lists: str, label_map: str = "identity", train: tuple[str, ...] = ("train",)) -> Layout:
+def _voc(
+    labels: tuple[str, ...], lists: str, label_map: str = "identity", train: tuple[str, ...] = ("train",)
+) -> Layout:
     return Layout(
         "JPEGImages/{stem}.jpg", tuple((f"{folder}/{{stem}}.png", label_map) for folder in labels),
         listing=f"ImageSets/{lists}/{{split}}.txt", splits=(("train", train),),
@@ -103,15 +105,18 @@ FOLDER = Layout("images/{split}/{stem}.*", (("labels/{split}/{stem}.png", "ident
 SPECS: dict[str, tuple[str, Layout]] = {
     "cityscapes": ("cityscapes", Layout(
         "leftImg8bit/{split}/{stem}_leftImg8bit.png",
-        (("gtFine/{split}/{stem}_gtFine_labelTrainIds.png", "identity"), ("gtFine/{split}/{stem}_gtFine_labelIds.png", "cityscapes_ids")),
+        (("gtFine/{split}/{stem}_gtFine_labelTrainIds.png", "identity"),
+         ("gtFine/{split}/{stem}_gtFine_labelIds.png", "cityscapes_ids")),
         nested=True)),
     "dark_zurich": ("cityscapes", Layout(
-        "rgb_anon/{split}/night/{stem}_rgb_anon.png", (("gt/{split}/night/{stem}_gt_labelTrainIds.png", "identity"),), nested=True)),
+        "rgb_anon/{split}/night/{stem}_rgb_anon.png",
+        (("gt/{split}/night/{stem}_gt_labelTrainIds.png", "identity"),), nested=True)),
     "night_driving": ("cityscapes", Layout(
         "leftImg8bit/{split}/night/{stem}_leftImg8bit.png",
         (("gtCoarse_daytime_trainvaltest/{split}/night/{stem}_gtCoarse_labelTrainIds.png", "identity"),),
         splits=(("val", ("test",)),))),
-    "ade20k": ("ade20k", Layout("images/{split}/{stem}.jpg", (("annotations/{split}/{stem}.png", "from_one"),), splits=_TRAINING)),
+    "ade20k": ("ade20k", Layout(
+        "images/{split}/{stem}.jpg", (("annotations/{split}/{stem}.png", "from_one"),), splits=_TRAINING)),
     "voc12": ("voc12", _voc(("SegmentationClass",), "Segmentation")),
     "voc12aug": ("voc12", _voc(("SegmentationClass", "SegmentationClassAug"), "Segmentation", train=("train", "aug"))),
     "pascal_context": ("pascal_context", _voc(("SegmentationClassContext",), "SegmentationContext")),
@@ -121,11 +126,13 @@ SPECS: dict[str, tuple[str, Layout]] = {
         splits=(("val", ("test",)),))),
     "coco_stuff164k": ("coco_stuff", Layout(
         "images/{split}2017/{stem}.jpg",
-        (("annotations/{split}2017/{stem}_labelTrainIds.png", "identity"), ("annotations/{split}2017/{stem}.png", "coco_stuff_ids")))),
+        (("annotations/{split}2017/{stem}_labelTrainIds.png", "identity"),
+         ("annotations/{split}2017/{stem}.png", "coco_stuff_ids")))),
     "loveda": ("loveda", _TILES),
     "potsdam": ("potsdam", _TILES),
     "vaihingen": ("potsdam", _TILES),
-    "isaid": ("isaid", Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}_instance_color_RGB.png", "identity"),))),
+    "isaid": ("isaid", Layout(
+        "img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}_instance_color_RGB.png", "identity"),))),
     "mapillary_v1_65": ("mapillary_v1_65", Layout(
         "{split}/images/{stem}.jpg", (("{split}/v1.2/labels/{stem}.png", "last_ignored"),), splits=_TRAINING)),
     "camvid": ("camvid", Layout("{split}/{stem}.png", (("{split}annot/{stem}.png", "last_ignored"),))),
@@ -184,7 +191,9 @@ def get_spec(name: str, root: str | Path = "") -> DatasetSpec:
 
 def _folder_spec(root: str | Path) -> DatasetSpec:
     if not root:
-        raise DataError("The data set 'folder' needs its folder: --config.dataset.root=DIR with images/, labels/ and classes.txt.")
+        raise DataError(
+            "The data set 'folder' needs its folder: --config.dataset.root=DIR with images/, labels/ and classes.txt."
+        )
     file = Path(root) / "classes.txt"
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; config.dataset.root must hold images/, labels/ and classes.txt.")
@@ -197,14 +206,20 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line]
     names = [name for _, name, _ in named]
     if not names:
-        raise DataError(f"{file}: holds no class; write the class names into it, one a line, the first is label value 0.")
+        raise DataError(
+            f"{file}: holds no class; write the class names into it, one a line, the first is label value 0."
+        )
     if len(names) > MAX_CLASSES:
         raise DataError(f"{file}: {len(names)} classes; at most {MAX_CLASSES} are possible.")
     for number, name, color in named:
         if names.count(name) > 1:
-            raise DataError(f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; every class needs its own name.")
+            raise DataError(
+                f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; give every class its own name."
+            )
         if color and max(color) > 255:
-            raise DataError(f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write it as '{name} 128 64 0'.")
+            raise DataError(
+                f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write it like '{name} 128 64 0'."
+            )
     palette = tuple(color or default for (_, _, color), default in zip(named, default_palette(len(names)), strict=True))
     return DatasetSpec("folder", tuple(names), palette, label_map("identity", len(names)), FOLDER)
 

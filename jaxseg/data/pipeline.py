@@ -1,9 +1,10 @@
 """Batches for training and samples for evaluation.
 
-Sample i of global batch k is a function of (seed, k, i): of nothing else, so neither the number of devices, processes and
-workers nor where a run was resumed changes what the model sees. The position is the number of the next batch.
+Sample i of global batch k is a function of (seed, k, i) and of nothing else, so neither the number of devices,
+processes and workers nor where a run was resumed changes what the model sees. The position is the next batch's number.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,15 @@ from jaxseg.data.datasets import DataError, get_spec
 from jaxseg.data.sources import Source, open_source
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image
 
-THREADS = 4  # that read ahead where config.dataset.num_workers is 0; each makes whole batches
-AHEAD = 6  # batches ready or being made, for each process
+THREADS = min(max(os.cpu_count() or 1, 2), 16)  # that read ahead where num_workers is 0; each makes whole batches
+AHEAD = THREADS + 2  # batches ready or being made
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
 class TrainBatches:
-    """Iterator of {'image' [D, B, H, W, C] uint8, 'label' [D, B, H, W] int32, 'size' [D, B, 2] int32}; see `train_batches`."""
+    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] int32, size [D, B, 2] int32}; see `train_batches`."""
 
     def __init__(self, order: Any, batches: Any, names: Sequence[str], start: int):
         self._order, self._batches, self._names = order, batches, names
@@ -52,14 +53,16 @@ class TrainBatches:
 
 
 class LoadRows:
-    """(number of the global batch, its record numbers) -> the rows [first, first + devices * B) as arrays [D, B, ...]."""
+    """(number of a global batch, its record numbers) -> the rows [first, first + devices * B) as arrays [D, B, ...]."""
 
     def __init__(self, source: Source, augment: Augment, *, seed: int, first: int, devices: int, rows: int):
         self.source, self.augment, self.seed = source, augment, seed
         self.first, self.devices, self.rows = first, devices, rows
 
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
-        cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
+        cv2.setNumThreads(
+            1
+        )  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, 3), np.uint8),
@@ -98,8 +101,10 @@ def train_batches(
     batches = order.map_with_index(load)[start:]
     if data.num_workers:
         _parse_flags()
-        options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=max(AHEAD // data.num_workers, 2))
-        iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+        options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=2)
+        iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(
+            options
+        )
     else:
         iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
     return TrainBatches(order, iterable, source.names, start)
@@ -116,14 +121,16 @@ def _parse_flags() -> None:
 def check_channels(data: ConfigDict) -> None:
     """DataError unless config.dataset asks for what can be read."""
     if data.channels != 3:
-        raise DataError(f"config.dataset.channels={data.channels}: images are read as RGB, 3 channels; grey ones are repeated.")
+        raise DataError(
+            f"config.dataset.channels={data.channels}: images are read as RGB, 3 channels; grey ones are repeated."
+        )
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------
 
 
 class EvalSamples(Sequence):
-    """Random access to {'image' [h, w, C] uint8, 'label' [H, W] int32, 'name'}; read when asked for. See `eval_samples`."""
+    """Random access to {image [h, w, C] uint8, label [H, W] int32, name}, read when asked for; see `eval_samples`."""
 
     def __init__(self, source: Source, spec: Any, resize: Sequence[int]):
         self._source, self.spec, self._resize = source, spec, tuple(resize)
@@ -162,7 +169,7 @@ def evaluated(config: ConfigDict) -> tuple[Any, str]:
     spec = get_spec(config.eval.dataset, config.eval.root)
     if spec.num_classes != trained.num_classes:
         raise DataError(
-            f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name '{trained.name}' has "
-            f"{trained.num_classes}; evaluate on a data set with the same classes."
+            f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name '{trained.name}' "
+            f"has {trained.num_classes}; evaluate on a data set with the same classes."
         )
     return spec, config.eval.root

@@ -21,16 +21,16 @@ import numpy as np
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 PALETTE = ((70, 70, 70), (230, 85, 80), (75, 145, 230), (245, 195, 60), (170, 95, 205), (60, 185, 135), (245, 145, 60))
 SPLITS = {"train": 1000, "val": 100}
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SIZE = 96
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
 SMOOTH = 4  # supersampling of the outlines
-RADIUS = (13.0, 25.0)
+RADIUS = (15.0, 26.0)
 
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
-# --- Outlines: polygons [N, 2] around 0 whose farthest point is about 1 away -------------------------------------------
+# --- Outlines: polygons [N, 2] around 0 whose farthest point is about 1 away ------------------------------------------
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -117,9 +117,9 @@ def _color(rng: np.random.Generator) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
-def _unlike(rng: np.random.Generator, other: np.ndarray, distance: float = 110.0) -> np.ndarray:
+def _unlike(rng: np.random.Generator, other: np.ndarray, distance: float = 180.0) -> np.ndarray:
     """A random colour that is told apart from `other`."""
-    return max((_color(rng) for _ in range(3)), key=lambda c: min(float(np.abs(c - other).sum()), distance))
+    return max((_color(rng) for _ in range(5)), key=lambda c: min(float(np.abs(c - other).sum()), distance))
 
 
 def _surface(rng: np.random.Generator, base: np.ndarray, contrast: float) -> np.ndarray:
@@ -129,7 +129,7 @@ def _surface(rng: np.random.Generator, base: np.ndarray, contrast: float) -> np.
     y = (_Y - SIZE / 2) * np.float32(np.cos(angle)) - (_X - SIZE / 2) * np.float32(np.sin(angle))
     texture = TEXTURES[rng.integers(len(TEXTURES))](x, y, np.float32(period), rng)
     toward = np.float32(255) if base.mean() < 128 else np.float32(0)
-    other = base + (toward - base) * np.float32(contrast) + rng.uniform(-20, 20, 3).astype(np.float32)
+    other = base + (toward - base) * np.float32(contrast) + rng.uniform(-12, 12, 3).astype(np.float32)
     return base + texture[..., None] * (other - base)
 
 
@@ -140,9 +140,9 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Scene `index` of a split: (image uint8 [SIZE, SIZE, 3] RGB, label uint8 [SIZE, SIZE])."""
     rng = np.random.default_rng((list(SPLITS).index(split), index, 20))
     ground = _color(rng)
-    image = _surface(rng, ground, rng.uniform(0.1, 0.35))
+    image = _surface(rng, ground, rng.uniform(0.05, 0.2))
     label = np.zeros((SIZE, SIZE), np.uint8)
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(1, 4)):
         _draw_clutter(image, rng, ground)
     centers: list[np.ndarray] = []
     for _ in range(rng.integers(3, 6)):
@@ -155,7 +155,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         inside = _coverage(*polygons)
         _paint(image, inside, rng, ground)
         label[inside > 0.5] = kind
-    image += rng.normal(0, rng.uniform(1, 5), image.shape).astype(np.float32)
+    image += rng.normal(0, rng.uniform(1, 4), image.shape).astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
@@ -172,7 +172,7 @@ def _paint(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator, grou
     shadow = cv2.GaussianBlur(inside, (0, 0), 1.5)
     shadow = np.roll(shadow, (1, 1), (0, 1)) * (1 - inside)
     image *= 1 - np.float32(0.35) * shadow[..., None]
-    surface = _surface(rng, _unlike(rng, ground), rng.uniform(0.15, 0.6))
+    surface = _surface(rng, _unlike(rng, ground), rng.uniform(0.1, 0.35))
     image += inside[..., None] * (surface - image)
 
 
@@ -217,7 +217,9 @@ def _builder(data_dir: Path) -> Any:
                         "label": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
                     }
                 )
-                return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features, disable_shuffling=True)
+                return tfds.core.DatasetInfo(
+                    builder=self, description=self.__doc__, features=features, disable_shuffling=True
+                )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
                 return {split: self._generate_examples(split) for split in SPLITS}
@@ -233,7 +235,8 @@ def _builder(data_dir: Path) -> Any:
 def prepare(folder: Path) -> Path:
     """Write the data set below `folder` unless it is there; returns the folder of its files.
 
-    It appears by one rename, so a killed start leaves nothing half-read; of several processes one writes, the others wait.
+    It appears by one rename, so a killed start leaves nothing half-read; of several processes one writes while the
+    others wait.
     """
     final = folder / "shapes" / VERSION
     if final.is_dir():

@@ -1,13 +1,12 @@
 """Reading: find image/label pairs, decode them, apply the label map. Whatever is wrong is a DataError naming the file.
 
-A source has len, `names` (file stems), `read(i)` -> (image uint8 [H, W, 3] RGB, label uint8 [H, W] of class ids and 255)
+A source has len, `names` (file stems), `read(i)` -> (image uint8 [H, W, 3] RGB, label uint8 [H, W] of classes and 255)
 and `shape(i)` -> (H, W). Images are read with OpenCV; labels with Pillow, since OpenCV turns palette ids into colours.
 An image's EXIF orientation is applied: its label is drawn on the picture as people see it.
 """
 
 import dataclasses
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,11 @@ from PIL import Image, UnidentifiedImageError
 from jaxseg.cache import cache_dir
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, Layout, label_map
 
-log = logging.getLogger(__name__)
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 UNKNOWN = 254  # what ids outside the label map become, until they are reported
 EXIF_ORIENTATION = 0x0112
+MEND_IMAGE = "it is damaged or of an unknown format: replace it, or remove it and its label"
+MEND_LABEL = "it is damaged: replace it, or remove it and its image"
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
@@ -53,7 +52,8 @@ class Pair:
 def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     """Every image of a split with its label, by name. Raises DataError if there is none or a label is missing."""
     if not root:
-        raise DataError(f"The data set '{spec.name}' needs its folder: --config.dataset.root=DIR (config.eval.root for config.eval.dataset).")
+        hint = "--config.dataset.root=DIR (--config.eval.root for config.eval.dataset)"
+        raise DataError(f"The data set '{spec.name}' needs its folder: {hint}.")
     root, layout, pairs = Path(root), spec.layout, []
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set config.dataset.root to where the data set '{spec.name}' lies.")
@@ -62,7 +62,6 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
         if not images:
             raise DataError(_nothing_found(root, layout, split, part))
         pairs += [Pair(stem, image, *_find_label(root, layout, part, stem, image)) for stem, image in images.items()]
-        _tell_unused(root, layout, part, images)
     return pairs
 
 
@@ -88,7 +87,9 @@ def _find_images(root: Path, layout: Layout, part: str) -> dict[str, Path]:
             continue
         stem = str(file.relative_to(folder))[: -len(ending)]
         if stem in found:
-            raise DataError(f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them.")
+            raise DataError(
+                f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them."
+            )
         found[stem] = file
     return found
 
@@ -99,14 +100,17 @@ def _nothing_found(root: Path, layout: Layout, split: str, part: str) -> str:
     folder = (root / pattern).parent
     known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
     if not folder.is_dir() and not layout.nested:
-        return f"{folder}: no such folder; put the images of split '{split}' there, or name another split in config.dataset.{{train,val}}_split."
+        setting = "config.dataset.train_split or val_split"
+        return f"{folder}: no such folder; put the images of split '{split}' there, or set {setting}."
     present = sorted(file.name for file in folder.glob("*") if not file.name.startswith("."))[:3]
     there = f"it holds {', '.join(present)}, ... " if present else "it is empty"
     return f"{folder}: no image of split '{split}' there ({there.strip()}); expected files {known}."
 
 
 def _find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -> tuple[Path, str]:
-    candidates = [(root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels]
+    candidates = [
+        (root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels
+    ]
     for file, ids in candidates:
         if file.is_file():
             return file, ids
@@ -116,14 +120,18 @@ def _find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -
     raise DataError(f"{image}: its label {wanted} is missing; add it, or take the image out.{hint}")
 
 
-def _tell_unused(root: Path, layout: Layout, part: str, images: Mapping[str, Path]) -> None:
-    """Warn of labels without an image in a `folder`: harmless for training, but often a sign of misnamed images."""
-    if not layout.images.endswith(".*"):
-        return
-    prefix, suffix = layout.labels[0][0].replace("{split}", part).split("{stem}")
-    unused = [file for file in sorted((root / prefix).glob(f"*{suffix}")) if file.name[: -len(suffix)] not in images]
-    if unused:
-        log.warning("%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1)
+def unused_labels(spec: DatasetSpec, root: str | Path, split: str) -> list[Path]:
+    """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
+    if spec.layout is None or not spec.layout.images.endswith(".*"):
+        return []
+    used = {pair.label for pair in find_pairs(spec, root, split)}
+    folders = {label.parent for label in used}
+    return sorted(
+        file
+        for folder in folders
+        for file in folder.glob("*.png")
+        if file not in used and not file.name.startswith(".")
+    )
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------
@@ -138,11 +146,13 @@ def decode_image(data: bytes, file: str | Path) -> np.ndarray:
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-256:]:
         inspect_image(data, file, load=True)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
+        image = (
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
+        )
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{file}: cannot be read as an image ({len(data)} bytes); it is damaged or of an unknown format: replace or remove it.")
+        raise DataError(f"{file}: cannot be read as an image ({len(data)} bytes); {MEND_IMAGE}.")
     if image.dtype != np.uint8:
         raise DataError(f"{file}: an image of {image.dtype}, more than 8 bits a channel; save it with 8 bits.")
     return image
@@ -162,7 +172,7 @@ def inspect_image(data: bytes | Path, file: str | Path, *, load: bool = False) -
             if load:
                 image.load()
     except UNREADABLE as error:
-        raise DataError(f"{file}: cannot be read as an image ({_reason(error)}); it is damaged or of an unknown format: replace or remove it.") from None
+        raise DataError(f"{file}: cannot be read as an image ({_reason(error)}); {MEND_IMAGE}.") from None
     if mode in ("I", "F") or mode.startswith("I;"):
         raise DataError(f"{file}: an image of mode {mode}, more than 8 bits a channel; save it with 8 bits.")
     return size
@@ -178,17 +188,17 @@ def decode_label(data: bytes, file: str | Path) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             mode, ids = image.mode, np.asarray(image)
     except UNREADABLE as error:
-        raise DataError(f"{file}: cannot be read as a label ({_reason(error)}); it is damaged: replace it, or remove it and its image.") from None
+        raise DataError(f"{file}: cannot be read as a label ({_reason(error)}); {MEND_LABEL}.") from None
     if ids.ndim != 2 or mode == "F":
         raise DataError(
-            f"{file}: a label of mode {mode}, not one class id a pixel; save it as a single-channel or palette PNG whose "
-            "values are class numbers, from 0 in the order of the classes (255: ignore)."
+            f"{file}: a label of mode {mode}, not one class id a pixel; save it as a single-channel or palette "
+            "PNG whose values are class numbers, from 0 in the order of the classes (255: ignore)."
         )
     return ids if ids.dtype == np.uint8 else ids.astype(np.uint8 if ids.dtype == bool else np.int32)
 
 
 def map_label(ids: np.ndarray, table: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of raw ids; `table` is from `make_table`. DataError names an unknown id and where it is."""
+    """Class ids uint8 [H, W] of raw ids; `table` is from `make_table`. DataError tells where an id is unknown."""
     if ids.dtype == np.uint8:
         label = cv2.LUT(ids, table)
     else:
@@ -201,11 +211,11 @@ def map_label(ids: np.ndarray, table: np.ndarray, spec: DatasetSpec, file: str |
     value = int(ids[row, column])
     count, others = int((ids == value).sum()), sorted({int(v) for v in np.unique(ids[wrong])} - {value})
     more = f" (and other such values: {', '.join(map(str, others[:8]))})" if others else ""
-    last = spec.num_classes - 1
     raise DataError(
-        f"{file}: label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of the {spec.num_classes} "
-        f"classes nor {IGNORE} (ignore). Classes are 0 ('{spec.classes[0]}') to {last} ('{spec.classes[last]}') of '{spec.name}'; "
-        "change the value, to 255 if it is to be ignored, or list its class."
+        f"{file}: label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of "
+        f"the {spec.num_classes} classes nor {IGNORE} (ignore). Classes of '{spec.name}' are {min(spec.label_map)} to "
+        f"{max(spec.label_map)}: '{spec.classes[0]}' ... '{spec.classes[-1]}'; change the value, to 255 if it is to be "
+        "ignored, or list its class."
     )
 
 
@@ -221,8 +231,9 @@ def check_sizes(image: tuple[int, int], label: tuple[int, int], image_file: str 
     """DataError unless image and label are equally large."""
     if tuple(image) != tuple(label):
         raise DataError(
-            f"{image_file} is {image[1]}x{image[0]} (width x height) but its label {label_file} is {label[1]}x{label[0]}; "
-            "make them equally large (resize labels with nearest neighbour only), and mind EXIF orientation, which is applied."
+            f"{image_file} is {image[1]}x{image[0]} (width x height) but its label {label_file} is "
+            f"{label[1]}x{label[0]}; make them equally large (resize labels with nearest neighbour only), and mind EXIF "
+            "orientation, which is applied."
         )
 
 
@@ -252,7 +263,9 @@ class Files:
 
     def read_label(self, index: int) -> np.ndarray:
         pair = self.pairs[index]
-        return map_label(decode_label(_read_bytes(pair.label), pair.label), self._tables[pair.ids], self.spec, pair.label)
+        return map_label(
+            decode_label(_read_bytes(pair.label), pair.label), self._tables[pair.ids], self.spec, pair.label
+        )
 
     def shape(self, index: int) -> tuple[int, int]:
         return inspect_image(self.pairs[index].image, self.pairs[index].image)

@@ -51,7 +51,9 @@ def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.
 # --- Random transforms ------------------------------------------------------------------------------------------------
 
 
-def random_target(rng: np.random.Generator, size: tuple[int, int], target: Sequence[int], ratio_range: Sequence[float]) -> tuple[int, int]:
+def random_target(
+    rng: np.random.Generator, size: tuple[int, int], target: Sequence[int], ratio_range: Sequence[float]
+) -> tuple[int, int]:
     """(long, short) times one ratio uniform in the range; (0, 0) stands for the image's own size (H, W)."""
     target = target if any(target) else (max(size), min(size))
     low, high = ratio_range
@@ -59,7 +61,9 @@ def random_target(rng: np.random.Generator, size: tuple[int, int], target: Seque
     return max(int(target[0] * ratio), 1), max(int(target[1] * ratio), 1)
 
 
-def random_crop(rng: np.random.Generator, label: np.ndarray, crop_size: Sequence[int], cat_max_ratio: float = 1.0) -> tuple[slice, slice]:
+def random_crop(
+    rng: np.random.Generator, label: np.ndarray, crop_size: Sequence[int], cat_max_ratio: float = 1.0
+) -> tuple[slice, slice]:
     """(rows, columns) of a crop of at most `crop_size`.
 
     With cat_max_ratio < 1, up to ten more boxes are tried until one holds two classes or more and none of them fills
@@ -81,7 +85,7 @@ def random_crop(rng: np.random.Generator, label: np.ndarray, crop_size: Sequence
 
 
 def is_mixed(label: np.ndarray, cat_max_ratio: float) -> bool:
-    """Whether a label uint8 [H, W] holds at least two classes, none of them filling `cat_max_ratio` of the pixels that count."""
+    """Whether a label uint8 [H, W] holds two classes or more, none filling `cat_max_ratio` of the pixels not 255."""
     counts = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE])  # 255 is left out
     return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio
 
@@ -133,7 +137,7 @@ def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.n
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a sample; the fields are those of config.dataset. Everything at its neutral value: a crop."""
+    """What training does to a sample; the fields are those of config.dataset. By default only a crop."""
 
     crop_size: tuple[int, int]
     resize: tuple[int, int] = (0, 0)
@@ -142,7 +146,9 @@ class Augment:
     flip: float = 0.0
     photometric: bool = False
 
-    def __call__(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    def __call__(
+        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """(image uint8 [*crop_size, 3], label uint8 [*crop_size], size (H, W) before padding)."""
         target = random_target(rng, label.shape, self.resize, self.ratio_range)
         label = resize_label(label, target)

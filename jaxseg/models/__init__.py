@@ -45,7 +45,8 @@ from jaxseg.models.heads.point import PointHead
 from jaxseg.models.heads.psa import PSAHead
 from jaxseg.models.heads.psp import PSPHead
 from jaxseg.models.heads.uper import UPerHead
-from jaxseg.models.layers import Initializer, Layers, recording
+from jaxseg.models.initializers import Initializer, recording
+from jaxseg.models.layers import Layers
 from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import TORCH, ZEROS, ConvNormAct, Initializer, Layers
+from jaxseg.models.initializers import TORCH, ZEROS, Initializer
+from jaxseg.models.layers import ConvNormAct, Layers
 
 SMALL = Initializer("normal", 0.01)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import KAIMING, ZEROS, Layers, PReLU, avg_pool
+from jaxseg.models.initializers import KAIMING, ZEROS
+from jaxseg.models.layers import Layers, PReLU, avg_pool
 
 
 class ContextGuidedBlock(nn.Module):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import attend, flatten_positions, project
-from jaxseg.models.layers import ZEROS, Layers, adaptive_avg_pool
+from jaxseg.models.initializers import ZEROS
+from jaxseg.models.layers import Layers, adaptive_avg_pool
 
 
 class PyramidAttention(nn.Module):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import exact_einsum, flatten_positions
-from jaxseg.models.layers import Initializer, Layers
+from jaxseg.models.initializers import Initializer
+from jaxseg.models.layers import Layers
 
 
 def _unit(x: jax.Array) -> jax.Array:

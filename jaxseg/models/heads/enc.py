@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import exact_einsum, flatten_positions
-from jaxseg.models.layers import TORCH, Initializer, Layers
+from jaxseg.models.initializers import TORCH, Initializer
+from jaxseg.models.layers import Layers
 
 
 class Encoding(nn.Module):

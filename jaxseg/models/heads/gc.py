@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import between_convs, exact_einsum, flatten_positions, project
-from jaxseg.models.layers import ONES, ZEROS, Initializer, Layers
+from jaxseg.models.initializers import ONES, ZEROS, Initializer
+from jaxseg.models.layers import Layers
 
 
 class ChannelNorm(nn.Module):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import KAIMING, ZEROS, Initializer, Layers, sample_keys
+from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
+from jaxseg.models.layers import Layers, sample_keys
 
 
 def _positions(points: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:

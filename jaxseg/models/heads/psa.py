@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import KAIMING, Layers, convolve, resize_bilinear
+from jaxseg.models.initializers import KAIMING
+from jaxseg.models.layers import Layers, convolve, resize_bilinear
 
 
 def relative_to_absolute(scores: jax.Array, centre: int) -> jax.Array:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from jaxseg.models.layers import XAVIER, Layers, resize_nearest
+from jaxseg.models.initializers import XAVIER
+from jaxseg.models.layers import Layers, resize_nearest
 
 
 class FPN(nn.Module):
