@@ -6,7 +6,7 @@ A file in configs/ states one method's facts and calls `experiment`. Hyper-param
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,12 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     recipe = "_".join(parts)
     try:
         if backbones:
-            choose(backbones, backbone, f"backbone in '{text}'")
+            choose(backbones, backbone, "backbone")
         if recipe:
-            choose(dict.fromkeys(RECIPES), recipe, f"recipe in '{text}'")
-        choose(DATASETS, found["dataset"], f"data set in '{text}'")
+            choose(dict.fromkeys(RECIPES), recipe, "recipe" if backbones else f"recipe ({method} brings its own backbone)")
+        choose(DATASETS, found["dataset"], "data set")
     except ValueError as error:
-        raise ConfigError(f"{str(error).split(' Known:')[0]}\n{grammar()}") from None
+        raise ConfigError(f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}") from None
     if d6 and method != "fcn":
         raise ConfigError(f"'d6' in '{text}' is a variant of fcn, not of {method}.")
     crop_size, steps = (int(found["h"]), int(found["w"])), int(found["k"]) * 1000
@@ -325,17 +325,23 @@ def _folder() -> Path:
     return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
 
 
+def load_builder(file: Path) -> Callable[..., ml_collections.ConfigDict]:
+    """`get_config` of a config file."""
+    spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
 def get_experiment(name: str) -> ml_collections.ConfigDict:
     """The config of '<file in configs>_<variant>', e.g. 'pspnet_r50-d8_512x1024_40k_cityscapes'."""
     files = sorted((p.stem for p in _folder().glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
         choose(dict.fromkeys(files), name.split("_")[0], "method")
-    spec = importlib.util.spec_from_file_location(f"configs.{method}", _folder() / f"{method}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     variant = name[len(method) + 1 :]
-    return module.get_config(variant) if variant else module.get_config()
+    get_config = load_builder(_folder() / f"{method}.py")
+    return get_config(variant) if variant else get_config()
 
 
 def published_models() -> list[str]:

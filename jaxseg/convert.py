@@ -26,7 +26,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 COUNTERS = "num_batches_tracked"  # PyTorch's batch counters, which nothing reads
 LISTED = 20  # names that an error lists of each kind
 # ANN's second block has one projection for keys and queries, which PyTorch lists under both names: (as queries, as keys).
-SHARED = (re.compile(r"(\.context\.stages\.\d+\.)query_project\."), re.compile(r"(\.context\.stages\.\d+\.)key_project\."))
+SHARED = (re.compile(r"((?:^|\.)context\.stages\.\d+\.)query_project\."), re.compile(r"((?:^|\.)context\.stages\.\d+\.)key_project\."))
 
 # Spellings of other times and programs -> MMSegmentation 1.x's. The published 0.x files of these 25 methods need none of
 # them: 1.x loads those files under the same names.

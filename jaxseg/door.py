@@ -4,6 +4,7 @@ An error is the user's if jaxseg raised it (a ValueError of ours says what to ch
 us is a bug and keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
 """
 
+import inspect
 import logging
 import os
 import re
@@ -77,22 +78,51 @@ def _parse(argv: list[str]) -> list[str]:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         _stop(str(cause or error))
-    except (AttributeError, KeyError) as error:  # an override of a field that the config does not have
-        _stop(f"the config has no such field: {error.args[0] if error.args else error}")
+    except (AttributeError, KeyError):  # an override of a field that the config does not have
+        _stop(_unknown_field(argv))
+
+
+def _given_config(argv: list[str]) -> tuple[Path, str] | None:
+    """(file, variant) that --config names, None without it."""
+    pairs = (arg.partition("=")[::2] if "=" in arg else (arg, value) for arg, value in zip(argv, [*argv[1:], ""]))
+    value = next((value for name, value in pairs if name in ("--config", "-config")), None)
+    file, _, variant = (value or "").partition(":")
+    return (Path(file), variant) if file else None
+
+
+def _unknown_field(argv: list[str]) -> str:
+    """Which override names no field of the config, and what there is in its place."""
+    from jaxseg.config import load_builder
+    from jaxseg.models import choose
+
+    file, variant = _given_config(argv)
+    for arg in argv:
+        found = re.match(r"--?config\.([^=]+)", arg)
+        config, path = load_builder(file)(*filter(None, [variant])), "config"
+        for key in found[1].split(".") if found else ():
+            try:
+                choose(dict.fromkeys(config.keys()), key, f"field of {path}")
+            except ValueError as error:
+                return f"{arg}: {error}"
+            config, path = config[key], f"{path}.{key}"
+            if not hasattr(config, "keys"):
+                break
+    return "an override names a field that the config does not have"
 
 
 def _require_variant(argv: list[str], grammar: str) -> None:
     """Stop with the grammar unless argv gives a config, with its variant if the file takes one."""
-    given = next((value for arg, value in zip(argv, [*argv[1:], ""]) if arg in ("--config", "-config")), None)
-    given = next((arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)), given)
+    from jaxseg.config import load_builder
+
+    given = _given_config(argv)
     if given is None:
         _stop(f"give --config=configs/FILE.py:VARIANT\n\n{grammar}")
-    path, colon, _ = given.partition(":")
-    if not Path(path).is_file():
-        _stop(f"--config={given}: there is no file {path!r}; the methods are the files of configs/")
-    default = re.search(r"def get_config\(\s*\w+[^=)]*=\s*[\"']([^\"']+)", Path(path).read_text())
-    if default and not colon:
-        _stop(f"{path} needs a variant, for example --config={path}:{default[1]}\n\n{grammar}")
+    file, variant = given
+    if not file.is_file():
+        _stop(f"--config={file}: there is no such file; the methods are the files of configs/")
+    parameter = inspect.signature(load_builder(file)).parameters.get("variant")
+    if parameter and not variant:
+        _stop(f"{file} needs a variant, for example --config={file}:{parameter.default}\n\n{grammar}")
 
 
 def _is_users(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxseg.models import choose
+from jaxseg.models.heads.point import sample_nearest
 from jaxseg.models.layers import per_channel, resize_bilinear
 
 IGNORE = 255

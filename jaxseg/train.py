@@ -1,99 +1,27 @@
-"""Training: the step that every device runs, the loop around it, and `train(config, workdir)`, which does it all."""
+"""Training: the loop around `train_step`, and `train(config, workdir)`, which does it all."""
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state
-from jaxseg.models.layers import normalize
+from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.precision import NonFiniteError
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
+from jaxseg.train_step import AXIS, make_step
+from jaxseg.train_step import train_step as train_step  # part of this room, though not called here
 
-AXIS = "batch"
 IN_FLIGHT = 2  # steps the host may run ahead of the devices
 PICTURES = 8  # how many predictions an evaluation draws
 PATIENCE = 50  # overflowing float16 steps in a row that are no longer bad luck
-
-
-def train_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: Any,
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    policy: precision.Policy,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step on one device's part of the batch, under pmap with the axis 'batch'; pure.
-
-    batch: image [B, H, W, C] uint8, label [B, H, W] int32, size [B, 2] int32. The new state is equal on every device,
-    so are the metrics (float32 scalars). With float16 an overflow leaves all but `step` and `loss_scale` as it was.
-    """
-    images = normalize(batch["image"], mean, std, batch["size"])
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)  # layers fold the sample's number in
-    scale = state.loss_scale.scale
-
-    def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
-        (logits, out), mutated = model.apply(
-            {"params": params, **state.model_state}, images, train=True,
-            mutable=list(state.model_state), rngs={"dropout": key, "points": key},
-        )  # fmt: skip
-        value, parts = loss(logits, out, batch["label"])
-        return value * scale, (value, parts, mutated)
-
-    # The loss is already that of the global batch, and the transpose of its psum sums the devices' equal cotangents: what
-    # each device gets is D times its share of the gradient, so the mean over devices, not the sum, is the gradient.
-    gradients, (value, parts, model_state) = jax.grad(scaled_loss, has_aux=True)(state.params)
-    # Statistics and loss are equal on all devices but for what selects per device (OHEM); out_axes=None needs them equal.
-    gradients, value, parts, model_state = jax.lax.pmean((gradients, value, parts, model_state), AXIS)
-    gradients = jax.tree.map(lambda g: g / scale, gradients) if policy.scaled else gradients
-    norm = optax.tree.norm(gradients)
-    rate = schedule(state.step - state.loss_scale.total_skipped)  # the optimiser's own count stands still on overflow
-    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate)
-    if policy.scaled:
-        finite &= precision.all_finite(model_state) if jax.tree.leaves(model_state) else True
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-    if policy.scaled:
-        old = (state.params, state.model_state, state.opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    loss_scale = precision.adjust(state.loss_scale, finite, policy)
-    metrics = {"loss": value, "lr": rate, "grad_norm": norm, "scale": scale, "finite": finite, "skipped": loss_scale.skipped}
-    metrics |= {f"loss_{name}": part for name, part in parts.items()}
-    params, model_state, opt_state = new
-    state = state.replace(
-        step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, loss_scale=loss_scale
-    )
-    return state, jax.tree.map(jnp.float32, metrics)
-
-
-def make_step(devices: Sequence[jax.Device] | None = None, **pieces: Any) -> Callable:
-    """`train_step` with its `pieces` over `devices` (default: all): (state, batch [D, B, ...]) -> (state, metrics [D])."""
-    step = jax.pmap(
-        functools.partial(train_step, **pieces), axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0),
-        donate_argnums=0, devices=devices,
-    )  # fmt: skip
-
-    def call(state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
-        with pieces["policy"].matmul_precision():
-            return step(state, batch)
-
-    return call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +206,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def _advice(config: ConfigDict, fresh: bool) -> str:
     if not fresh or config.init_from or not config.get("pretrained", ""):
         return ""
-    return f"starting from random weights; the published run began with {config.pretrained} (give such a file as --config.init_from)"
+    name = next((name for name in zoo.IMAGENET if config.pretrained.rpartition("/")[2].startswith(name)), "")
+    fetch = f"; python scripts/convert_mmseg.py --download={name} fetches it" if name else ""
+    return f"starting from random weights; the published run began with {config.pretrained} (give the file as --config.init_from{fetch})"
 
 
 def _finish(workdir: Path, assess: Callable, progress: Progress, best: int) -> dict[str, Any]:

@@ -91,28 +91,41 @@ def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:
     if not path.exists():
         raise ValueError(f"config.init_from={source!r} does not exist; give a workdir, a checkpoint or a weight file")
     if path.suffix in WEIGHT_FILES:
-        from jaxseg import convert
+        return _load_weights(variables, source)
+    from jaxseg import checkpoint
 
-        weights = convert.read_state_dict(source)
-        if not any(name.startswith("backbone.") for name in weights):  # a bare backbone, as ImageNet weights come
-            weights = {f"backbone.{name}": value for name, value in weights.items()}
-        merged, found = convert.to_variables(weights, variables)
-        report = InitReport(*(sorted(getattr(found, field)) for field in InitReport._fields))
-    else:
-        from jaxseg import checkpoint
-
-        merged, report = merge(variables, checkpoint.load_variables(source)[1])
+    merged, report = merge(variables, checkpoint.load_variables(source)[1])
     _require_backbone(report, source)
     return merged, report
 
 
+def _load_weights(variables: Mapping, source: str) -> tuple[dict, InitReport]:
+    """`load_initial` of a PyTorch file: a whole model's, or a bare backbone's as ImageNet weights come."""
+    from jaxseg import convert
+
+    weights = convert.current_names(convert.read_state_dict(source))
+    if any(name.startswith("decode_head.") for name in weights):
+        merged, found = convert.to_variables(weights, variables)
+        report = InitReport(*(sorted(getattr(found, field)) for field in InitReport._fields))
+        _require_backbone(report, source)
+        return merged, report
+    try:
+        merged, found = convert.load_backbone(weights, variables)
+    except ValueError as error:
+        raise ValueError(f"config.init_from={source!r} does not match config.model.backbone. {error}") from error
+    names = [convert.torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    return merged, InitReport(sorted(found.loaded), sorted(set(names) - set(found.loaded)), [], sorted(found.unused))
+
+
 def _require_backbone(report: InitReport, source: str) -> None:
     # Paths are 'params/backbone/...' for our own checkpoints and 'backbone.conv1.weight' for PyTorch's.
-    wrong = [path for path in (*report.missing, *report.mismatched) if path.startswith("backbone.") or "backbone" in path.split("/")]
+    # Unused ones count too: a ResNet-18 would find all it has in a ResNet-34.
+    suspects = (*report.missing, *report.mismatched, *report.unused)
+    wrong = [path for path in suspects if path.startswith("backbone.") or "backbone" in path.split("/")]
     if wrong or not report.loaded:
         listing = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         unused = f"; {len(report.unused)} entries of the file are unused ({', '.join(report.unused[:3])})" if report.unused else ""
-        problem = f"{len(wrong)} backbone variables are absent or of another shape ({listing})" if wrong else "nothing in it fits this model"
+        problem = f"{len(wrong)} variables of the backbone are on one side only or of another shape ({listing})" if wrong else "nothing in it fits this model"
         raise ValueError(f"config.init_from={source!r} does not match config.model.backbone: {problem}{unused}")
 
 

@@ -119,7 +119,7 @@ def test_init_from_loads_what_fits_and_insists_on_the_backbone(tmp_path):
     table = train_state.format_report(report, str(tmp_path))
     assert "re-initialised (other shape)     1  head/kernel" in table
     fresh["params"]["backbone"]["kernel"] = np.zeros((7, 3))
-    with pytest.raises(ValueError, match=r"does not match config.model.backbone: 1 backbone variables .*params/backbone/kernel"):
+    with pytest.raises(ValueError, match=r"does not match config.model.backbone: 1 variables .*params/backbone/kernel"):
         train_state.load_initial(fresh, str(tmp_path))
     with pytest.raises(ValueError, match="does not exist"):
         train_state.load_initial(fresh, str(tmp_path / "no.pth"))
@@ -137,7 +137,7 @@ def test_init_from_a_weight_file_of_a_bare_backbone(tmp_path):
     assert np.all(merged["params"]["backbone"]["conv1"]["kernel"] == 1) and np.all(merged["batch_stats"]["backbone"]["bn1"]["mean"] == 1)
     assert report.missing == ["decode_head.conv_seg.bias"] and report.unused == ["backbone.fc.weight"]
     fresh["params"]["backbone"]["conv2"] = {"kernel": np.zeros((1, 1, 8, 8))}
-    with pytest.raises(ValueError, match="does not match config.model.backbone: .*backbone.conv2.weight"):
+    with pytest.raises(ValueError, match=r"(?s)does not match config.model.backbone.*backbone.conv2.weight"):
         train_state.load_initial(fresh, str(tmp_path / "r.npz"))
 
 

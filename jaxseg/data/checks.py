@@ -46,7 +46,7 @@ def spread(count: int, samples: int) -> list[int]:
 
 
 def check_pairs(source: Files, indices: Iterable[int], split: str) -> None:
-    """Check these pairs of a source, then what their labels hold together. Raises the DataError of the first in order."""
+    """Check these pairs of a source, then what their labels hold together. Raises the first pair's DataError."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         futures = [pool.submit(partial(check_pair, source), index) for index in indices]
         try:
@@ -77,6 +77,6 @@ def _check_values(spec: DatasetSpec, present: set[int], source: Files, split: st
         )
     if present == {0, IGNORE}:
         raise DataError(
-            f"{folder}: the labels of split '{split}' hold only 0 and {IGNORE}, e.g. {first}, and {IGNORE} means ignore, "
-            f"so only '{spec.classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class."
+            f"{folder}: the labels of split '{split}' hold only 0 and {IGNORE}, e.g. {first}, and {IGNORE} means "
+            f"ignore, so only '{spec.classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class."
         )

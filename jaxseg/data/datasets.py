@@ -214,11 +214,11 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     for number, name, color in named:
         if names.count(name) > 1:
             raise DataError(
-                f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; give every class its own name."
+                f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; names must differ."
             )
         if color and max(color) > 255:
             raise DataError(
-                f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write it like '{name} 128 64 0'."
+                f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write '{name} 128 64 0'."
             )
     palette = tuple(color or default for (_, _, color), default in zip(named, default_palette(len(names)), strict=True))
     return DatasetSpec("folder", tuple(names), palette, label_map("identity", len(names)), FOLDER)

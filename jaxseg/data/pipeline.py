@@ -24,7 +24,7 @@ AHEAD = THREADS + 2  # batches ready or being made
 
 
 class TrainBatches:
-    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] int32, size [D, B, 2] int32}; see `train_batches`."""
+    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] int32, size [D, B, 2] int32}: `train_batches`."""
 
     def __init__(self, order: Any, batches: Any, names: Sequence[str], start: int):
         self._order, self._batches, self._names = order, batches, names
@@ -169,7 +169,7 @@ def evaluated(config: ConfigDict) -> tuple[Any, str]:
     spec = get_spec(config.eval.dataset, config.eval.root)
     if spec.num_classes != trained.num_classes:
         raise DataError(
-            f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name '{trained.name}' "
-            f"has {trained.num_classes}; evaluate on a data set with the same classes."
+            f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name "
+            f"'{trained.name}' has {trained.num_classes}; evaluate on a data set with the same classes."
         )
     return spec, config.eval.root

@@ -21,11 +21,11 @@ import numpy as np
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 PALETTE = ((70, 70, 70), (230, 85, 80), (75, 145, 230), (245, 195, 60), (170, 95, 205), (60, 185, 135), (245, 145, 60))
 SPLITS = {"train": 1000, "val": 100}
-VERSION = "1.1.0"
+VERSION = "1.3.0"
 SIZE = 96
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
 SMOOTH = 4  # supersampling of the outlines
-RADIUS = (15.0, 26.0)
+RADIUS = (17.0, 27.0)
 
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
@@ -145,7 +145,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(rng.integers(1, 4)):
         _draw_clutter(image, rng, ground)
     centers: list[np.ndarray] = []
-    for _ in range(rng.integers(3, 6)):
+    for _ in range(rng.integers(2, 5)):
         center, radius = _free_place(rng, centers), rng.uniform(*RADIUS)
         kind = int(rng.integers(1, len(CLASSES)))
         placed = rng.uniform(0, 2 * np.pi)
@@ -153,7 +153,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         if CLASSES[kind] == "ring":
             polygons.append(_place(_regular(48) * rng.uniform(0.45, 0.58), center, radius, placed))
         inside = _coverage(*polygons)
-        _paint(image, inside, rng, ground)
+        _paint(image, inside, rng, ground, 1.0)
         label[inside > 0.5] = kind
     image += rng.normal(0, rng.uniform(1, 4), image.shape).astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), label
@@ -161,32 +161,35 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _free_place(rng: np.random.Generator, centers: list[np.ndarray]) -> np.ndarray:
     """The one of a few random centres that hides least of what is there; it joins `centers`."""
-    candidates = rng.uniform(13, SIZE - 13, (4, 2))
+    candidates = rng.uniform(13, SIZE - 13, (8, 2))
     distance = [min((float(np.linalg.norm(c - other)) for other in centers), default=0.0) for c in candidates]
     centers.append(candidates[int(np.argmax(distance))])
     return centers[-1]
 
 
-def _paint(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator, ground: np.ndarray) -> None:
-    """Cover `image` with a new surface where `inside`, above a soft shadow."""
+def _paint(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator, ground: np.ndarray, opacity: float) -> None:
+    """Cover `image` with a new surface where `inside`, dark at the rim, above a soft shadow."""
+    rim = inside - cv2.erode(inside, np.ones((3, 3), np.uint8))
+    inside = inside * np.float32(opacity)
     shadow = cv2.GaussianBlur(inside, (0, 0), 1.5)
     shadow = np.roll(shadow, (1, 1), (0, 1)) * (1 - inside)
     image *= 1 - np.float32(0.35) * shadow[..., None]
     surface = _surface(rng, _unlike(rng, ground), rng.uniform(0.1, 0.35))
-    image += inside[..., None] * (surface - image)
+    image += inside[..., None] * (surface * (1 - np.float32(0.6) * rim[..., None]) - image)
 
 
 def _draw_clutter(image: np.ndarray, rng: np.random.Generator, ground: np.ndarray) -> None:
-    """A blob or a few strokes, painted as shapes are."""
+    """A blob or a few strokes, painted as shapes are but for some transparency."""
+    opacity = rng.uniform(0.3, 0.7)
     if rng.random() < 0.6:
         polygon = _place(_blob(rng), rng.uniform(0, SIZE, 2), rng.uniform(8, 22), rng.uniform(0, 2 * np.pi))
-        _paint(image, _coverage(polygon), rng, ground)
+        _paint(image, _coverage(polygon), rng, ground, opacity)
         return
     mask = np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(rng.integers(1, 4)):
         start, end = (tuple(int(v) for v in rng.integers(0, SIZE, 2)) for _ in range(2))
         cv2.line(mask, start, end, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
-    _paint(image, mask.astype(np.float32) / 255, rng, ground)
+    _paint(image, mask.astype(np.float32) / 255, rng, ground, opacity)
 
 
 # --- The data set -----------------------------------------------------------------------------------------------------

@@ -232,8 +232,8 @@ def check_sizes(image: tuple[int, int], label: tuple[int, int], image_file: str 
     if tuple(image) != tuple(label):
         raise DataError(
             f"{image_file} is {image[1]}x{image[0]} (width x height) but its label {label_file} is "
-            f"{label[1]}x{label[0]}; make them equally large (resize labels with nearest neighbour only), and mind EXIF "
-            "orientation, which is applied."
+            f"{label[1]}x{label[0]}; make them equally large (resize labels with nearest neighbour only), and mind "
+            "EXIF orientation, which is applied."
         )
 
 

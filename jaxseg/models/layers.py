@@ -119,11 +119,15 @@ class Conv(nn.Module):
 # --- Normalisation and dropout ----------------------------------------------------------------------------------------
 
 
+FEW_VALUES = 4096  # a channel and device: so few that a second pass over them costs nothing
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over every axis but the last, across `axis_name` if given; statistics in float32.
 
     As in PyTorch, the running variance takes the unbiased estimate while the batch is divided by the biased one. Moments are
-    taken about the running mean, so that one pass is accurate although it subtracts two large numbers.
+    taken about the running mean, so that one pass is accurate although it subtracts two large numbers; pooled maps, whose few
+    values may lie close together and far from the running mean, take a second pass.
     """
 
     momentum: float = 0.9
@@ -141,9 +145,12 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
         mean, var = running_mean.value, running_var.value
         if train:
+            axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+            if count <= FEW_VALUES:
+                mean = x.astype(jnp.float32).mean(axes)
+                mean = mean if self.axis_name is None or self.is_initializing() else jax.lax.pmean(mean, self.axis_name)
             shift = jax.lax.stop_gradient(mean)
             centred = x.astype(jnp.float32) - per_channel(shift, x.ndim)
-            axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
             moments = jnp.stack([centred.mean(axes), jnp.square(centred).mean(axes)])
             if self.axis_name is not None and not self.is_initializing():
                 moments = jax.lax.pmean(moments, self.axis_name)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
-from jaxseg.models.layers import Layers, sample_keys
+from jaxseg.models.layers import Layers, per_channel, sample_keys
 
 
 def _positions(points: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:
@@ -63,7 +63,7 @@ class PointLinear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (1, x.shape[-1], self.features))
         bias = self.param("bias", ZEROS, (self.features,))
-        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + bias.astype(self.dtype)
+        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + per_channel(bias, x.ndim).astype(self.dtype)
 
 
 class PointHead(nn.Module):

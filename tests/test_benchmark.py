@@ -1,0 +1,107 @@
+"""The benchmark: rows hold what they should, and it needs no more libraries than the model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import make_folder
+
+from jaxseg import benchmark
+from jaxseg.config import get_experiment, resolve
+
+QUICK = benchmark.Timing(warmup=1, repeats=3, steps=2)
+TINY = dict(widths=(8, 16, 16), blocks=(1, 1))
+FIELDS = {"config", "what", "batch", "size", "seconds", "seconds_min", "seconds_max", "images_per_second", "device"}  # MMSegmentation's too
+
+
+def make_config(**dataset):
+    config = get_experiment("cgnet_32x48_1k_folder" if dataset else "cgnet_32x48_1k_cityscapes")
+    config.model.backbone.update(TINY)
+    config.dataset.update(dataset)
+    return resolve(config)
+
+
+def check(row, images):
+    json.dumps(row, allow_nan=False)
+    assert FIELDS <= row.keys()
+    assert row["seconds_min"] <= row["seconds_p10"] <= row["seconds"] <= row["seconds_p90"] <= row["seconds_max"]
+    assert row["images_per_second"] > 0 and row["batch"] == images and row["timing"] == {"warmup": 1, "repeats": 3, "steps": 2}
+
+
+@pytest.mark.parametrize("precision, devices", [("float32", 1), ("float16", 4)])
+def test_train(precision, devices):
+    row = benchmark.measure(make_config(), "train", precision_name=precision, devices=devices, timing=QUICK)
+    check(row, 2 * devices)
+    assert row["size"] == [32, 48] and row["precision"] == precision and row["compile_seconds"] > 0
+    assert row["flops"] > 1e6 and row["peak_memory_gb"] > 0 and row["peak_memory_source"] in ("memory_stats", "memory_analysis")
+
+
+def test_infer_and_slide_count_the_work_of_every_window():
+    whole = benchmark.measure(make_config(), "infer", precision_name="tf32", batch=3, size=(64, 64), timing=QUICK)
+    check(whole, 3)
+    assert whole["precision"] == "tf32"
+    config = make_config()
+    with config.unlocked():
+        config.eval.update(mode="slide", crop_size=(32, 32), stride=(32, 32))
+    slide = benchmark.measure(config, "slide", size=(64, 64), timing=QUICK)
+    check(slide, 1)
+    assert slide["window"] == [32, 32] and slide["stride"] == [32, 32]
+    assert 0.5 < slide["flops"] / (whole["flops"] / 3) < 2  # four windows of a quarter of the image
+
+
+def test_data_reads_the_configs_own_data_set(tmp_path):
+    row = benchmark.measure(make_config(root=str(make_folder(tmp_path))), "data", batch=2, timing=QUICK)
+    check(row, 2)
+    assert row["workers"] == 0 and np.isclose(row["ms_per_image"], 1000 / row["images_per_second"]) and row["cpu_ms_per_image"] > 0
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'train'"):
+        benchmark.measure(make_config(), "trian")
+    with pytest.raises(ValueError, match="Did you mean 'float16'"):
+        benchmark.measure(make_config(), "train", precision_name="flaot16")
+    with pytest.raises(ValueError, match="devices is 5, but JAX sees 4"):
+        benchmark.measure(make_config(), "train", devices=5)
+
+
+def test_rows_are_added_to_the_file(tmp_path):
+    path = tmp_path / "new" / "speed.json"
+    for row in ({"a": 1}, {"b": 2}):
+        benchmark.append(path, [row])
+    assert json.loads(path.read_text()) == [{"a": 1}, {"b": 2}]
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="speed.json does not hold a JSON list"):
+        benchmark.append(path, [])
+
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"grain", "tensorflow_datasets", "orbax", "cv2", "tensorboardX", "PIL", "matplotlib", "torch", "safetensors"}:
+            raise ModuleNotFoundError(f"{name} is not to be needed")
+sys.meta_path.insert(0, Absent())
+import runpy
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "scripts")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("what", ["train", "infer"])
+def test_script_needs_the_models_libraries_only(tmp_path, what):
+    root = Path(__file__).parent.parent
+    overrides = [f"--config.model.backbone.{field}={value}" for field, value in TINY.items()]
+    command = [
+        *(sys.executable, "-c", BARE, "scripts/benchmark.py", "--config=configs/cgnet.py:32x32_1k_cityscapes", *overrides),
+        *(f"--what={what}", "--size=32x32", "--warmup=1", "--repeats=2", f"--json={tmp_path}/speed.json"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "speed.json").read_text())
+    assert row["what"] == what and row == json.loads(result.stdout.splitlines()[-1])
