@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxseg.models import choose
@@ -103,7 +102,9 @@ def cross_entropy(
     return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name) * (classes if sigmoid else 1), 1)
 
 
-def point_cross_entropy(logits: jax.Array, label: jax.Array, *, points: jax.Array, align_corners: bool = False, **options: Any) -> jax.Array:
+def point_cross_entropy(
+    logits: jax.Array, label: jax.Array, *, points: jax.Array, align_corners: bool = False, **options: Any
+) -> jax.Array:
     """Cross entropy of scores [B, P, K] at points [B, P, 2], (x, y) in 0..1, whose classes are those of the nearest pixels (PointRend).
 
     Divided by the number of all points, or with average='valid' of those not ignored; further options: cross_entropy's.
@@ -136,7 +137,9 @@ def focal(
     logits, classes = logits.astype(jnp.float32), logits.shape[-1]
     positive = _one_hot(label, classes)
     signed = jnp.where(positive, logits, -logits)
-    alphas, weights = (per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, class_weight or 1.0))
+    alphas, weights = (
+        per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, class_weight or 1.0)
+    )
     # (1 - p)^gamma by way of its logarithm, whose gradient stays finite where p rounds to 1.
     loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
     loss = loss * jnp.where(positive, alphas, 1 - alphas) * weights

@@ -62,13 +62,11 @@ def test_scores_are_float32_of_every_class_and_jit_changes_nothing(name):
     features, previous = _inputs()
     variables = _filled(functools.partial(_head(name).init, train=False), features, previous)
 
-    def apply(v, features, previous, head=_head(name)):
-        return head.apply(v, features, previous, train=False)
-
+    apply, apply_low = (functools.partial(_head(name, dtype).apply, train=False) for dtype in (jnp.float32, jnp.bfloat16))
     logits, out = apply(variables, features, previous)
     for a, b in zip(jax.tree.leaves((logits, out)), jax.tree.leaves(jax.jit(apply)(variables, features, previous))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    low, low_out = jax.eval_shape(functools.partial(apply, head=_head(name, jnp.bfloat16)), variables, *_inputs(jnp.bfloat16))
+    low, low_out = jax.eval_shape(apply_low, variables, *_inputs(jnp.bfloat16))
     assert logits.ndim == 4 and logits.shape[0] == 2 and logits.shape[-1] == K and logits.shape == low.shape
     assert all(x.dtype == jnp.float32 for x in [logits, low, *out.values(), *low_out.values()])
 
@@ -148,7 +146,11 @@ def test_every_sample_is_filtered_by_its_own_filter(size):
     x, filters = _random(2, 4, 5, 3), _random(2, size, size, 3)
     pads = (size // 2, (size - 1) // 2)
     convolve = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=(1, 1), padding=(pads, pads), feature_group_count=3, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=(pads, pads),
+        feature_group_count=3,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     expected = jnp.concatenate([convolve(x[i : i + 1], filters[i][:, :, None]) for i in range(2)])
     np.testing.assert_allclose(filter_per_sample(x, filters), expected, rtol=1e-5, atol=1e-5)

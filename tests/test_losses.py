@@ -124,7 +124,9 @@ def test_four_devices_equal_one(name):
 def test_class_presence_on_four_devices_equals_one():
     scores, (_, label) = jnp.asarray(np.random.default_rng(0).standard_normal((8, K)), jnp.float32), _case(8)
     four = jax.pmap(functools.partial(LOSSES["class_presence"], axis_name="batch"), axis_name="batch")
-    np.testing.assert_allclose(four(scores.reshape(4, 2, K), label.reshape(4, 2, 4, 5)), np.full(4, LOSSES["class_presence"](scores, label)), rtol=1e-6)
+    np.testing.assert_allclose(
+        four(scores.reshape(4, 2, K), label.reshape(4, 2, 4, 5)), np.full(4, LOSSES["class_presence"](scores, label)), rtol=1e-6
+    )
 
 
 def test_make_loss_resizes_weighs_and_names():

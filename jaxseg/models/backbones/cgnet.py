@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING, ZEROS
-from jaxseg.models.layers import Layers, PReLU, avg_pool
+from jaxseg.models.layers import Layers, PReLU, adaptive_avg_pool, avg_pool
 
 
 class ContextGuidedBlock(nn.Module):
@@ -34,7 +34,7 @@ class ContextGuidedBlock(nn.Module):
         y = PReLU(name="activate")(y)
         if down:
             y = layer.conv(self.features, 1, name="bottleneck")(y)
-        weights = self.dense(self.features // self.reduction, "f_glo.fc.0")(y.mean((1, 2)))
+        weights = self.dense(self.features // self.reduction, "f_glo.fc.0")(adaptive_avg_pool(y, 1)[:, 0, 0])
         weights = nn.sigmoid(self.dense(self.features, "f_glo.fc.2")(nn.relu(weights)))
         y = y * weights[:, None, None, :]
         return y if down else x + y

@@ -5,7 +5,7 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.backbones.mobilenet_v2 import round_channels
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Layers, adaptive_avg_pool
 
 # A row a block: kernel size, expanded channels, channels, squeeze and excite, activation, stride, dilation. Where the
 # classifier halves the resolution beyond 1/8, these keep it and dilate.
@@ -37,7 +37,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         layer, channels = self.layer, x.shape[-1]
-        y = x.mean((1, 2), keepdims=True)
+        y = adaptive_avg_pool(x, 1)
         y = layer.conv_norm_act(round_channels(channels // 4), 1, norm=False, name="conv1")(y, train=train)
         y = layer.conv_norm_act(channels, 1, norm=False, activation="hard_sigmoid", name="conv2")(y, train=train)
         return x * y

@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.backbones.resnet import ResNet
-from jaxseg.models.layers import Layers, avg_pool
+from jaxseg.models.layers import Layers, adaptive_avg_pool, avg_pool
 
 
 class SplitAttention(nn.Module):
@@ -27,7 +27,7 @@ class SplitAttention(nn.Module):
         x = layer.conv(width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv")(x)
         x = nn.relu(layer.norm(name="bn0")(x, train=train))
         parts = x.reshape(*x.shape[:3], self.radix, self.features)
-        pooled = parts.sum(3).mean((1, 2), keepdims=True)
+        pooled = adaptive_avg_pool(parts.sum(3), 1)
         pooled = layer.conv(hidden, 1, use_bias=True, name="fc1")(pooled)
         pooled = nn.relu(layer.norm(name="bn1")(pooled, train=train))
         weights = layer.conv(width, 1, use_bias=True, name="fc2")(pooled).reshape(-1, 1, 1, self.radix, self.features)

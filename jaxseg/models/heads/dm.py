@@ -53,7 +53,8 @@ class DMHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         x = features[self.in_index].astype(self.layer.dtype)
         contexts = [
-            DynamicFilter(self.layer, self.channels, size, name=f"dcm_modules.{i}")(x, train=train) for i, size in enumerate(self.filter_sizes)
+            DynamicFilter(self.layer, self.channels, size, name=f"dcm_modules.{i}")(x, train=train)
+            for i, size in enumerate(self.filter_sizes)
         ]
         x = jnp.concatenate([x, *contexts], axis=-1)
         x = self.layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)

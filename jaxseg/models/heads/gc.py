@@ -16,7 +16,9 @@ class ChannelNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = (self.param(name, init, (x.shape[-1], 1, 1)).reshape(1, 1, 1, -1) for name, init in (("scale", ONES), ("bias", ZEROS)))
+        scale, bias = (
+            self.param(name, init, (x.shape[-1], 1, 1)).reshape(1, 1, 1, -1) for name, init in (("scale", ONES), ("bias", ZEROS))
+        )
         centred = x.astype(jnp.float32)
         centred = centred - centred.mean(-1, keepdims=True)
         normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Layers, adaptive_avg_pool
 
 
 def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Array:
@@ -63,4 +63,4 @@ class LRASPPHead(nn.Module):
                 f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}: "
                 "use larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map instead."
             )
-        return x.mean((1, 2), keepdims=True)
+        return adaptive_avg_pool(x, 1)
