@@ -11,7 +11,13 @@ def get_config(variant: str = "m-v3-d8_512x1024_320k_cityscapes"):
         "lraspp",
         variant,
         decode=dict(
-            name="lraspp", in_index=(0, 1, -1), channels=128, branch_channels=(32, 64), pool_size=49, pool_stride=(16, 20), small_input="error"
+            name="lraspp",
+            in_index=(0, 1, -1),
+            channels=128,
+            branch_channels=(32, 64),
+            pool_size=49,
+            pool_stride=(16, 20),
+            small_input="error",
         ),
         batch_size=16,
         changes=dict(model=dict(norm=dict(epsilon=1e-3))),

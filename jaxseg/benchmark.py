@@ -240,7 +240,7 @@ def _time_data(config: ConfigDict, batch: int, timing: Timing) -> dict[str, Any]
 
 
 def _flops(case: Case) -> float | None:
-    """Floating point operations of a run on one device, as XLA counts them in what it compiled; None where it does not."""
+    """Floating point operations of a run on one device, as XLA counts them in what it compiled (a loop's body once); None if it does not."""
     analysis = case.compiled.cost_analysis() or {}
     return case.programs * float(analysis["flops"]) if analysis.get("flops", 0) > 0 else None
 
@@ -268,7 +268,7 @@ def conditions(timing: Timing) -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "backend": device.client.platform_version.splitlines()[0],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -68,9 +68,7 @@ def train_step(
     metrics = {"loss": value, "lr": rate, "grad_norm": norm, "scale": scale, "finite": finite, "skipped": loss_scale.skipped}
     metrics |= {f"loss_{name}": part for name, part in parts.items()}
     params, model_state, opt_state = new
-    state = state.replace(
-        step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, loss_scale=loss_scale
-    )
+    state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, loss_scale=loss_scale)
     return state, jax.tree.map(jnp.float32, metrics)
 
 

@@ -35,6 +35,7 @@ from jaxseg.train_step import AXIS, make_step
 
 STEPS, BATCH, FALL = 20, 4, 0.7  # the last loss is to be less than FALL times the first
 SIZE, SIZES = 64, {"lraspp": 385}  # LR-ASPP pools windows of 49 pixels at stride 8
+RATES = {False: 1e-3, True: 1e-2}  # of Adam: narrow layers move by less in a step
 CLASSES, BLOCK = 6, 16
 HEAD = (
     "Method",
@@ -70,7 +71,7 @@ def prepare(name: str, *, precision_name: str = "float32", reduced: bool = False
     config = narrow(get_experiment(name)) if reduced else get_experiment(name)
     size = next((size for head, size in SIZES.items() if config.model.heads.decode.name == head), SIZE)
     config.update({"precision": precision_name, "batch_size": BATCH, "steps": STEPS, "model": {"dropout_rate": 0.0}})
-    config.optimizer.update({"name": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "clip_norm": 0.0})
+    config.optimizer.update({"name": "adam", "learning_rate": RATES[reduced], "weight_decay": 0.0, "clip_norm": 0.0})
     config.schedule.update({"name": "constant", "warmup_steps": 0})
     config.dataset.crop_size = (size, size)
     config.eval.update({"mode": "whole", "dataset": "", "resize": (0, 0)})
@@ -177,7 +178,8 @@ def update(text: str, title: str, conditions: str, lines: Sequence[str]) -> str:
 def introduction() -> str:
     return (
         "Written by `python tests/overfit.py`. Every method of the zoo, with its smallest published backbone, memorises one fixed batch of "
-        f"{BATCH} images for {STEPS} steps from random weights: dropout off, Adam at 0.001. A row passes if the last loss is below {FALL} of the first, "
+        f"{BATCH} images for {STEPS} steps from random weights: dropout off, Adam at a constant "
+        f"{RATES[False]} ({RATES[True]} where widths are reduced). A row passes if the last loss is below {FALL} of the first, "
         "the saved state is read back without any difference and goes on to the same next state, and the checkpoint evaluates with every "
         "pixel counted. The mIoU is that of the batch itself, with running statistics of only 20 steps: it shows that evaluation works, "
         "and says nothing of a method's quality. Compile and step times are of this machine under whatever else it did."

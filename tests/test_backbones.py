@@ -18,7 +18,10 @@ TINY = {
         dict(depth=50, base_channels=8, stem_channels=8),
         dict(depth=50, base_channels=8, stem_channels=8, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), avg_down_stride=False, radix=1),
     ],
-    "hrnet": [dict(base_channels=4, stem_channels=4, modules=(1, 1, 1), blocks=1), dict(base_channels=4, stem_channels=8, modules=(1, 3, 2), blocks=2)],
+    "hrnet": [
+        dict(base_channels=4, stem_channels=4, modules=(1, 1, 1), blocks=1),
+        dict(base_channels=4, stem_channels=8, modules=(1, 3, 2), blocks=2),
+    ],
     "mobilenet_v2": [dict(widen_factor=0.25), dict(widen_factor=0.5, strides=(1, 2, 2, 2, 1, 2, 1), dilations=(1,) * 7)],
     "mobilenet_v3": [dict(arch="large", widen_factor=0.25), dict(arch="small", widen_factor=0.5), dict(arch="large"), dict(arch="small")],
     "fast_scnn": [dict()],
@@ -63,6 +66,7 @@ def test_training_is_finite_updates_every_statistic_and_reaches_every_parameter(
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(gradient).all() and (np.abs(gradient).max() > 0), jax.tree_util.keystr(path)
     for path, (new, old) in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: (np.asarray(a), b), changed["batch_stats"], variables["batch_stats"]), is_leaf=lambda x: isinstance(x, tuple)
+        jax.tree.map(lambda a, b: (np.asarray(a), b), changed["batch_stats"], variables["batch_stats"]),
+        is_leaf=lambda x: isinstance(x, tuple),
     ):
         assert (new != old).any(), jax.tree_util.keystr(path)

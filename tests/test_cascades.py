@@ -1,4 +1,4 @@
-"""Cascades and what is particular to them: sampling at points, PointRend's refinement and its random points, statistics of stages; LR-ASPP's windows."""
+"""Cascades: sampling at points, PointRend's refinement and random points, statistics of stages. And LR-ASPP's windows."""
 
 import jax
 import jax.numpy as jnp

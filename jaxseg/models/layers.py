@@ -119,7 +119,7 @@ class Conv(nn.Module):
 # --- Normalisation and dropout ----------------------------------------------------------------------------------------
 
 
-FEW_VALUES = 4096  # a channel and device: so few that a second pass over them costs nothing
+FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
 
 
 class BatchNorm(nn.Module):

@@ -86,7 +86,12 @@ class CGNet(nn.Module):
         first = None
         for i in range(self.blocks[level - 1]):
             x = ContextGuidedBlock(
-                self.layer, self.widths[level], self.dilations[level - 1], self.reduction_factors[level - 1], i == 0, name=f"level{level}.{i}"
+                self.layer,
+                self.widths[level],
+                self.dilations[level - 1],
+                self.reduction_factors[level - 1],
+                i == 0,
+                name=f"level{level}.{i}",
             )(x, train=train)
             first = x if i == 0 else first
         return x, first

@@ -1,6 +1,5 @@
 """MobileNetV3 (arXiv:1905.02244), large and small, dilated to an output stride of 8."""
 
-
 import jax
 from flax import linen as nn
 

@@ -60,7 +60,7 @@ class LRASPPHead(nn.Module):
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():
             raise ValueError(
-                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}: "
-                "use larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map instead."
+                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}: use "
+                "larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map."
             )
         return adaptive_avg_pool(x, 1)

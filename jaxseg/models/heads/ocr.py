@@ -23,8 +23,8 @@ class OCRHead(nn.Module):
 
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer = self.layer
-        x = features[self.in_index] if isinstance(self.in_index, int) else resize_concat([features[i] for i in self.in_index], layer.align_corners)
+        layer, indices = self.layer, [self.in_index] if isinstance(self.in_index, int) else self.in_index
+        x = resize_concat([features[i] for i in indices], layer.align_corners)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
         weights = nn.softmax(layer.resize(previous.astype(jnp.float32), x.shape[1:3]), axis=(1, 2)).astype(x.dtype)
         regions = jnp.einsum("bhwk,bhwc->bkc", weights, x)[:, :, None, :]
