@@ -68,7 +68,7 @@ def _resnets() -> dict[str, dict[str, Any]]:
     """r50-d8 (V1c stem), r50b-d8 (V1), r50d-d8 (V1d), r50s-d8 (V1c, 128 stem channels), for every depth and output stride; -mg124."""
     stems = {"": ("v1c", 64), "b": ("v1", 64), "d": ("v1d", 64), "s": ("v1c", 128)}
     table = {}
-    for depth in (18, 34, 50, 101, 152):
+    for depth in (10, 18, 34, 50, 101, 152):
         for letter, (stem, stem_channels) in stems.items():
             for suffix in _DILATED:
                 source = f"torchvision://resnet{depth}" if letter == "b" else f"open-mmlab://resnet{depth}_v1{'d' if letter == 'd' else 'c'}"
@@ -114,7 +114,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "m-v3-d8": dict(name="mobilenet_v3", arch="large", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_large"),
     "m-v3s-d8": dict(name="mobilenet_v3", arch="small", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_small"),
 }
-BACKBONE_HELP = "r18 r34 r50 r101 r152, each also as b (7x7 stem), d (V1d), s (wide stem); with -d8 -d16 -d32 -d16-mg124 or nothing (not dilated)"
+BACKBONE_HELP = "r10 r18 r34 r50 r101 r152, each also as b (7x7 stem), d (V1d), s (wide stem); with -d8 -d16 -d32 -d16-mg124 or nothing (not dilated)"
 
 # --- Variants ---------------------------------------------------------------------------------------------------------
 

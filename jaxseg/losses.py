@@ -96,10 +96,7 @@ def cross_entropy(
         per_pixel = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else unweighted)
         mask = ohem_mask(per_pixel, jnp.exp(-per_pixel), label, sampler["min_kept"], sampler["threshold"] or None)
         loss = loss * (mask[..., None] if sigmoid else mask)
-    count = valid if average == "valid" else jnp.ones_like(valid)
-    if average not in ("all", "valid"):
-        raise ValueError(f"Unknown average '{average}' of cross_entropy: 'all' or 'valid'.")
-    return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name) * (classes if sigmoid else 1), 1)
+    return _mean(loss, label, average, axis_name) / (classes if sigmoid else 1)
 
 
 def point_cross_entropy(
