@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,11 @@ def test_tables():
     rows = zoo.find(["pspnet", "r18-d8", "512x1024"])
     assert [row["name"] for row in rows] == ["pspnet_r18-d8_512x1024_80k_cityscapes"]
     assert "12,790,086  74.87    76.04  pspnet_r18-d8_512x1024_80k_cityscapes_20201225_021458-09ffa746.pth" in zoo.text_table(rows)
+
+
+def test_the_readme_has_the_table_that_the_code_makes():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert zoo.markdown_table() in readme, "run python scripts/list_configs.py --markdown and put its output into README.md"
 
 
 def test_weights_path():
