@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
+from narrow import narrow
 
 from jaxseg import checkpoint, losses, optim, precision, train, train_state
+from jaxseg.config import get_experiment
+from jaxseg.models import create_model, init_variables
 from jaxseg.models.layers import Layers
 from jaxseg.progress import Progress
 
@@ -99,10 +102,10 @@ class Batches:
         return [f"photo_{index}_{i}" for i in range(BATCH)]
 
 
-def close(actual, expected, tolerance):
-    """Relative to each tensor's largest entry."""
+def close(actual, expected, tolerance, floor=1e-12):
+    """Relative to each tensor's largest entry, or to `floor`: some means are 0 but for rounding."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-12), err_msg=str(path))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), floor), err_msg=str(path))
 
 
 def test_four_devices_equal_one():
@@ -119,6 +122,36 @@ def test_four_devices_equal_one():
     close(jax.tree.map(np.subtract, four.params, before), jax.tree.map(np.subtract, one.params, before), 1e-4)
     assert four.step == 1 and metrics_one["finite"] == 1
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(before)))
+
+
+@pytest.mark.parametrize("name", ["fast_scnn_64x64_1k_b8_cityscapes", "deeplabv3plus_r18-d8_65x65_1k_b8_cityscapes"])
+def test_four_devices_equal_one_for_a_model_of_the_zoo(name):
+    config = narrow(get_experiment(name))
+    rng, side = np.random.default_rng(0), config.dataset.crop_size[0]
+    label = rng.integers(0, config.model.num_classes, (BATCH, 4, 4)).repeat(17, 1).repeat(17, 2)[:, :side, :side].astype(np.int32)
+    label[:2] = 255
+    batch = {
+        "image": (label[..., None] * 9 + rng.integers(0, 60, (BATCH, side, side, 3))).astype(np.uint8),
+        "label": label,
+        "size": np.full((BATCH, 2), side, np.int32),
+    }
+    model = create_model(config.model, axis_name=train.AXIS, dropout_rate=0.5)
+    optimizer, schedule = optim.make_optimizer(config)
+    policy = precision.make_policy(config)
+    state = train_state.to_host(train_state.create(init_variables(model, 0), optimizer, policy, seed=1))
+    results = {}
+    for devices in (1, 4):
+        used = jax.devices()[:devices]
+        step = train.make_step(
+            used, model=model, loss=losses.make_loss(config, train.AXIS), optimizer=optimizer, schedule=schedule, policy=policy, mean=MEAN, std=STD
+        )
+        shared = {key: value.reshape(devices, -1, *value.shape[1:]) for key, value in batch.items()}
+        after, metrics = step(train_state.replicate(state, used), shared)
+        results[devices] = train_state.to_host((after, jax.tree.map(lambda x: x[:1], metrics)))
+    (one, metrics_one), (four, metrics_four) = results[1], results[4]
+    assert float(metrics_four["loss"][0]) == pytest.approx(float(metrics_one["loss"][0]), rel=1e-5)
+    close(four.model_state, one.model_state, 1e-5, floor=1e-2)
+    close(four.params, one.params, 1e-4, floor=1e-3)
 
 
 def test_overflow_changes_nothing_but_the_scale():
