@@ -19,7 +19,7 @@ def get_config(variant: str = "680x680_60k_cityscapes"):
         v,
         backbone=dict(name="cgnet", widths=(32, 64, 128), blocks=(3, 21), dilations=(2, 4), reduction_factors=(8, 16)),
         decode=dict(name="fcn", in_index=-1, channels=256, num_convs=0, concat_input=False),
-        losses=dict(decode=dict(class_weight=CITYSCAPES_WEIGHTS if v.dataset == "cityscapes" else ())),
+        losses=dict(decode=dict(class_weight=CITYSCAPES_WEIGHTS if v.trained_on == "cityscapes" else ())),
         batch_size=16 if square else 32,
         changes=dict(
             eval_every=v.steps // 15,

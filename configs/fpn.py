@@ -1,8 +1,9 @@
 """Semantic FPN (Kirillov et al. 2019).  python scripts/train.py --config=configs/fpn.py:r50_512x1024_80k_cityscapes"""
 
-from jaxseg.config import experiment
+from jaxseg.config import experiment, parse_variant
 
 
 def get_config(variant: str = "r50_512x1024_80k_cityscapes"):
-    decode = dict(name="fpn", in_index=(0, 1, 2, 3), feature_strides=(4, 8, 16, 32), channels=128)
-    return experiment("fpn", variant, neck=dict(name="fpn", channels=256), decode=decode)
+    v = parse_variant("fpn", variant)
+    decode = dict(name="fpn", in_index=(0, 1, 2, 3), feature_strides=v.feature_strides, channels=128)
+    return experiment("fpn", v, neck=dict(name="fpn", channels=256), decode=decode)

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from jaxseg.models import choose
+from jaxseg.models.names import choose
 from jaxseg.zoo import published
 
 IMAGENET = dict(image_mean=(123.675, 116.28, 103.53), image_std=(58.395, 57.12, 57.375))
@@ -149,6 +149,16 @@ class Variant:
         found = re.search(r"-d(8|16|32)", self.backbone)
         return int(found[1]) if found else 32
 
+    @property
+    def trained_on(self) -> str:
+        """The data set to train on: Cityscapes for those that only evaluate its models."""
+        return DATASETS[self.dataset].get("train_on", self.dataset)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Strides of the four maps of a backbone that is not dilated or dilated at its end."""
+        return tuple(min(stride, self.output_stride) for stride in (4, 8, 16, 32))
+
     def width(self, channels: int) -> int:
         """Channels of a head: a quarter on ResNet-18 and 34."""
         return channels // 4 if BACKBONES.get(self.backbone, {}).get("depth", 50) < 50 else channels
@@ -246,7 +256,7 @@ def _data(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
     """`dataset` and `eval`. An odd crop (769) scales images to one pixel more; it and some data sets are evaluated in windows."""
     odd = variant.crop_size[0] % 2
     resize = tuple(n + odd if n else 0 for n in table["resize"])
-    trained_on = table.get("train_on", variant.dataset)
+    trained_on = variant.trained_on
     return dict(
         dataset=dict(
             name=trained_on, root="", train_split="train", val_split="val", crop_size=variant.crop_size, resize=resize,
@@ -282,8 +292,12 @@ def experiment(
     backbone = dict(backbone or BACKBONES[variant.backbone])
     pretrained = backbone.pop("pretrained", "")
     if variant.recipe == "rsb_adamw":
+        if backbone["name"] != "resnet":
+            raise ConfigError(f"'rsb_adamw' in '{variant.text}' is a recipe for ResNets (7x7 stem), not for {variant.backbone or method}.")
         backbone["stem"] = "v1"
-        pretrained = "resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth"
+        pretrained = "resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth" if backbone["depth"] == 50 else ""
+    if pretrained not in {row["pretrained"] for row in published()}:
+        pretrained = ""  # nobody published a run on this backbone
     heads = {"decode": dict(decode)} | {name: dict(head) for name, head in heads.items()}
     for name, head in heads.items():
         head.setdefault("channels", variant.width(256 if name.startswith("aux") else 512))

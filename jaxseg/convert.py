@@ -137,13 +137,13 @@ def load_backbone(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, 
     return {collection: {**tree, **filled.get(collection, {})} for collection, tree in variables.items()}, report
 
 
-def from_mmseg(state_dict: Mapping[str, np.ndarray], model: Any) -> Any:
-    """Variables of `model` from MMSegmentation's state dict {name: array}, float32.
+def from_mmseg(state_dict: Mapping[str, np.ndarray], model: Any, image_channels: int = 3) -> Any:
+    """Variables of `model` (of images with so many channels) from MMSegmentation's state dict {name: array}, float32.
 
     Every tensor must be used and every variable filled: otherwise ValueError, listing both sides with shapes.
     """
     shapes = jax.eval_shape(
-        lambda: model.init({"params": jax.random.key(0), "points": jax.random.key(0)}, np.zeros((1, 512, 512, 3), np.float32))
+        lambda: model.init({"params": jax.random.key(0), "points": jax.random.key(0)}, np.zeros((1, 512, 512, image_channels), np.float32))
     )
     variables, report = to_variables(current_names(state_dict), shapes)
     report.complain()
@@ -178,7 +178,7 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
     config = resolve(config)
     state_dict = read_state_dict(weights, ema=ema)
     try:
-        variables = from_mmseg(state_dict, create_model(config.model))
+        variables = from_mmseg(state_dict, create_model(config.model), config.dataset.channels)
     except ValueError as error:
         raise ValueError(f"{weights} is not of {config.name}. {error}") from error
     checkpoint.save_variables(workdir, config, variables, get_spec(config.dataset.name, config.dataset.root).to_json())

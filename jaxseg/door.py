@@ -93,7 +93,7 @@ def _given_config(argv: list[str]) -> tuple[Path, str] | None:
 def _unknown_field(argv: list[str]) -> str:
     """Which override names no field of the config, and what there is in its place."""
     from jaxseg.config import load_builder
-    from jaxseg.models import choose
+    from jaxseg.models.names import choose
 
     file, variant = _given_config(argv)
     for arg in argv:

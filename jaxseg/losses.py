@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseg.models import choose
 from jaxseg.models.heads.point import sample_nearest
 from jaxseg.models.layers import per_channel, resize_bilinear
+from jaxseg.models.names import choose
 
 IGNORE = 255
 
@@ -29,6 +29,13 @@ def _total(x: jax.Array, axis_name: str | None) -> jax.Array:
 def _one_hot(label: jax.Array, classes: int) -> jax.Array:
     """bool [..., K]; all False where ignored."""
     return label[..., None] == per_channel(jnp.arange(classes), label.ndim + 1)
+
+
+def _weights(class_weight: Sequence[float], classes: int) -> jax.Array:
+    """float32 [K]; ones where no weights are given. ValueError unless there is one a class."""
+    if len(class_weight) not in (0, classes):
+        raise ValueError(f"class_weight has {len(class_weight)} values for {classes} classes; give one a class, or none.")
+    return jnp.asarray(class_weight or [1.0] * classes, jnp.float32)
 
 
 def _mean(loss: jax.Array, label: jax.Array, average: str, axis_name: str | None) -> jax.Array:
@@ -80,7 +87,7 @@ def cross_entropy(
     count. sampler: {'name': 'ohem', 'min_kept': int a sample, 'threshold': float, 0 for none}.
     """
     valid, classes = label != IGNORE, logits.shape[-1]
-    logits, weights = logits.astype(jnp.float32), jnp.asarray(class_weight, jnp.float32)
+    logits, weights = logits.astype(jnp.float32), _weights(class_weight, classes)
     if sigmoid:
         positive = -jax.nn.log_sigmoid(logits)
         negative = positive + logits
@@ -89,12 +96,13 @@ def cross_entropy(
         loss = jnp.where(_one_hot(label, classes), positive, negative)
         loss = jnp.where(valid[..., None], loss, 0)
     else:
-        loss = unweighted = pixel_cross_entropy(logits, label)
+        loss = plain = pixel_cross_entropy(logits, label)
         if class_weight:
             loss = loss * jnp.where(valid, weights[jnp.where(valid, label, 0)], 0)
-    if sampler and sampler["name"]:
-        per_pixel = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else unweighted)
-        mask = ohem_mask(per_pixel, jnp.exp(-per_pixel), label, sampler["min_kept"], sampler["threshold"] or None)
+    if sampler and choose({"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy"):
+        ranked = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else loss)
+        probability = jnp.exp(-ranked if sigmoid else -jax.lax.stop_gradient(plain))
+        mask = ohem_mask(ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None)
         loss = loss * (mask[..., None] if sigmoid else mask)
     return _mean(loss, label, average, axis_name) / (classes if sigmoid else 1)
 
@@ -135,7 +143,7 @@ def focal(
     positive = _one_hot(label, classes)
     signed = jnp.where(positive, logits, -logits)
     alphas, weights = (
-        per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, class_weight or 1.0)
+        per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, _weights(class_weight, classes))
     )
     # (1 - p)^gamma by way of its logarithm, whose gradient stays finite where p rounds to 1.
     loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
@@ -158,7 +166,7 @@ def _regions(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array,
 def _mean_over_classes(loss: jax.Array, class_weight: Sequence[float], axis_name: str | None) -> jax.Array:
     """Mean of loss [B, K] over samples and classes; class weights multiply, the divisor stays a count."""
     count = _total(jnp.ones_like(loss), axis_name)
-    return _total(loss * jnp.asarray(class_weight or [1.0], jnp.float32)[None, :], axis_name) / count
+    return _total(loss * _weights(class_weight, loss.shape[-1])[None, :], axis_name) / count
 
 
 def dice(
@@ -240,7 +248,7 @@ def lovasz(
         terms = [x.reshape(1, -1, x.shape[-1]) for x in terms]
     loss, pixels = jax.vmap(_lovasz_terms)(*terms)
     counted = pixels > 0 if classes == "present" else jnp.ones_like(pixels, bool)
-    loss = jnp.where(counted, loss * jnp.asarray(class_weight or [1.0], jnp.float32)[None, :], 0)
+    loss = jnp.where(counted, loss * _weights(class_weight, loss.shape[-1])[None, :], 0)
     loss = loss.sum(-1) / jnp.maximum(counted.sum(-1), 1)
     return _total(loss, axis_name) / _total(jnp.ones_like(loss), axis_name)
 

@@ -29,9 +29,11 @@ def _one_source(values: dict) -> bool:
     return bool(values["checkpoint"]) != bool(values["download"])
 
 
-@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output")
+@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR")
 def _complete(values: dict) -> bool:
-    return not values["checkpoint"] or bool(values["to_mmseg"]) or bool(values["config"] and values["output"])
+    if values["to_mmseg"]:
+        return bool(values["checkpoint"])
+    return not values["checkpoint"] or bool(values["config"] and values["output"])
 
 
 def _progress(done: int, total: int) -> None:

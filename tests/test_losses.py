@@ -157,3 +157,12 @@ def test_make_loss_resizes_weighs_and_names():
 def test_options_that_are_not_known_say_so(call, word):
     with pytest.raises(ValueError, match=word):
         call(*_case())
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [(dict(class_weight=(1.0, 2.0)), "2 values for 3 classes"), (dict(sampler=dict(name="ohme", min_kept=1, threshold=0.0)), "Did you mean 'ohem'")],
+)
+def test_cross_entropy_refuses_what_would_be_misread(options, words):
+    with pytest.raises(ValueError, match=words):
+        losses.cross_entropy(jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 2, 2), jnp.int32), **options)

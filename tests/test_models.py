@@ -42,6 +42,12 @@ def test_overrides_reach_the_part_that_has_the_field():
         (lambda: create_model("pspnett_r50-d8"), ["pspnett", "pspnet"]),
         (lambda: create_model("pspnet_r50-d8", pool_scale=(1,)), ["pool_scale", "Did you mean 'pool_scales'"]),
         (lambda: create_model(get_experiment("pspnet_r50-d8_512x512_1k_folder").model), ["num_classes", "resolve"]),
+        (lambda: create_model("upernet_m-v3-d8"), ["heads.decode.in_index", "(0, 1, 2, 3)", "3 maps"]),
+        (lambda: create_model("pspnet_r18-d8", norm=dict(eps=1e-3)), ["field of model.norm 'eps'", "epsilon"]),
+        (lambda: create_model("pspnet_r18-d8", momentum=0.99), ["'momentum'"]),
+        (lambda: create_model("pspnet_r18-d8", depth=19).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))), ["'19'", "18", "101"]),
+        (lambda: create_model("fcn_d6_hr18"), ["d6", "HRNet"]),
+        (lambda: create_model("pspnet_hr18_rsb_adamw"), ["rsb_adamw", "hr18"]),
     ],
 )
 def test_errors_name_what_is_wrong_and_the_nearest_choice(call, words):
@@ -62,6 +68,17 @@ def test_initial_variables_match_flax_and_depend_on_seed_and_path_only():
     assert not ours["params"]["backbone"]["layer4.0"]["bn2"]["scale"].any() and ours["params"]["backbone"]["layer4.0"]["bn1"]["scale"].all()
     assert ours["params"]["decode_head"]["conv_seg"]["kernel"].std() == pytest.approx(0.01, rel=0.3)
     assert ours["batch_stats"]["backbone"]["stem.1"]["var"].all() and not ours["batch_stats"]["backbone"]["stem.1"]["mean"].any()
+
+
+def test_multi_grid_keeps_the_number_of_blocks():
+    model = create_model("deeplabv3_r18-d16-mg124", **NARROW)
+    backbone = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))["params"]["backbone"]
+    assert [name for name in backbone if name.startswith("layer4")] == ["layer4.0", "layer4.1"]
+
+
+def test_another_backbone_replaces_the_config_s():
+    model = create_model("pspnet_r18-d8", backbone=dict(name="mobilenet_v2", widen_factor=0.25))
+    assert model.backbone.func.__name__ == "MobileNetV2" and model.backbone.keywords["widen_factor"] == 0.25
 
 
 def test_importing_the_models_is_light():

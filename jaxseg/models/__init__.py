@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import zlib
@@ -47,6 +46,7 @@ from jaxseg.models.heads.psp import PSPHead
 from jaxseg.models.heads.uper import UPerHead
 from jaxseg.models.initializers import Initializer, recording
 from jaxseg.models.layers import Layers
+from jaxseg.models.names import choose
 from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
 
@@ -81,16 +81,8 @@ HEADS = {
     "non_local": NonLocalHead,
     "psa": PSAHead,
 }
-LAYER_FIELDS = ("dtype", "axis_name", "align_corners", "dropout_rate", "activation", "momentum", "epsilon")
-
-
-def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """table[name], or a ValueError that lists the known names and the nearest one."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), list(table), 1, 0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(table)}.")
+RUNTIME_FIELDS = ("dtype", "axis_name")
+NORM_FIELDS = ("momentum", "epsilon")
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +106,8 @@ def _override(model: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     """Merge keyword arguments of create_model: model fields and nested dicts by name, others into the head or backbone that has them."""
     for key, value in overrides.items():
         if isinstance(model.get(key), dict) and isinstance(value, Mapping):
-            model[key] = _override(dict(model[key]), value)
+            other = value.get("name", model[key].get("name")) != model[key].get("name")
+            model[key] = _plain(value) if other else _override(dict(model[key]), value)
         elif key in model or "heads" not in model:
             model[key] = _plain(value)
         else:
@@ -122,7 +115,7 @@ def _override(model: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             fields = [set(inspect.signature(choose(table, part["name"], "part")).parameters) - {"parent", "name"} for part, table in owners]
             owner = next((part for (part, _), names in zip(owners, fields) if key in names), None)
             if owner is None:
-                choose(dict.fromkeys([*model, *LAYER_FIELDS, *fields[0], *fields[1]]), key, "argument of create_model")
+                choose(dict.fromkeys([*model, *RUNTIME_FIELDS, *fields[0], *fields[1]]), key, "argument of create_model")
             owner[key] = _plain(value)
     return model
 
@@ -140,7 +133,7 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         from jaxseg.config import model_config
 
         config = model_config(config)
-    runtime = {k: overrides.pop(k) for k in ("dtype", "axis_name") if k in overrides}
+    runtime = {k: overrides.pop(k) for k in RUNTIME_FIELDS if k in overrides}
     model = _override(_plain(config), overrides)
     if not isinstance(model.get("num_classes"), int) or model["num_classes"] < 1:
         raise ValueError(
@@ -148,6 +141,8 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
             "first, which takes it from the data set, or pass num_classes=."
         )
     norm = dict(model.get("norm", {}))
+    for key in norm:
+        choose(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
     layer = Layers(align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime)
     # MMSegmentation runs a cascade's earlier stages twice a training step, for their loss and for the next stage, and so moves
     # their running statistics twice.
@@ -156,13 +151,25 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         name: _constructor(HEADS, "head", head, layer=twice if name.startswith("stage_") else layer, num_classes=model["num_classes"])
         for name, head in model["heads"].items()
     }
-    neck = model.get("neck", {})
+    neck, backbone = model.get("neck", {}), _constructor(BACKBONES, "backbone", model["backbone"], layer=layer)
+    _check_maps(heads, model["backbone"]["name"], len(backbone().channels))
     return Segmentor(
-        backbone=_constructor(BACKBONES, "backbone", model["backbone"], layer=layer),
+        backbone=backbone,
         heads=heads,
         layer=layer,
         neck=_constructor(NECKS, "neck", neck, layer=layer) if neck.get("name") else None,
     )
+
+
+def _check_maps(heads: Mapping[str, Any], backbone: str, maps: int) -> None:
+    """ValueError if a head reads a feature map that the backbone (and a neck, which keeps their number) does not give."""
+    for name, head in heads.items():
+        for field in ("in_index", "low_level_index"):
+            default = inspect.signature(head.func).parameters.get(field)
+            index = head.keywords.get(field, default.default if default else None)
+            for i in (index,) if isinstance(index, int) else index or ():
+                if not -maps <= i < maps:
+                    raise ValueError(f"model.heads.{name}.{field} is {index}, but the backbone '{backbone}' gives {maps} maps; choose among them.")
 
 
 def list_models(contains: str = "") -> list[str]:

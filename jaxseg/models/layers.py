@@ -182,7 +182,7 @@ class ChannelDropout(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if not train or self.rate <= 0:
             return x
-        keys = sample_keys(self.make_rng("dropout"), x.shape[0], self.axis_name)
+        keys = sample_keys(self.make_rng("dropout"), x.shape[0], None if self.is_initializing() else self.axis_name)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:]))(keys)
         return jnp.where(keep[:, None, None, :], x / (1 - self.rate), 0).astype(x.dtype)
 

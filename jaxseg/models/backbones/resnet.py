@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from jaxseg.models.initializers import ZEROS
 from jaxseg.models.layers import Layers, avg_pool, max_pool
+from jaxseg.models.names import choose
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
@@ -57,7 +58,9 @@ class Block(nn.Module):
 def stage_dilations(blocks: int, dilation: int, contract: bool, multi_grid: Sequence[int] = ()) -> list[int]:
     """Dilation of each block of a stage: `multi_grid` replaces it; otherwise the first block may take half (`contract`)."""
     if multi_grid:
-        return list(multi_grid)
+        if len(multi_grid) < blocks:
+            raise ValueError(f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks; give one a block.")
+        return list(multi_grid[:blocks])
     return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
 
 
@@ -107,7 +110,7 @@ class ResNet(nn.Module):
                 x = nn.relu(self.layer.norm(name=f"stem.{3 * i + 1}")(x, train=train))
         x = max_pool(x, 3, 2, 1)
         features = []
-        for i, (blocks, stride, dilation) in enumerate(zip(BLOCKS[self.depth], self.strides, self.dilations)):
+        for i, (blocks, stride, dilation) in enumerate(zip(choose(BLOCKS, self.depth, "depth of a ResNet"), self.strides, self.dilations)):
             grid = self.multi_grid if i == 3 else ()
             for j, block_dilation in enumerate(stage_dilations(blocks, dilation, self.contract_dilation, grid)):
                 x = self.block(self.base_channels * 2**i, stride if j == 0 else 1, block_dilation, f"layer{i + 1}.{j}")(x, train=train)

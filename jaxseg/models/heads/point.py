@@ -48,6 +48,8 @@ def sample_nearest(x: jax.Array, points: jax.Array, align_corners: bool = False)
 
 def uncertainty(logits: jax.Array) -> jax.Array:
     """How close the two best classes of logits [..., K] are: the second's score minus the first's, at most 0."""
+    if logits.shape[-1] == 1:
+        return -jnp.abs(logits[..., 0])
     best = jax.lax.top_k(logits, 2)[0]
     return best[..., 1] - best[..., 0]
 
@@ -118,7 +120,8 @@ class PointHead(nn.Module):
     def training_points(self, previous: jax.Array) -> jax.Array:
         """Points [B, P, 2] to learn from: the least certain of many, and some at random."""
         many, chosen = int(self.num_points * self.oversample), int(self.num_points * self.importance)
-        keys = sample_keys(self.make_rng("points"), previous.shape[0], self.layer.axis_name)
+        axis_name = None if self.is_initializing() else self.layer.axis_name
+        keys = sample_keys(self.make_rng("points"), previous.shape[0], axis_name)
         points = jax.vmap(lambda key: jax.random.uniform(key, (many + self.num_points - chosen, 2)))(keys)
         candidates, rest = points[:, :many], points[:, many:]
         index = jax.lax.top_k(uncertainty(sample_bilinear(previous, candidates)), chosen)[1]

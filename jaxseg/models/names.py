@@ -1,0 +1,14 @@
+"""Looking a name up in a table."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+
+def choose(table: Mapping[Any, Any], name: Any, what: str) -> Any:
+    """table[name], or a ValueError that lists the known names and the nearest one."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), map(str, table), 1, 0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(map(str, table))}.")
