@@ -4,6 +4,7 @@ A file in configs/ states one method's facts and calls `experiment`. Hyper-param
 """
 
 import dataclasses
+import functools
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
@@ -14,9 +15,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from jaxseg.models.names import choose
+from jaxseg.presets import BACKBONE_HELP, BACKBONES, DATASETS, IMAGENET
 from jaxseg.zoo import published
 
-IMAGENET = dict(image_mean=(123.675, 116.28, 103.53), image_std=(58.395, 57.12, 57.375))
 PRECISIONS = ("float32", "bfloat16", "float16")
 RECIPES = ("fp16", "rsb_adamw", "scratch")
 GRAMMAR = """A variant is  [d6_][<backbone>][_fp16|_rsb_adamw|_scratch]_<H>x<W>_<N>k[_b<batch>]_<dataset>
@@ -31,90 +32,6 @@ Any field can be overridden: --config.optimizer.learning_rate=0.02 --config.data
 class ConfigError(ValueError):
     """A config that cannot run; the message says which part and what is possible."""
 
-
-# --- Tables: what a data set or a backbone implies --------------------------------------------------------------------
-
-# resize: (long, short) of the scaled image, (0, 0) its own size; slide: evaluate in windows of the training crop.
-_PASCAL_CONTEXT = dict(resize=(520, 520), slide=True, learning_rate=0.004, weight_decay=1e-4)
-DATASETS: dict[str, dict[str, Any]] = {
-    "shapes": dict(resize=(0, 0), batch_size=16),
-    "folder": dict(resize=(0, 0), batch_size=8),
-    "camvid": dict(resize=(0, 0), batch_size=8),
-    "cityscapes": dict(resize=(2048, 1024), batch_size=8),
-    "ade20k": dict(resize=(2048, 512)),
-    "voc12": dict(resize=(2048, 512)),
-    "voc12aug": dict(resize=(2048, 512)),
-    "pascal_context": _PASCAL_CONTEXT,
-    "pascal_context_59": _PASCAL_CONTEXT,
-    "coco_stuff10k": dict(resize=(2048, 512)),
-    "coco_stuff164k": dict(resize=(2048, 512)),
-    "loveda": dict(resize=(2048, 512), eval_resize=(1024, 1024)),
-    "potsdam": dict(resize=(512, 512)),
-    "vaihingen": dict(resize=(512, 512)),
-    "isaid": dict(resize=(896, 896)),
-    "mapillary_v1_65": dict(resize=(2048, 1024), batch_size=8),
-    "dark_zurich": dict(resize=(2048, 1024), eval_resize=(1920, 1080), batch_size=8, train_on="cityscapes"),
-    "night_driving": dict(resize=(2048, 1024), eval_resize=(1920, 1080), batch_size=8, train_on="cityscapes"),
-    "drive": dict(resize=(584, 565), slide=True),
-    "chase_db1": dict(resize=(960, 999), slide=True),
-    "hrf": dict(resize=(2336, 3504), slide=True),
-    "stare": dict(resize=(605, 700), slide=True),
-}
-_DILATED = {"": (1, 1, 1, 1), "-d8": (1, 1, 2, 4), "-d16": (1, 1, 1, 2), "-d32": (1, 1, 2, 4)}
-_STRIDES = {"": (1, 2, 2, 2), "-d8": (1, 2, 1, 1), "-d16": (1, 2, 2, 1), "-d32": (1, 2, 2, 2)}
-
-
-def _resnets() -> dict[str, dict[str, Any]]:
-    """r50-d8 (V1c stem), r50b-d8 (V1), r50d-d8 (V1d), r50s-d8 (V1c, 128 stem channels), for every depth and output stride; -mg124."""
-    stems = {"": ("v1c", 64), "b": ("v1", 64), "d": ("v1d", 64), "s": ("v1c", 128)}
-    table = {}
-    for depth in (10, 18, 34, 50, 101, 152):
-        for letter, (stem, stem_channels) in stems.items():
-            for suffix in _DILATED:
-                source = f"torchvision://resnet{depth}" if letter == "b" else f"open-mmlab://resnet{depth}_v1{'d' if letter == 'd' else 'c'}"
-                entry = dict(
-                    name="resnet", depth=depth, stem=stem, stem_channels=stem_channels, base_channels=64,
-                    strides=_STRIDES[suffix], dilations=_DILATED[suffix], multi_grid=(), contract_dilation=True,
-                    pretrained=source,
-                )  # fmt: skip
-                table[f"r{depth}{letter}{suffix}"] = entry
-                if suffix == "-d16":
-                    table[f"r{depth}{letter}{suffix}-mg124"] = entry | dict(multi_grid=(1, 2, 4))
-    return table
-
-
-def _resnests() -> dict[str, dict[str, Any]]:
-    """s101-d8 and its kin: ResNeSt, for every depth and output stride."""
-    split = dict(radix=2, reduction=4, avg_down_stride=True)
-    return {
-        f"s{depth}{suffix}": dict(
-            name="resnest", depth=depth, stem_channels=stem_channels, base_channels=64, **split,
-            strides=_STRIDES[suffix], dilations=_DILATED[suffix], multi_grid=(), contract_dilation=True,
-            pretrained=f"open-mmlab://resnest{depth}",
-        )
-        for depth, stem_channels in ((50, 64), (101, 128), (200, 128))
-        for suffix in _DILATED
-    }  # fmt: skip
-
-
-def _hrnet(source: str, base_channels: int, blocks: int = 4, modules: tuple[int, ...] = (1, 4, 3)) -> dict[str, Any]:
-    pretrained = f"open-mmlab://msra/hrnetv2_{source}"
-    return dict(name="hrnet", base_channels=base_channels, modules=modules, blocks=blocks, stem_channels=64, pretrained=pretrained)
-
-
-BACKBONES: dict[str, dict[str, Any]] = {
-    **_resnets(),
-    **_resnests(),
-    "hr18s": _hrnet("w18_small", 18, blocks=2, modules=(1, 3, 2)),
-    "hr18": _hrnet("w18", 18),
-    "hr48": _hrnet("w48", 48),
-    "m-v2-d8": dict(
-        name="mobilenet_v2", widen_factor=1.0, strides=(1, 2, 2, 1, 1, 1, 1), dilations=(1, 1, 1, 2, 2, 4, 4), pretrained="mmcls://mobilenet_v2"
-    ),
-    "m-v3-d8": dict(name="mobilenet_v3", arch="large", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_large"),
-    "m-v3s-d8": dict(name="mobilenet_v3", arch="small", widen_factor=1.0, pretrained="open-mmlab://contrib/mobilenet_v3_small"),
-}
-BACKBONE_HELP = "r10 r18 r34 r50 r101 r152, each also as b (7x7 stem), d (V1d), s (wide stem); with -d8 -d16 -d32 -d16-mg124 or nothing (not dilated)"
 
 # --- Variants ---------------------------------------------------------------------------------------------------------
 
@@ -352,7 +269,7 @@ def get_experiment(name: str) -> ml_collections.ConfigDict:
     files = sorted((p.stem for p in _folder().glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
-        choose(dict.fromkeys(files), name.split("_")[0], "method")
+        choose(dict.fromkeys(sorted(files)), name.split("_")[0], "method")
     variant = name[len(method) + 1 :]
     get_config = load_builder(_folder() / f"{method}.py")
     return get_config(variant) if variant else get_config()
@@ -366,7 +283,35 @@ def published_models() -> list[str]:
 
 def model_config(name: str) -> ml_collections.ConfigDict:
     """config.model of a short name such as 'pspnet_r50-d8', published or not; with Cityscapes' 19 classes and no odd crop."""
+    if name == "quickstart":
+        return get_experiment(name).model
     return get_experiment(f"{name}_512x1024_40k_cityscapes").model
+
+
+# Field -> (how many values it has, 0 for a plain number; what they must satisfy; in words).
+NUMBERS: dict[str, tuple[int, Callable[..., bool], str]] = {
+    **{field: (0, lambda n: n >= 1, "at least 1") for field in ("steps", "batch_size", "log_every", "keep_checkpoints", "eval.batch_size")},
+    **{field: (0, lambda n: n >= 0, "0 (never) or more") for field in ("eval_every", "checkpoint_every")},
+    **{field: (0, lambda n: n >= 0, "0 or more") for field in ("seed", "dataset.num_workers", "dataset.check_samples", "loss_scale")},
+    "dataset.flip": (0, lambda p: 0 <= p <= 1, "a probability, 0 to 1"),
+    "dataset.cat_max_ratio": (0, lambda p: 0 < p <= 1, "a share above 0, 1 for no limit"),
+    "dataset.crop_size": (2, lambda h, w: h >= 1 and w >= 1, "(height, width) in pixels"),
+    "dataset.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
+    "eval.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
+    "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), both above 0"),
+}
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """ConfigError for a number that cannot be meant, naming its field."""
+    for field, (length, holds, words) in NUMBERS.items():
+        value = functools.reduce(lambda part, key: part[key], field.split("."), config)
+        values = value if length else (value,)
+        if len(values) != (length or 1) or not holds(*values):
+            raise ConfigError(f"config.{field} is {value}; it must be {words}.")
+    for field in ("image_mean", "image_std"):
+        if len(config.dataset[field]) != config.dataset.channels:
+            raise ConfigError(f"config.dataset.{field} is {config.dataset[field]}; it must have {config.dataset.channels} values, one a channel.")
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -379,18 +324,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     choose(DATASETS, config.dataset.name, "data set at config.dataset.name")
     choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
     choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
-    for field in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints"):
-        if config[field] < 1:
-            raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1.")
-    lengths = {"image_mean": config.dataset.channels, "image_std": config.dataset.channels, "crop_size": 2, "resize": 2, "ratio_range": 2}
-    for field, length in lengths.items():
-        if len(config.dataset[field]) != length:
-            raise ConfigError(f"config.dataset.{field} is {config.dataset[field]}; it must have {length} values.")
+    check_numbers(config)
     classes = get_spec(config.dataset.name, config.dataset.root).num_classes
     if config.model.num_classes not in (None, classes):
         raise ConfigError(
-            f"config.model.num_classes is {config.model.num_classes}, but the data set '{config.dataset.name}' has {classes} classes; "
-            "leave it out, or use the data set with that many."
+            f"config.model.num_classes is {config.model.num_classes}, but the data set '{config.dataset.name}' has {classes} classes: "
+            f"choose the variant that ends in _{config.dataset.name}, or set --config.model.num_classes={classes}."
         )
     config.model.num_classes = classes
     return config.lock()

@@ -300,8 +300,10 @@ class Predictor:
             return [self(one) for one in image]
         return np.asarray(self._argmax(self._scores(image)))
 
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Class probabilities [H, W, K] float32 of an image uint8 [H, W, C]."""
+    def probabilities(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        """Class probabilities [H, W, K] float32 of an image uint8 [H, W, C]; a list gives a list."""
+        if isinstance(image, list | tuple):
+            return [self.probabilities(one) for one in image]
         scores = self._scores(image)
         return np.asarray(jax.nn.softmax(scores) if self._settings.views == 1 else scores)
 

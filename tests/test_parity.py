@@ -16,14 +16,14 @@ def _cases(folder):
     return sorted(path.stem for path in (folder / "cases").glob("*.json"))
 
 
-def _check(folder, name):
-    found = parity.deviations(folder, name)
+def _check(folder, name, train=True):
+    found = parity.deviations(folder, name, train)
     assert max(found.values()) <= 1, f"{name}: deviations over their bounds {found}"
 
 
 @pytest.mark.parametrize("name", _cases(STORED))
 def test_agrees_with_mmsegmentation(name):
-    _check(STORED, name)
+    _check(STORED, name, train="r18" in name or name.startswith("fast_scnn"))  # the larger ones' gradients compile for minutes: -m zoo
 
 
 @pytest.mark.zoo

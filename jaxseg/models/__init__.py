@@ -133,6 +133,8 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         from jaxseg.config import model_config
 
         config = model_config(config)
+    if not hasattr(config, "keys"):
+        raise ValueError(f"create_model takes config.model or a short name (list_models() has them), not {config!r}.")
     runtime = {k: overrides.pop(k) for k in RUNTIME_FIELDS if k in overrides}
     model = _override(_plain(config), overrides)
     if not isinstance(model.get("num_classes"), int) or model["num_classes"] < 1:
