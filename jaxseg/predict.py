@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from jaxseg import cache, visualize
-from jaxseg.data.sources import IMAGE_SUFFIXES, decode_image
+from jaxseg.data.sources import IMAGE_SUFFIXES, decode_image, inspect_image
 from jaxseg.inference import Predictor
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ def find_images(source: str | Path) -> list[Path]:
 def predict_files(segment: Predictor, source: str | Path, output: str | Path) -> list[Path]:
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png.
 
-    Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError: an unreadable file.
+    Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError: a file
+    that is no image or has more than 8 bits a channel; by the headers, so before anything is written.
     """
     files, output = find_images(source), Path(output)
     if output.resolve() == files[0].parent.resolve():
@@ -39,6 +40,8 @@ def predict_files(segment: Predictor, source: str | Path, output: str | Path) ->
     written = collections.Counter(name for path in files for name in (path.stem, f"{path.stem}_overlay"))
     if doubled := [name for name, times in written.items() if times > 1]:
         raise InputError(f"two images in {source} would both be written as {doubled[0]}.png: rename one")
+    for path in files:
+        inspect_image(path, path)
     output.mkdir(parents=True, exist_ok=True)
     for path in files:
         image = decode_image(path.read_bytes(), path)

@@ -50,7 +50,10 @@ def test_folder_classes(tmp_path):
     [
         ("", "classes.txt: holds no class"),
         ("a\nb\na\n", "classes.txt, line 1: class 'a' is listed 2 times"),
-        ("a 1 2 300\n", "line 1: colour .* of 'a' is not within"),
+        ("a\n", "classes.txt: holds one class; softmax needs two or more: list the background as class 0"),
+        ("a 1 2 3\nvoid 0 0 0\n", "holds one class"),
+        ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is that of 'a' too"),
+        ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
         ("\n".join(map(str, range(300))), "300 classes; at most 254"),
     ],
 )
@@ -58,6 +61,16 @@ def test_bad_classes(tmp_path, text, message):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         get_spec("folder", tmp_path)
+
+
+def test_folder_colours(tmp_path):
+    (tmp_path / "classes.txt").write_text("road 128 64 128\nVoid 0 0 0\nsky 1 2 3\nignore 255 255 255\n")
+    spec = get_spec("folder", tmp_path)
+    assert spec.classes == ("road", "sky") and spec.colors == spec.palette == ((128, 64, 128), (1, 2, 3))
+    assert spec.ignored_colors == ((0, 0, 0), (255, 255, 255)) and spec.label_map == {0: 0, 1: 255, 2: 1, 3: 255}
+    assert json.loads(spec.to_json())["colors"] == [[128, 64, 128], [1, 2, 3]]
+    (tmp_path / "classes.txt").write_text("road 128 64 128\nvoid\n")  # without a colour: a class
+    assert get_spec("folder", tmp_path).classes == ("road", "void") and get_spec("folder", tmp_path).colors == ()
 
 
 def test_folder_without_root_or_classes(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from data_helpers import make_config, make_folder, write_png
 from PIL import Image
 
-from jaxseg.data import datasets, pipeline, sources
+from jaxseg.data import checks, datasets, pipeline, sources
 from jaxseg.data.datasets import DataError
 
 
@@ -141,7 +141,9 @@ def test_image_without_label(folder):
     (folder / "labels/train/t1.png").unlink()
     refused(folder, "images/train/t1.png", "its label", "labels/train/t1.png is missing")
     (folder / "labels/train/t1.jpg").touch()
-    refused(folder, "There is t1.jpg: labels must be PNG")
+    refused(folder, "There is t1.jpg: labels must be PNG, not compressed with loss.")
+    (folder / "labels/train/t1.jpg").rename(folder / "labels/train/t1.bmp")
+    refused(folder, "There is t1.bmp: labels must be PNG.")
 
 
 def test_label_without_image_is_told(folder, caplog):
@@ -176,7 +178,57 @@ def test_16_bit_value_outside(folder):
 
 def test_colour_label(folder):
     write_png(folder / "labels/val/v0.png", np.zeros((20, 24, 3), np.uint8))
-    refused(folder, "labels/val/v0.png: a label of mode RGB", "single-channel")
+    refused(folder, "labels/val/v0.png: a label of mode RGB", "declare colours in classes.txt, one line a class: "
+            "`road 128 64 128`, or save class numbers")  # fmt: skip
+
+
+def write_colour_labels(folder):
+    """The folder's labels as RGB and RGBA, with their table."""
+    (folder / "classes.txt").write_text("sky 0 0 255\nroad 128 64 128\ncar 255 0 0\nignore 255 255 255\n")
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[:3] = (0, 0, 255), (128, 64, 128), (255, 0, 0)
+    for file in (folder / "labels").glob("*/*.png"):
+        mode = "RGBA" if file.stem == "v1" else "RGB"
+        Image.fromarray(colors[np.asarray(Image.open(file))]).convert(mode).save(file)
+
+
+def test_colour_labels_with_a_table(folder):
+    numbers = [pipeline.eval_samples(make_config(root=str(folder)))[index]["label"] for index in range(2)]
+    batch = next(pipeline.train_batches(make_config(root=str(folder)), devices=1))
+    write_colour_labels(folder)
+    samples = pipeline.eval_samples(check(folder))
+    for index, label in enumerate(numbers):
+        np.testing.assert_array_equal(samples[index]["label"], label)
+    colored = next(pipeline.train_batches(make_config(root=str(folder)), devices=1))
+    np.testing.assert_array_equal(colored["label"], batch["label"])
+
+
+def test_colour_outside_the_table(folder):
+    write_colour_labels(folder)
+    label = np.asarray(Image.open(folder / "labels/train/t2.png")).copy()
+    label[3, 5:8] = 120, 60, 120
+    write_png(folder / "labels/train/t2.png", label)
+    refused(folder, "labels/train/t2.png: label colour (120, 60, 120), 3 pixels, first at row 3, column 5",
+            "nearest is (128, 64, 128), 'road'")  # fmt: skip
+
+
+def test_number_of_an_ignored_line_is_ignored(folder):
+    before = pipeline.eval_samples(make_config(root=str(folder)))[0]["label"]
+    (folder / "classes.txt").write_text("void 0 0 0\nroad\ncar\n")
+    after = pipeline.eval_samples(check(folder))[0]["label"]
+    np.testing.assert_array_equal(after, np.array([255, 0, 1] + [255] * 253)[before])
+
+
+def test_label_suffix_in_any_case(folder):
+    for name in ("train/t0.PNG", "train/t1.Png", "val/v0.PNG"):
+        file = folder / "labels" / name
+        file.with_suffix(".png").rename(file)
+    spec = datasets.get_spec("folder", folder)
+    assert sources.find_pairs(spec, folder, "train")[1].label.name == "t1.Png"
+    check(folder)
+    assert sources.unused_labels(spec, folder, "train") == []
+    (folder / "images/train/t0.png").unlink()
+    assert [file.name for file in sources.unused_labels(spec, folder, "train")] == ["t0.PNG"]
 
 
 def test_mask_of_0_and_255(folder):
@@ -230,10 +282,22 @@ def test_evaluation_data_of_other_classes(folder):
         datasets.check(config)
 
 
-def test_check_samples_limits_what_is_read(folder):
+def test_16_bit_colour_is_seen_in_the_header(tmp_path):
+    for suffix in (".png", ".tif"):
+        cv2.imwrite(str(tmp_path / f"x{suffix}"), np.zeros((4, 6, 3), np.uint16))
+        with pytest.raises(DataError, match="more than 8 bits a channel"):
+            sources.inspect_image(tmp_path / f"x{suffix}", "x")
+
+
+def test_check_samples_limits_what_is_read(folder, monkeypatch, caplog):
     write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
     check(folder, check_samples=0)
-    check(folder, check_samples=2)  # the first and the last
+    refused(folder, "label value 9", check_samples=2)  # a small folder is checked whole
+    monkeypatch.setattr(checks, "CHECKED_WHOLE", 4)
+    with caplog.at_level(logging.INFO):
+        check(folder, check_samples=2)  # the first and the last
+    assert "checked 2 of 5 pairs of split train; config.dataset.check_samples=5 checks all" in caplog.text
+    assert "split val" not in caplog.text
     refused(folder, "label value 9", check_samples=500)
 
 

@@ -16,13 +16,15 @@ from jaxseg.data.sources import Files, check_sizes, inspect_image, open_source, 
 log = logging.getLogger(__name__)
 
 DECODED_PIXELS = 2**20  # images up to this size are decoded whole by the check; of larger ones the header is read
+CHECKED_WHOLE = 5000  # pairs up to which every one of a `folder` is checked: people make mistakes anywhere
 
 
 def check(config: Any) -> None:
     """Raise DataError if the training or the evaluation split of `config` is incomplete, damaged or wrongly labelled.
 
-    Files are always looked for. Of at most config.dataset.check_samples pairs of each split, evenly spread (0: none),
-    sizes and label values are checked, in parallel; what that misses the loader reports in the same words.
+    Files are always looked for. Sizes and label values are checked, in parallel: of every pair of a `folder` of at most
+    `CHECKED_WHOLE` a split, else of config.dataset.check_samples pairs of each split, evenly spread; check_samples=0
+    checks none. What that misses the loader reports in the same words.
     """
     data = config.dataset
     pipeline.check_channels(data)
@@ -37,7 +39,14 @@ def check(config: Any) -> None:
                 "%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1
             )
         if isinstance(source, Files) and data.check_samples:
-            check_pairs(source, spread(len(source), data.check_samples), split)
+            whole = spec.name == "folder" and len(source) <= CHECKED_WHOLE
+            indices = spread(len(source), len(source) if whole else data.check_samples)
+            check_pairs(source, indices, split)
+            if len(indices) < len(source):
+                log.info(
+                    "checked %d of %d pairs of split %s; config.dataset.check_samples=%d checks all",
+                    len(indices), len(source), split, len(source),
+                )  # fmt: skip
 
 
 def spread(count: int, samples: int) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 IGNORE = 255
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
+IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt these are no class but ignored
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -48,7 +49,8 @@ class Layout:
 class DatasetSpec:
     """A data set: classes, RGB palette, label map of its official label files, and image statistics (RGB, 0..255).
 
-    An id that is not in the label map is an error, 255 excepted, which is always ignored.
+    An id that is not in the label map is an error, 255 excepted, which is always ignored. `colors`: RGB of each class
+    in colour labels, () if such labels cannot be read; `ignored_colors`: those that mean 255.
     """
 
     name: str
@@ -59,6 +61,8 @@ class DatasetSpec:
     ignore_index: int = IGNORE
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
+    colors: tuple[tuple[int, int, int], ...] = ()
+    ignored_colors: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -204,13 +208,33 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error}); save it as UTF-8, one class name a line.") from None
     named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line]
-    names = [name for _, name, _ in named]
+    _check_lines(file, named)
+    ignored = [bool(color) and name.lower() in IGNORED_NAMES for _, name, color in named]
+    classes = [(name, color) for (_, name, color), skip in zip(named, ignored, strict=True) if not skip]
+    if len(classes) == 1:
+        raise DataError(f"{file}: holds one class; softmax needs two or more: list the background as class 0.")
+    # A label's number is that of the line, so lines of ignored colours count: they become 255.
+    order = iter(range(len(classes)))
+    ids = {number: IGNORE if skip else next(order) for number, skip in enumerate(ignored)}
+    declared = tuple(color for _, color in classes)
+    palette = tuple(color or default for color, default in zip(declared, default_palette(len(classes)), strict=True))
+    return DatasetSpec(
+        "folder", tuple(name for name, _ in classes), palette, ids, FOLDER,
+        colors=declared if all(declared) else (),
+        ignored_colors=tuple(color for (_, _, color), skip in zip(named, ignored, strict=True) if skip),
+    )  # fmt: skip
+
+
+def _check_lines(file: Path, named: list[tuple[int, str, tuple[int, ...]]]) -> None:
+    """DataError unless these (line number, name, colour) of classes.txt can be a data set's classes."""
+    names = [name for _, name, color in named if not (color and name.lower() in IGNORED_NAMES)]
     if not names:
         raise DataError(
             f"{file}: holds no class; write the class names into it, one a line, the first is label value 0."
         )
-    if len(names) > MAX_CLASSES:
-        raise DataError(f"{file}: {len(names)} classes; at most {MAX_CLASSES} are possible.")
+    if len(named) > MAX_CLASSES:
+        raise DataError(f"{file}: {len(named)} classes; at most {MAX_CLASSES} are possible.")
+    owners: dict[tuple[int, ...], str] = {}
     for number, name, color in named:
         if names.count(name) > 1:
             raise DataError(
@@ -220,8 +244,13 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
             raise DataError(
                 f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write '{name} 128 64 0'."
             )
-    palette = tuple(color or default for (_, _, color), default in zip(named, default_palette(len(names)), strict=True))
-    return DatasetSpec("folder", tuple(names), palette, label_map("identity", len(names)), FOLDER)
+        if color in owners:
+            raise DataError(
+                f"{file}, line {number}: colour {color} of '{name}' is that of '{owners[color]}' too; "
+                "colours must differ."
+            )
+        if color:
+            owners[color] = name
 
 
 def _class_line(line: str) -> tuple[str, tuple[int, ...]]:

@@ -26,8 +26,8 @@ AHEAD = THREADS + 2  # batches ready or being made
 class TrainBatches:
     """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] int32, size [D, B, 2] int32}: `train_batches`."""
 
-    def __init__(self, order: Any, batches: Any, names: Sequence[str], start: int):
-        self._order, self._batches, self._names = order, batches, names
+    def __init__(self, order: Any, batches: Any, files: Sequence[str], start: int):
+        self._order, self._batches, self._files = order, batches, files
         self._iterator: Any = None
         self.position = start
 
@@ -42,8 +42,8 @@ class TrainBatches:
         return batch
 
     def names(self, k: int) -> list[str]:
-        """The file names of global batch k, in order, of all devices and processes."""
-        return [self._names[index] for index in self._order[k]]
+        """The image files (of `shapes` the records) of global batch k, in order, of all devices and processes."""
+        return [self._files[index] for index in self._order[k]]
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -107,7 +107,7 @@ def train_batches(
         )
     else:
         iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
-    return TrainBatches(order, iterable, source.names, start)
+    return TrainBatches(order, iterable, source.files, start)
 
 
 def _parse_flags() -> None:

@@ -1,12 +1,14 @@
 """Reading: find image/label pairs, decode them, apply the label map. Whatever is wrong is a DataError naming the file.
 
-A source has len, `names` (file stems), `read(i)` -> (image uint8 [H, W, 3] RGB, label uint8 [H, W] of classes and 255)
-and `shape(i)` -> (H, W). Images are read with OpenCV; labels with Pillow, since OpenCV turns palette ids into colours.
-An image's EXIF orientation is applied: its label is drawn on the picture as people see it.
+A source has len, `names` (file stems), `files` (image files, or names again), `read(i)` -> (image uint8 [H, W, 3] RGB,
+label uint8 [H, W] of classes and 255) and `shape(i)` -> (H, W).
+Images are read with OpenCV; labels with Pillow, since OpenCV turns palette ids into colours. An image's
+EXIF orientation is applied: its label is drawn on the picture as people see it.
 """
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +32,7 @@ class Source(Protocol):
     """What the pipeline reads from; see the module's docstring."""
 
     names: Sequence[str]
+    files: Sequence[str]
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
@@ -112,26 +115,30 @@ def _find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -
         (root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels
     ]
     for file, ids in candidates:
-        if file.is_file():
-            return file, ids
+        if present := _in_any_case(file):
+            return present, ids
     wanted = " or ".join(str(file) for file, _ in candidates)
     similar = sorted(file.name for file in candidates[-1][0].parent.glob(f"{Path(stem).name}.*"))
-    hint = f" There is {similar[0]}: labels must be PNG, not compressed with loss." if similar else ""
+    lossy = ", not compressed with loss" if similar and similar[0].lower().endswith((".jpg", ".jpeg")) else ""
+    hint = f" There is {similar[0]}: labels must be PNG{lossy}." if similar else ""
     raise DataError(f"{image}: its label {wanted} is missing; add it, or take the image out.{hint}")
+
+
+def _in_any_case(file: Path) -> Path | None:
+    """The file of this name, its suffix in lower or upper case or mixed."""
+    endings = itertools.product(*zip(file.suffix.lower(), file.suffix.upper(), strict=True))
+    candidates = (file, *(file.with_suffix("".join(ending)) for ending in endings))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def unused_labels(spec: DatasetSpec, root: str | Path, split: str) -> list[Path]:
     """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
     if spec.layout is None or not spec.layout.images.endswith(".*"):
         return []
-    used = {pair.label for pair in find_pairs(spec, root, split)}
-    folders = {label.parent for label in used}
-    return sorted(
-        file
-        for folder in folders
-        for file in folder.glob("*.png")
-        if file not in used and not file.name.startswith(".")
-    )
+    used = {pair.label.with_suffix(".png") for pair in find_pairs(spec, root, split)}
+    files = (file for folder in {label.parent for label in used} for file in folder.iterdir())
+    labels = (file for file in files if file.suffix.lower() == ".png" and not file.name.startswith("."))
+    return sorted(file for file in labels if file.with_suffix(".png") not in used)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------
@@ -166,6 +173,8 @@ def inspect_image(data: bytes | Path, file: str | Path, *, load: bool = False) -
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
             mode = image.mode
+            if image.format in ("PNG", "TIFF") and ";16" in str(image.tile):  # Pillow would make 8 bits of these
+                mode += ";16"
             # Of TIFF, Pillow has turned the size itself.
             turned = image.format in ("JPEG", "PNG", "WEBP") and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
             size = image.size if turned else image.size[::-1]
@@ -173,7 +182,7 @@ def inspect_image(data: bytes | Path, file: str | Path, *, load: bool = False) -
                 image.load()
     except UNREADABLE as error:
         raise DataError(f"{file}: cannot be read as an image ({_reason(error)}); {MEND_IMAGE}.") from None
-    if mode in ("I", "F") or mode.startswith("I;"):
+    if mode in ("I", "F") or ";" in mode:
         raise DataError(f"{file}: an image of mode {mode}, more than 8 bits a channel; save it with 8 bits.")
     return size
 
@@ -182,13 +191,22 @@ def _reason(error: Exception) -> str:
     return "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def decode_label(data: bytes, file: str | Path) -> np.ndarray:
-    """Raw ids [H, W], uint8 or int32, of an encoded single-channel or palette label. Raises DataError."""
+def decode_label(data: bytes, file: str | Path, spec: DatasetSpec) -> np.ndarray:
+    """Raw ids [H, W], uint8 or int32, of an encoded single-channel or palette label; RGB uint8 [H, W, 3] of a colour
+    label if the spec has colours. Raises DataError.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode, ids = image.mode, np.asarray(image)
     except UNREADABLE as error:
         raise DataError(f"{file}: cannot be read as a label ({_reason(error)}); {MEND_LABEL}.") from None
+    if mode in ("RGB", "RGBA") and spec.colors:
+        return ids[..., :3]
+    if mode in ("RGB", "RGBA") and spec.name == "folder":
+        raise DataError(
+            f"{file}: a label of mode {mode}, not one class number a pixel; declare colours in classes.txt, one "
+            "line a class: `road 128 64 128`, or save class numbers (single-channel or palette PNG)."
+        )
     if ids.ndim != 2 or mode == "F":
         raise DataError(
             f"{file}: a label of mode {mode}, not one class id a pixel; save it as a single-channel or palette "
@@ -198,7 +216,12 @@ def decode_label(data: bytes, file: str | Path) -> np.ndarray:
 
 
 def map_label(ids: np.ndarray, table: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of raw ids; `table` is from `make_table`. DataError tells where an id is unknown."""
+    """Class ids uint8 [H, W] of what `decode_label` gave; `table` is from `make_table`.
+
+    DataError tells where an id or a colour is unknown.
+    """
+    if ids.ndim == 3:
+        return _map_colors(ids, spec, file)
     if ids.dtype == np.uint8:
         label = cv2.LUT(ids, table)
     else:
@@ -217,6 +240,32 @@ def map_label(ids: np.ndarray, table: np.ndarray, spec: DatasetSpec, file: str |
         f"{max(spec.label_map)}: '{spec.classes[0]}' ... '{spec.classes[-1]}'; change the value, to 255 if it is to be "
         "ignored, or list its class."
     )
+
+
+def _map_colors(rgb: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
+    """Class ids uint8 [H, W] of a colour label uint8 [H, W, 3]."""
+    colors = np.array(spec.colors + spec.ignored_colors, np.int32)
+    ids = np.array([*range(spec.num_classes), *[IGNORE] * len(spec.ignored_colors)], np.uint8)
+    known, codes = _pack(colors), _pack(rgb.astype(np.int32))
+    order = np.argsort(known)
+    found = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+    wrong = known[found] != codes
+    if not wrong.any():
+        return ids[found]
+    row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    color, count = rgb[row, column].astype(np.int32), int((codes == codes[row, column]).sum())
+    nearest = int(((colors - color) ** 2).sum(-1).argmin())
+    owner = f"'{spec.classes[nearest]}'" if nearest < spec.num_classes else "ignore"
+    raise DataError(
+        f"{file}: label colour {tuple(color.tolist())}, {count} pixels, first at row {row}, column {column}, is not "
+        f"declared in classes.txt; the nearest is {tuple(colors[nearest].tolist())}, {owner}. Correct the label or the "
+        "table; `ignore` and a colour on a line of its own leaves that colour out."
+    )
+
+
+def _pack(rgb: np.ndarray) -> np.ndarray:
+    """int32 [...] of int32 [..., 3]: one number a colour."""
+    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
 
 def make_table(ids: Mapping[int, int]) -> np.ndarray:
@@ -246,7 +295,8 @@ class Files:
     def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]):
         self.spec, self.pairs = spec, pairs
         self.names = [pair.name for pair in pairs]
-        self._tables = {ids: make_table(label_map(ids, spec.num_classes)) for ids in {pair.ids for pair in pairs}}
+        self.files = [str(pair.image) for pair in pairs]
+        self._tables = {ids: make_table(_ids_of(spec, ids)) for ids in {pair.ids for pair in pairs}}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -263,9 +313,8 @@ class Files:
 
     def read_label(self, index: int) -> np.ndarray:
         pair = self.pairs[index]
-        return map_label(
-            decode_label(_read_bytes(pair.label), pair.label), self._tables[pair.ids], self.spec, pair.label
-        )
+        ids = decode_label(_read_bytes(pair.label), pair.label, self.spec)
+        return map_label(ids, self._tables[pair.ids], self.spec, pair.label)
 
     def shape(self, index: int) -> tuple[int, int]:
         return inspect_image(self.pairs[index].image, self.pairs[index].image)
@@ -276,7 +325,7 @@ class Records:
 
     def __init__(self, spec: DatasetSpec, records: Any, split: str):
         self.spec, self._records = spec, records
-        self.names = [f"{spec.name}-{split}-{index:05d}" for index in range(len(records))]
+        self.names = self.files = [f"{spec.name}-{split}-{index:05d}" for index in range(len(records))]
         self._table = make_table(spec.label_map)
 
     def __len__(self) -> int:
@@ -285,11 +334,16 @@ class Records:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(image, label); DataError if one is damaged or an id is unknown."""
         record, name = self._records[index], self.names[index]
-        label = map_label(decode_label(record["label"], name), self._table, self.spec, name)
+        label = map_label(decode_label(record["label"], name, self.spec), self._table, self.spec, name)
         return decode_image(record["image"], name), label
 
     def shape(self, index: int) -> tuple[int, int]:
         return inspect_image(self._records[index]["image"], self.names[index])
+
+
+def _ids_of(spec: DatasetSpec, name: str) -> Mapping[int, int]:
+    """The label map of this name; that of the official labels, the layout's last, is the spec's own."""
+    return spec.label_map if name == spec.layout.labels[-1][1] else label_map(name, spec.num_classes)
 
 
 def _read_bytes(file: Path) -> bytes:
