@@ -24,7 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxseg import inference, losses, optim, precision, train_state
-from jaxseg.models.names import choose, create_model, init_variables
+from jaxseg.models import create_model, init_variables
+from jaxseg.models.names import choose
 from jaxseg.train_step import AXIS, make_step
 
 WINDOW, STRIDE = (769, 769), (513, 513)  # of `slide` where the config evaluates whole images

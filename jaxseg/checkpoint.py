@@ -178,9 +178,12 @@ def read_config(workdir: str | Path) -> ConfigDict:
 
 
 def check_config(workdir: str | Path, config: ConfigDict) -> None:
-    """Raise CheckpointError if the workdir was begun with another config (fields in FREE_FIELDS may differ)."""
-    if not (Path(workdir) / "config.json").is_file():
-        return
+    """Raise CheckpointError if the workdir holds checkpoints of another config (fields in FREE_FIELDS may differ), or of later steps."""
+    steps = [int(folder.name) for folder in (Path(workdir) / "checkpoints").glob("*") if folder.name.isdigit()]
+    if not steps or not (Path(workdir) / "config.json").is_file():
+        return  # a start that failed before its first save binds nothing
+    if max(steps) > config.steps:
+        raise CheckpointError(f"{workdir} is at step {max(steps)}; config.steps={config.steps} is below it. Choose another --workdir, or more steps.")
     old, new = _flat(_plain(read_config(workdir))), _flat(_plain(config))
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     if differ:

@@ -320,6 +320,7 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
 
     config: overrides config.dataset and config.eval of the trained run.
     """
+    from jaxseg import checkpoint
     from jaxseg.data.pipeline import eval_samples
 
     cache.enable_compilation_cache()
@@ -329,5 +330,8 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
     if jax.process_index() == 0:
-        (folder / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        file = folder / "metrics.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        summary |= {key: known[key] for key in ("step", "training") if key in known}  # what training wrote stays
+        checkpoint.write_json(file, summary)
     return summary

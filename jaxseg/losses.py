@@ -6,6 +6,7 @@ Lovász) selects per device, as MMSegmentation does per GPU.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -269,17 +270,38 @@ def _arguments(loss: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if k not in ("name", "weight", "target")}
 
 
+SUPPLIED = ("logits", "scores", "label", "points", "align_corners", "axis_name", "options")  # parameters that are no options
+
+
+def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int | None) -> None:
+    """ValueError, naming the field, for an option that loss `name` does not have or whose value cannot be meant."""
+    functions = [LOSSES[name], cross_entropy] if name == "point_cross_entropy" else [LOSSES[name]]
+    known = {option for function in functions for option in inspect.signature(function).parameters if option not in SUPPLIED}
+    for option in options:
+        choose(dict.fromkeys(sorted(known)), option, f"option at config.losses.{key} of {name}:")
+    for option, values in (("average", ("all", "valid")), ("classes", ("present", "all"))):
+        if option in options:
+            choose(dict.fromkeys(values), options[option], f"config.losses.{key}.{option}")
+    sampler = options.get("sampler")
+    if sampler:
+        choose({"": False, "ohem": True}, sampler["name"], f"config.losses.{key}.sampler.name")
+    count = len(options.get("class_weight") or ())
+    if classes is not None and count not in (0, classes):
+        raise ValueError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, or none.")
+
+
 def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """The config's weighted sum of losses: f(logits, out, label) -> (scalar, {key: weighted scalar}).
 
     Each entry of `config.losses` applies to the scores of the same name in `out`, or to those its `target` names, resized to
-    the label's size ('decode' is `logits` itself).
+    the label's size ('decode' is `logits` itself). ValueError for options that cannot be meant.
     """
     terms = {}
     for key, loss in config.losses.items():
         function = choose(LOSSES, loss.name, f"loss at config.losses.{key}")
-        target = loss.get("target", "") or key
-        terms[key] = (target, loss.weight, functools.partial(function, axis_name=axis_name, **_arguments(loss)))
+        target, options = loss.get("target", "") or key, _arguments(loss)
+        _check_options(key, loss.name, options, config.model.get("num_classes"))
+        terms[key] = (target, loss.weight, functools.partial(function, axis_name=axis_name, **options))
     align_corners = config.model.align_corners
 
     def compute(logits: jax.Array, out: Mapping[str, jax.Array], label: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

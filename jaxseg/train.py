@@ -22,6 +22,7 @@ from jaxseg.train_step import train_step as train_step  # part of this room, tho
 IN_FLIGHT = 2  # steps the host may run ahead of the devices
 PICTURES = 8  # how many predictions an evaluation draws
 PATIENCE = 50  # overflowing float16 steps in a row that are no longer bad luck
+PATIENCE_LOSS = 5  # and those whose loss itself is not finite, which only a smaller dynamic scale could mend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,14 @@ def examine(
 ) -> dict[str, float]:
     """Fetch the metrics of the batches `first`, `first` + 1, ...; their mean loss and last other values.
 
-    Raises NonFiniteError at the first that is not finite. With float16 overflow is expected: only `PATIENCE` of them in a
-    row, or a loss that is not finite although it is not scaled up any more, count.
+    Raises NonFiniteError at the first that is not finite. With float16 overflowing gradients are expected, and only `PATIENCE`
+    of them in a row count; a loss that is not finite counts too, unless a dynamic scale may still mend it (`PATIENCE_LOSS`).
     """
     rows = [{key: float(np.asarray(value).ravel()[0]) for key, value in row.items()} for row in train_state.to_host(pending)]
     for offset, row in enumerate(rows):
-        hopeless = row["skipped"] > PATIENCE or (row["scale"] <= 1 and not math.isfinite(row["loss"]))
+        wrong_loss = not math.isfinite(row["loss"])
+        mendable = not policy.static_scale and row["scale"] > 1 and row["skipped"] <= PATIENCE_LOSS
+        hopeless = row["skipped"] > PATIENCE or (wrong_loss and not mendable)
         if not row["finite"] and (hopeless or not policy.scaled):
             batch = first + offset
             skipped = f" ({row['skipped']:.0f} overflowing steps in a row)" if policy.scaled else ""

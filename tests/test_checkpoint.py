@@ -103,6 +103,11 @@ def test_another_config_is_refused_by_field(tmp_path):
     changed.steps, changed.eval.flip, changed.dataset.root = 9, True, "b"
     checkpoint.check_config(tmp_path, changed)
     changed.model.heads.decode.channels = 8
+    checkpoint.check_config(tmp_path, changed)  # nothing saved yet: a start that failed binds nothing
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    with pytest.raises(checkpoint.CheckpointError, match="at step 10; config.steps=9"):
+        checkpoint.check_config(tmp_path, changed)
+    changed.steps = 10
     with pytest.raises(checkpoint.CheckpointError, match=r"config.model.heads.decode.channels: 4 there, 8 now"):
         checkpoint.check_config(tmp_path, changed)
 

@@ -235,9 +235,11 @@ def test_examine_tolerates_float16_overflow_until_it_persists():
 
     found = train.examine([good, bad, {**good, "loss": 3.0}], 10, names, policy)
     assert found["loss"] == 2.0 and found["overflowed"] == 1
-    for hopeless in ({"skipped": 51.0}, {"scale": 1.0}):
+    for hopeless in ({"skipped": 51.0, "loss": 1.0}, {"skipped": 6.0}, {"scale": 1.0}):
         with pytest.raises(train.NonFiniteError, match="step 12: .*file_11"):
             train.examine([good, {**bad, **hopeless}], 10, names, policy)
+    with pytest.raises(train.NonFiniteError, match="loss inf"):
+        train.examine([bad], 10, names, precision.make_policy(make_config(precision="float16", loss_scale=512.0)))
 
 
 def test_batch_size_must_divide():
