@@ -1,4 +1,4 @@
-"""Run five methods in MMSegmentation itself and here, side by side: the same weights, the same image, float32; writes docs/parity.md.
+"""Run five methods in MMSegmentation itself and here, side by side: the same weights, the same image, float32; writes docs/comparison.md.
 
     python tests/compare_mmseg.py [--methods pspnet_r50-d8 ...] [--size 512x1024] [--output docs/parity.md]
 
@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=METHODS, help="short names, as scripts/list_configs.py begins them")
     parser.add_argument("--size", default="512x1024")
-    parser.add_argument("--output", default=str(Path(__file__).parent.parent / "docs" / "parity.md"), help="the page to write; '' for none")
+    parser.add_argument("--output", default=str(Path(__file__).parent.parent / "docs" / "comparison.md"), help="the page to write; '' for none")
     args = parser.parse_args()
     size, lines, failed = tuple(map(int, args.size.split("x"))), [], 0
     for model in args.methods:
