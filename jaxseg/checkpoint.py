@@ -119,20 +119,36 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
     return TrainState(params=params, model_state=variables, **found["optimizer"]), found["position"]
 
 
-def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder."""
+def find_workdir(path: str | Path) -> tuple[Path, str | None]:
+    """(workdir, step) of a workdir, whose step is None, or of WORKDIR/checkpoints/STEP; CheckpointError if it is neither."""
     path = Path(path).absolute()
     workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
     if not (workdir / "config.json").is_file():
         raise CheckpointError(f"{path} is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP")
+    return workdir, step
+
+
+def _choose_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
+    """The step that `path` names, or a workdir's best, else its latest."""
+    (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
+    if not steps:
+        raise CheckpointError(f"{workdir} holds no checkpoint yet; train first or give another workdir")
+    if step is not None and step not in map(str, steps):
+        raise CheckpointError(f"{path} is not a complete checkpoint; complete ones here: {', '.join(map(str, steps))}")
+    return int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
+
+
+def find_step(path: str | Path) -> int:
+    """The step whose variables `load_variables` gives."""
+    with open_manager(find_workdir(path)[0], read_only=True) as manager:
+        return _choose_step(manager, path)
+
+
+def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder."""
+    workdir, _ = find_workdir(path)
     with open_manager(workdir, read_only=True) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise CheckpointError(f"{workdir} holds no checkpoint yet; train first or give another workdir")
-        if step is not None and step not in map(str, steps):
-            raise CheckpointError(f"{path} is not a complete checkpoint; complete ones here: {', '.join(map(str, steps))}")
-        chosen = int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
-        found = manager.restore(chosen, args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+        found = manager.restore(_choose_step(manager, path), args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
     return read_config(workdir), found["variables"]
 
 
@@ -175,6 +191,23 @@ def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str
 def read_config(workdir: str | Path) -> ConfigDict:
     """The resolved config of a workdir, locked; lists come back as the tuples they were."""
     return ConfigDict(_tuples(json.loads((Path(workdir) / "config.json").read_text()))).lock()
+
+
+def read_training(workdir: str | Path) -> dict[str, Any] | None:
+    """What metrics.json says about training, None if there is no such file or it says nothing."""
+    file = Path(workdir) / "metrics.json"
+    return json.loads(file.read_text()).get("training") if file.is_file() else None
+
+
+def fill_root(config: ConfigDict, path: str | Path) -> ConfigDict:
+    """`config`, or a copy whose empty dataset.root is that of the run at `path` if both name the same data set."""
+    trained = read_config(find_workdir(path)[0])
+    if config.dataset.root or config.dataset.name != trained.dataset.name:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.dataset.root = trained.dataset.root
+    return config
 
 
 def check_config(workdir: str | Path, config: ConfigDict) -> None:

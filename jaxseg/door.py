@@ -24,10 +24,22 @@ def define_config() -> Any:
     return config_flags.DEFINE_config_file("config", None, "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field.")
 
 
-def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True) -> None:
+def use_run_config(argv: Sequence[str]) -> None:
+    """Without --config, let --config.FIELD=VALUE override the config of the run that --checkpoint (or --workdir) names."""
+    from jaxseg import checkpoint
+
+    path = _given(argv, "checkpoint") or _given(argv, "workdir")
+    if path and not _given(argv, "config") and any(re.match(r"--?(no)?config\.", arg) for arg in argv):
+        config = checkpoint.read_config(checkpoint.find_workdir(path)[0])
+        delattr(flags.FLAGS, "config")
+        config_flags.DEFINE_config_dict("config", config, "the config of the run", sys_argv=list(argv))
+
+
+def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True, of_run: bool = False) -> None:
     """`app.run(main)`, with the caller's docstring and the grammar as help; exits with 1 after an error of the user's.
 
-    needs_config: a missing --config, or one without its variant, is answered with the grammar.
+    needs_config: a missing --config, or one without its variant, is answered with the grammar. of_run: where --config is
+    missing, overrides are of the trained run's config.
     """
     from jaxseg.config import grammar
 
@@ -37,7 +49,7 @@ def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True) -> 
     def parse(argv: list[str]) -> list[str]:
         if needs_config and not any(re.match("--?help", arg) for arg in argv):
             _require_variant(argv, grammar())
-        rest = _parse(argv)
+        rest = _parse(argv, of_run)
         _quiet()
         return rest
 
@@ -67,8 +79,10 @@ def _stop(message: str) -> None:
     sys.exit(1)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], of_run: bool) -> list[str]:
     try:
+        if of_run:
+            use_run_config(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
         # absl and config_flags wrap what a config raised into text with its traceback: look for the original
@@ -82,23 +96,33 @@ def _parse(argv: list[str]) -> list[str]:
         _stop(_unknown_field(argv))
 
 
+def _given(argv: Sequence[str], flag: str) -> str:
+    """The value of a flag, '' without it."""
+    pairs = (arg.partition("=")[::2] if "=" in arg else (arg, value) for arg, value in zip(argv, [*argv[1:], ""]))
+    return next((value for name, value in pairs if name in (f"--{flag}", f"-{flag}")), "")
+
+
 def _given_config(argv: list[str]) -> tuple[Path, str] | None:
     """(file, variant) that --config names, None without it."""
-    pairs = (arg.partition("=")[::2] if "=" in arg else (arg, value) for arg, value in zip(argv, [*argv[1:], ""]))
-    value = next((value for name, value in pairs if name in ("--config", "-config")), None)
-    file, _, variant = (value or "").partition(":")
+    file, _, variant = _given(argv, "config").partition(":")
     return (Path(file), variant) if file else None
 
 
 def _unknown_field(argv: list[str]) -> str:
     """Which override names no field of the config, and what there is in its place."""
+    from jaxseg import checkpoint
     from jaxseg.config import load_builder
     from jaxseg.models.names import choose
 
-    file, variant = _given_config(argv)
+    given = _given_config(argv)
+    if given is None:
+        run = _given(argv, "checkpoint") or _given(argv, "workdir")
+        base = checkpoint.read_config(checkpoint.find_workdir(run)[0])
+    else:
+        base = load_builder(given[0])(*filter(None, [given[1]]))
     for arg in argv:
         found = re.match(r"--?config\.([^=]+)", arg)
-        config, path = load_builder(file)(*filter(None, [variant])), "config"
+        config, path = base, "config"
         for key in found[1].split(".") if found else ():
             try:
                 choose(dict.fromkeys(config.keys()), key, f"field of {path}")

@@ -6,7 +6,6 @@ take every n-th image each and add their counts. The split is read ahead in thre
 """
 
 import itertools
-import json
 import logging
 import time
 from collections import deque
@@ -318,20 +317,22 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
 def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> dict:
     """Evaluate a workdir (its best step) or one step; writes metrics.json and pictures/ there. Returns the summary.
 
-    config: overrides config.dataset and config.eval of the trained run.
+    config: overrides config.dataset and config.eval of the trained run; an empty dataset.root means the run's, if the data
+    set is the same. What metrics.json says about training stays.
     """
-    from jaxseg import checkpoint
+    from jaxseg import checkpoint  # orbax is slow to import
     from jaxseg.data.pipeline import eval_samples
 
     cache.enable_compilation_cache()
+    config = config if config is None else checkpoint.fill_root(config, path)
+    step = checkpoint.find_step(path)
     model, variables, config = inference.load_model(path, config)
     folder = Path(path)
     save = partial(visualize.save_picture, folder / "pictures")
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
+    training = checkpoint.read_training(folder)
+    summary |= {"step": step} | ({"training": training} if training else {})
     if jax.process_index() == 0:
-        file = folder / "metrics.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        summary |= {key: known[key] for key in ("step", "training") if key in known}  # what training wrote stays
-        checkpoint.write_json(file, summary)
+        checkpoint.write_json(folder / "metrics.json", summary)
     return summary

@@ -24,14 +24,17 @@ class Progress:
     """The clock and the mouth of one run.
 
     Time inside `paused()` (compiling, evaluating, saving) counts for the total but neither for images/s nor for the
-    share of waiting.
+    share of waiting. seconds, busy, images: what earlier processes of this run have `spent`.
     """
 
-    def __init__(self, workdir: str | Path, *, steps: int, batch_size: int, start: int = 0, seconds: float = 0.0, enabled: bool = True):
+    def __init__(
+        self, workdir: str | Path, *, steps: int, batch_size: int, start: int = 0,
+        seconds: float = 0.0, busy: float = 0.0, images: int = 0, enabled: bool = True,
+    ):  # fmt: skip
         self.steps, self.batch_size, self.enabled = steps, batch_size, enabled
         self._console = Console(highlight=False, soft_wrap=True)
-        self._began = time.perf_counter() - seconds  # `seconds`: what earlier processes of this run have spent
-        self._first, self._busy = start, 0.0
+        self._began = time.perf_counter() - seconds
+        self._busy, self._images = busy, images
         self._step = self._logged = start
         self._line, self._live, self._writer, self._file = "", None, None, None
         self.open_interval()
@@ -90,6 +93,7 @@ class Progress:
         """Report the steps since the last call; returns the row written to log.jsonl."""
         elapsed = max(time.perf_counter() - self._interval - self._paused, 1e-9)
         self._busy += elapsed
+        self._images += (step - self._logged) * self.batch_size
         row = {
             "step": step,
             **metrics,
@@ -129,13 +133,16 @@ class Progress:
         if self.enabled:
             self._writer.add_image(f"prediction/{name}", image, step, dataformats="HWC")
 
+    def spent(self) -> dict[str, float]:
+        """What a later process needs to go on counting: total seconds, those of training alone, images trained on."""
+        return {"seconds": self.seconds, "busy": self._busy, "images": self._images}
+
     def account(self) -> dict[str, Any]:
         """Total seconds, images/s, devices and peak memory of the run so far."""
         memory, kind = peak_memory()
-        images = (self._logged - self._first) * self.batch_size
         return {
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(images / self._busy, 3) if self._busy else 0.0,
+            "images_per_second": round(self._images / self._busy, 3) if self._busy else 0.0,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "peak_memory_bytes": memory,
             "peak_memory_kind": kind,

@@ -38,8 +38,8 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
               eval_every: int, checkpoint_every: int, policy: precision.Policy) -> TrainState:  # fmt: skip
     """Train from `state.step` to `steps`; log, evaluate and save on the way, and at the last step.
 
-    The devices are looked at only every `log_every` steps and before an evaluation or a save. Raises NonFiniteError; what
-    was saved by then is sound.
+    The devices are looked at only every `log_every` steps and before an evaluation or a save; `eval_every` and
+    `checkpoint_every` may be 0, never before the last step. Raises NonFiniteError; what was saved by then is sound.
     """
     progress, pending = hooks.progress, []
     progress.open_interval()
@@ -54,28 +54,29 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
         evaluating = done == steps or (eval_every and done % eval_every == 0)
         saving = evaluating or (checkpoint_every and done % checkpoint_every == 0)
         if saving or done % log_every == 0:
-            progress.log(done, examine(pending, done - len(pending), batches.names, policy))
+            progress.log(done, examine(pending, done - len(pending), batches.names, policy, last=done == steps))
             pending.clear()
         if saving:
             with progress.paused():
                 summary = hooks.evaluate(done, state) if evaluating else {}
-                position = {"batches": int(batches.position), "seconds": progress.seconds}
+                position = {"batches": int(batches.position), **progress.spent()}
                 checkpoint.save(hooks.manager, state, position, summary.get("mIoU"))
     return state
 
 
 def examine(
-    pending: list[dict[str, jax.Array]], first: int, names: Callable[[int], Sequence[str]], policy: precision.Policy
+    pending: list[dict[str, jax.Array]], first: int, names: Callable[[int], Sequence[str]], policy: precision.Policy, *, last: bool = False
 ) -> dict[str, float]:
     """Fetch the metrics of the batches `first`, `first` + 1, ...; their mean loss and last other values.
 
     Raises NonFiniteError at the first that is not finite. With float16 overflowing gradients are expected, and only `PATIENCE`
-    of them in a row count; a loss that is not finite counts too, unless a dynamic scale may still mend it (`PATIENCE_LOSS`).
+    of them in a row count; a loss that is not finite counts too, unless a dynamic scale may still mend it (`PATIENCE_LOSS`) in
+    steps to come. last: the run ends with these batches.
     """
     rows = [{key: float(np.asarray(value).ravel()[0]) for key, value in row.items()} for row in train_state.to_host(pending)]
     for offset, row in enumerate(rows):
         wrong_loss = not math.isfinite(row["loss"])
-        mendable = not policy.static_scale and row["scale"] > 1 and row["skipped"] <= PATIENCE_LOSS
+        mendable = not policy.static_scale and row["scale"] > 1 and row["skipped"] <= PATIENCE_LOSS and not (last and row is rows[-1])
         hopeless = row["skipped"] > PATIENCE or (wrong_loss and not mendable)
         if not row["finite"] and (hopeless or not policy.scaled):
             batch = first + offset
@@ -128,10 +129,10 @@ def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precis
     return train_state.create(variables, optimizer, policy, config.seed), told
 
 
-def evaluation(config: ConfigDict, policy: precision.Policy, progress: Progress) -> Callable[..., dict[str, Any]]:
-    """(step, variables, folder=None) -> the summary of metrics.json on the evaluation split, logged.
+def evaluation(config: ConfigDict, policy: precision.Policy, progress: Progress, folder: Path) -> Callable[..., dict[str, Any]]:
+    """(step, variables, again=False) -> the summary of metrics.json on the evaluation split.
 
-    A few pictures go to TensorBoard, or, with a `folder`, there as well.
+    A few pictures go to `folder`, in place of the last evaluation's. They and the summary are logged, once a step: not `again`.
     """
     from jaxseg import visualize
     from jaxseg.data import pipeline
@@ -139,16 +140,17 @@ def evaluation(config: ConfigDict, policy: precision.Policy, progress: Progress)
 
     model, samples = models.create_model(config.model, dtype=policy.dtype), pipeline.eval_samples(config)
 
-    def call(step: int, variables: Any, folder: Path | None = None) -> dict[str, Any]:
+    def call(step: int, variables: Any, again: bool = False) -> dict[str, Any]:
         def keep(name: str, picture: np.ndarray) -> None:
-            progress.picture(step, name, picture)
-            if folder is not None:
-                visualize.save_picture(folder, name, picture)
+            visualize.save_picture(folder, name, picture)
+            if not again:
+                progress.picture(step, name, picture)
 
         with policy.matmul_precision():
             summary = evaluate(model, variables, config, samples, pictures=PICTURES, save_picture=keep)
         overall = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
-        progress.record("eval", {"step": step, **overall})
+        if not again:
+            progress.record("eval", {"step": step, **overall})
         shown = ", ".join(f"{key} {overall[key]:.4f}" for key in ("mIoU", "aAcc", "mAcc") if overall[key] is not None)
         progress.message(f"step {step}: {shown} ({overall['images']} images in {overall['seconds']:.1f} s)")
         return summary
@@ -159,11 +161,12 @@ def evaluation(config: ConfigDict, policy: precision.Policy, progress: Progress)
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Train `config` in `workdir`, going on where an earlier call stopped; returns the summary that metrics.json holds.
 
-    The data is checked before anything is built. At the end the best checkpoint is evaluated, its table printed, its
-    pictures and metrics.json written. With several processes (jax.distributed initialised by the caller) each calls this.
+    The data is checked and everything built before anything is written. At the end the best checkpoint is evaluated, its
+    table printed, its pictures and metrics.json written. With several processes (jax.distributed initialised by the caller)
+    each calls this.
     """
     from jaxseg.config import resolve
-    from jaxseg.data import datasets, pipeline
+    from jaxseg.data import datasets
 
     config, workdir = resolve(config), Path(workdir)
     check_batch_size(config.batch_size, jax.device_count())
@@ -171,39 +174,73 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     datasets.check(config)
     compiled = cache.enable_compilation_cache()
     policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)
-    model = models.create_model(config.model, dtype=policy.dtype, axis_name=AXIS)
-    first = jax.process_index() == 0
-    if first:
-        checkpoint.write_config(workdir, config, datasets.get_spec(config.dataset.name, config.dataset.root).to_json())
+    model, loss = models.create_model(config.model, dtype=policy.dtype, axis_name=AXIS), losses.make_loss(config, axis_name=AXIS)
+    step = make_step(
+        model=model, loss=loss, optimizer=optimizer, schedule=schedule, policy=policy,
+        mean=tuple(config.dataset.image_mean), std=tuple(config.dataset.image_std),
+    )  # fmt: skip
     with checkpoint.open_manager(workdir, keep=config.keep_checkpoints) as manager:
         fresh = manager.latest_step() is None
         state, told = initial_state(config, model, optimizer, policy, config.init_from if fresh else "")
-        state, position = (state, {"batches": 0, "seconds": 0.0}) if fresh else checkpoint.restore(manager, state)
-        start = int(state.step)
-        batches = pipeline.train_batches(
-            config, devices=jax.local_device_count(), start=position["batches"],
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
+        state, position = (state, {"batches": 0}) if fresh else checkpoint.restore(manager, state)
+        enabled = jax.process_index() == 0
+        if enabled:
+            checkpoint.write_config(workdir, config, datasets.get_spec(config.dataset.name, config.dataset.root).to_json())
+        spent = {key: position[key] for key in ("seconds", "busy", "images") if key in position}
         progress = Progress(
-            workdir, steps=config.steps, batch_size=config.batch_size, start=start, seconds=position["seconds"], enabled=first
+            workdir, steps=config.steps, batch_size=config.batch_size, start=int(state.step), enabled=enabled, **spent
         )
-        with contextlib.closing(progress), contextlib.closing(batches):
-            for line in filter(None, (told, "" if fresh else f"continuing {workdir} after step {start}", _advice(config, fresh))):
+        with contextlib.closing(progress):
+            going_on = "" if fresh else f"continuing {workdir} after step {int(state.step)}"
+            for line in filter(None, (told, going_on, _advice(config, fresh))):
                 progress.message(line)
-            step = make_step(
-                model=model, loss=losses.make_loss(config, axis_name=AXIS), optimizer=optimizer, schedule=schedule,
-                policy=policy, mean=tuple(config.dataset.image_mean), std=tuple(config.dataset.image_std),
+            return _run(config, workdir, manager, state, position, _announced(step, progress, compiled), policy, progress)
+
+
+def _run(
+    config: ConfigDict, workdir: Path, manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any],
+    step: Callable, policy: precision.Policy, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Train from `state` to the end, whatever happens leaving best.json up to date, and finish."""
+    from jaxseg.data import pipeline
+
+    assess, evaluated = evaluation(config, policy, progress, workdir / "pictures"), {}
+
+    def evaluate(done: int, state: TrainState) -> dict[str, Any]:
+        evaluated.clear()  # the pictures on disk are the last evaluation's
+        evaluated[done] = assess(done, train_state.to_host(state.variables))
+        return evaluated[done]
+
+    start = int(state.step)
+    account = _stored_account(workdir, progress, position) if start == config.steps else None
+    try:
+        if account is None:
+            batches = pipeline.train_batches(
+                config, devices=jax.local_device_count(), start=position["batches"],
+                process_index=jax.process_index(), process_count=jax.process_count(),
             )  # fmt: skip
-            assess = evaluation(config, policy, progress)
-            hooks = Hooks(progress, manager, lambda done, state: assess(done, train_state.to_host(state.variables)))
-            run_steps(
-                train_state.replicate(state), _announced(step, progress, compiled), batches, hooks, policy=policy,
-                steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
-                checkpoint_every=config.checkpoint_every,
-            )  # fmt: skip
-            checkpoint.write_best(manager)
-            best = checkpoint.best(manager) or {"step": int(manager.latest_step())}
-            return _finish(workdir, assess, progress, best["step"])
+            with contextlib.closing(batches):
+                run_steps(
+                    train_state.replicate(state), step, batches, Hooks(progress, manager, evaluate), policy=policy,
+                    steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
+                    checkpoint_every=config.checkpoint_every,
+                )  # fmt: skip
+            account = progress.account()
+    finally:
+        checkpoint.write_best(manager)
+    best = (checkpoint.best(manager) or {"step": int(manager.latest_step())})["step"]
+    progress.message(format_account(account))
+    if best not in evaluated:
+        variables = checkpoint.load_variables(workdir / "checkpoints" / str(best))[1]
+        evaluated[best] = assess(best, variables, again=checkpoint.best(manager) is not None)
+    return _finish(workdir, progress, {**evaluated[best], "step": best, "training": account})
+
+
+def _stored_account(workdir: Path, progress: Progress, position: dict[str, Any]) -> dict[str, Any]:
+    """The account of a run that an earlier process trained to its end: metrics.json's, or, if that process did not come to
+    write it after the last save, what the save knows."""
+    seconds, stored = round(position.get("seconds", 0.0), 3), checkpoint.read_training(workdir)
+    return stored if stored and stored["seconds"] >= seconds else {**progress.account(), "seconds": seconds}
 
 
 def _advice(config: ConfigDict, fresh: bool) -> str:
@@ -214,13 +251,9 @@ def _advice(config: ConfigDict, fresh: bool) -> str:
     return f"starting from random weights; the published run began with {config.pretrained} (give the file as --config.init_from{fetch})"
 
 
-def _finish(workdir: Path, assess: Callable, progress: Progress, best: int) -> dict[str, Any]:
-    """Evaluate the best checkpoint; leave its table on the screen, its pictures and metrics.json in the workdir."""
-    account = progress.account()
-    progress.message(format_account(account))
-    variables = checkpoint.load_variables(workdir / "checkpoints" / str(best))[1]
-    summary = {**assess(best, variables, workdir / "pictures"), "step": best, "training": account}
-    progress.message(f"best checkpoint: step {best}\n{metrics.format_table(summary)}")
+def _finish(workdir: Path, progress: Progress, summary: dict[str, Any]) -> dict[str, Any]:
+    """Leave the best checkpoint's table on the screen and metrics.json in the workdir."""
+    progress.message(f"best checkpoint: step {summary['step']}\n{metrics.format_table(summary)}")
     if progress.enabled:
         checkpoint.write_json(workdir / "metrics.json", summary)
         progress.message(f"wrote {workdir / 'metrics.json'} and {workdir / 'pictures'}")

@@ -1,9 +1,11 @@
 """Evaluate a trained or converted model: IoU and accuracy of every class, metrics.json and pictures in its folder.
 
   python scripts/eval.py --checkpoint=runs/quickstart
+  python scripts/eval.py --checkpoint=runs/quickstart --config.eval.flip=True
   python scripts/eval.py --checkpoint=runs/mine --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.eval.flip=True
 
---config is optional here; its dataset and eval parts then replace those of the run.
+--config.dataset.* and --config.eval.* override the config of the run. With --config, which is optional here, its dataset
+and eval parts replace those of the run first (an empty dataset.root stays the run's if the data set is the same).
 """
 
 from absl import flags
@@ -32,4 +34,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    door.run(main, needs_config=False, of_run=True)

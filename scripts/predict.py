@@ -2,7 +2,8 @@
 
   python scripts/predict.py --checkpoint=runs/quickstart --input=photos --output=segmented
 
---config is optional here; its dataset and eval parts then replace those of the run.
+--config.eval.* overrides the config of the run. With --config, which is optional here, its dataset and eval parts replace
+those of the run first (an empty dataset.root stays the run's if the data set is the same).
 """
 
 from absl import flags
@@ -18,11 +19,13 @@ OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if 
 
 
 def main(_: list[str]) -> None:
+    from jaxseg import checkpoint
     from jaxseg.predict import predict_checkpoint
 
-    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=CONFIG.value)
+    config = CONFIG.value and checkpoint.fill_root(CONFIG.value, CHECKPOINT.value)
+    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=config)
     print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    door.run(main, needs_config=False, of_run=True)

@@ -240,6 +240,61 @@ def test_examine_tolerates_float16_overflow_until_it_persists():
             train.examine([good, {**bad, **hopeless}], 10, names, policy)
     with pytest.raises(train.NonFiniteError, match="loss inf"):
         train.examine([bad], 10, names, precision.make_policy(make_config(precision="float16", loss_scale=512.0)))
+    assert train.examine([{**bad, "loss": 1.0}], 10, names, policy, last=True)["overflowed"] == 1
+    with pytest.raises(train.NonFiniteError, match="step 12: loss inf"):
+        train.examine([good, bad], 10, names, policy, last=True)
+
+
+def tiny_run(steps, **changes):
+    config = get_experiment("quickstart")
+    config.update({"steps": steps, "batch_size": 4, "eval_every": 0, "checkpoint_every": 0, **changes})
+    config.dataset.crop_size, config.dataset.check_samples = (32, 32), 1
+    config.model.backbone.base_channels = config.model.backbone.stem_channels = config.model.heads.decode.channels = 4
+    return config
+
+
+def test_train_ends_evaluated_once_goes_on_and_keeps_its_account(tmp_path, monkeypatch):
+    from jaxseg.data import pipeline
+
+    real = pipeline.eval_samples
+
+    class Two(list):
+        def __init__(self, samples):
+            super().__init__(samples[i] for i in range(2))
+            self.spec = samples.spec
+
+    monkeypatch.setattr(pipeline, "eval_samples", lambda config: Two(real(config)))
+    monkeypatch.setattr(train.cache, "enable_compilation_cache", lambda: "")
+    wrong = tiny_run(2)
+    wrong.losses.decode.average = "mean"
+    with pytest.raises(ValueError, match="config.losses.decode.average 'mean'"):
+        train.train(wrong, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    first = train.train(tiny_run(2), tmp_path)
+    again = train.train(tiny_run(2), tmp_path)
+    assert again["training"] == first["training"] and again["mIoU"] == first["mIoU"]
+    longer = train.train(tiny_run(3), tmp_path)["training"]
+    assert longer["seconds"] > first["training"]["seconds"] and longer["images_per_second"] > 0
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        position = manager.restore(3, args=checkpoint.ocp.args.Composite(position=checkpoint.ocp.args.JsonRestore()))["position"]
+    assert position["images"] == 12
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "eval"] == [2, 3]
+    with pytest.raises(checkpoint.CheckpointError, match="at step 3; config.steps=2"):
+        train.train(tiny_run(2), tmp_path)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_loss_options_are_checked_before_anything_is_built():
+    for changes, words in (
+        ({"average": "mean"}, "config.losses.decode.average"), ({"class_weight": (1.0,)}, "config.losses.decode.class_weight has 1 values for 3"),
+        ({"sampler": {"name": "ohme"}}, "config.losses.decode.sampler.name"), ({"smooth": 1.0}, "config.losses.decode of cross_entropy.*Known: average"),
+    ):  # fmt: skip
+        config = make_config()
+        config.model.num_classes = 3
+        config.losses.decode.update(changes)
+        with pytest.raises(ValueError, match=words):
+            losses.make_loss(config)
 
 
 def test_batch_size_must_divide():
