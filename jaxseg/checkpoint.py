@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxseg.precision import NonFiniteError
+from jaxseg.presets import DATASET, EVALUATION
 from jaxseg.train_state import TrainState, to_host
 
 # What may change when a run continues: none of it alters what the state means.
@@ -189,8 +190,10 @@ def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The resolved config of a workdir, locked; lists come back as the tuples they were."""
-    return ConfigDict(_tuples(json.loads((Path(workdir) / "config.json").read_text()))).lock()
+    """The resolved config of a workdir, locked; lists come back as the tuples they were, fields newer than it as their defaults."""
+    stored = _tuples(json.loads((Path(workdir) / "config.json").read_text()))
+    stored |= {key: defaults | stored[key] for key, defaults in (("dataset", DATASET), ("eval", EVALUATION)) if key in stored}
+    return ConfigDict(stored).lock()
 
 
 def read_training(workdir: str | Path) -> dict[str, Any] | None:

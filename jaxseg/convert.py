@@ -170,7 +170,7 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
     """
     from jaxseg import checkpoint
     from jaxseg.config import resolve
-    from jaxseg.data.datasets import get_spec
+    from jaxseg.data.datasets import trained_spec
     from jaxseg.models import create_model
 
     if any(Path(workdir, "checkpoints").glob("*")):
@@ -181,7 +181,7 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
         variables = from_mmseg(state_dict, create_model(config.model), config.dataset.channels)
     except ValueError as error:
         raise ValueError(f"{weights} is not of {config.name}. {error}") from error
-    checkpoint.save_variables(workdir, config, variables, get_spec(config.dataset.name, config.dataset.root).to_json())
+    checkpoint.save_variables(workdir, config, variables, trained_spec(config.dataset).to_json())
     names = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return Report(tuple(names), (), (), {})
 

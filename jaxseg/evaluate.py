@@ -299,7 +299,7 @@ def _with_progress(results: Iterable[Result], total: int, show: bool) -> Iterato
 
 def draw(sample: dict, prediction: np.ndarray, spec) -> np.ndarray:
     """The panel [image | truth | prediction] of one sample, RGB uint8."""
-    return visualize.panel(sample["image"][..., :3], sample["label"], prediction, spec.palette, spec.classes)
+    return visualize.panel(visualize.to_rgb(sample["image"]), sample["label"], prediction, spec.palette, spec.classes)
 
 
 def sum_over_processes(counts: np.ndarray) -> np.ndarray:

@@ -258,7 +258,7 @@ def logged(make: Callable[[], Callable], what: str) -> Callable:
 class Predictor:
     """A trained model as a function of photos: `segment(image)` -> int32 [H, W] class ids.
 
-    image: uint8 [H, W, C] RGB of any size, or a list of such, which gives a list. config.eval decides the test resize,
+    image: uint8 [H, W, 3] RGB (or of the channels and dtype it was trained on) of any size, or a list of such, which gives a list. config.eval decides the test resize,
     the windows, scales and mirrored copies, as in evaluation. The first image of a size compiles.
     Attributes for research code: model, variables, config, classes (names), palette (RGB).
     """
@@ -286,11 +286,11 @@ class Predictor:
         """From a config and a checkpoint of MMSegmentation (.pth, or .npz and .safetensors with the same names)."""
         from jaxseg import convert
         from jaxseg.config import resolve
-        from jaxseg.data.datasets import get_spec
+        from jaxseg.data.datasets import trained_spec
         from jaxseg.models import create_model
 
         config = resolve(config)
-        spec = get_spec(config.dataset.name, config.dataset.root)
+        spec = trained_spec(config.dataset)
         model = create_model(config.model, dtype=precision.make_policy(config).dtype)
         variables = convert.from_mmseg(convert.read_state_dict(weights), model)
         return cls(model, variables, config, classes=spec.classes, palette=spec.palette)
@@ -310,7 +310,7 @@ class Predictor:
     def _scores(self, image: np.ndarray) -> jax.Array:
         from jaxseg.data.transforms import resize_image
 
-        check_image(image, len(self._settings.mean))
+        check_image(image, len(self._settings.mean), self.config.dataset.dtype)
         size, resized = image.shape[:2], resize_image(image, self.config.eval.resize)
         with self._matmul_precision():
             if self._settings.mode == "whole":
@@ -319,17 +319,19 @@ class Predictor:
             return next(predict_slide(call, self._settings, [(resized, size)]))
 
 
-def check_image(image: np.ndarray, channels: int) -> None:
-    """TypeError or ValueError unless image is uint8 [H, W, channels] with pixels."""
+def check_image(image: np.ndarray, channels: int, expected: str = "uint8") -> None:
+    """TypeError or ValueError unless image is [H, W, channels] with pixels and of the dtype the model was trained on."""
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
+    what, colors = f"{expected} [H, W, {channels}]", " RGB" if channels == 3 else ""
     if shape is None or dtype is None:
-        raise TypeError(f"an image must be a numpy array uint8 [H, W, {channels}] RGB, not {type(image).__name__}")
-    if dtype != np.uint8:
-        raise TypeError(f"an image must be uint8 with values 0..255, not {dtype} (shape {shape}); do not normalise it")
+        raise TypeError(f"an image must be a numpy array {what}{colors}, not {type(image).__name__}")
+    if dtype != np.dtype(expected):
+        values = " with values 0..255" if expected == "uint8" else ", as those the model was trained on"
+        raise TypeError(f"an image must be {expected}{values}, not {dtype} (shape {shape}); do not normalise it")
     if len(shape) == 4:
         raise ValueError(f"one image is [H, W, {channels}], not {shape}: pass several as a list")
     if len(shape) != 3 or shape[2] != channels or not min(shape):
-        raise ValueError(f"an image must have the shape [H, W, {channels}] (RGB), not {shape}")
+        raise ValueError(f"an image must have the shape [H, W, {channels}]{colors and ' (RGB)'}, not {shape}")
 
 
 def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:
@@ -351,8 +353,9 @@ def override_data(trained, config):
     merged, other = trained.copy_and_resolve_references(), config.copy_and_resolve_references()
     with merged.unlocked(), other.unlocked():
         merged.dataset, merged.eval = other.dataset, other.eval
-        # The network knows the statistics it was trained with, whatever data it is shown.
-        merged.dataset.image_mean, merged.dataset.image_std = trained.dataset.image_mean, trained.dataset.image_std
+        # The network knows the images and statistics it was trained with, whatever data it is shown.
+        for key in ("channels", "dtype", "image_mean", "image_std"):
+            merged.dataset[key] = trained.dataset[key]
     return merged
 
 

@@ -2,11 +2,18 @@
 
 import collections
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from jaxseg import cache, visualize
-from jaxseg.data.sources import IMAGE_SUFFIXES, decode_image, inspect_image
-from jaxseg.inference import Predictor
+from jaxseg.data.datasets import SPECS, get_spec
+from jaxseg.data.decode import check_channels, decode_image, inspect_image
+from jaxseg.data.pipeline import check_dtype
+from jaxseg.data.sources import IMAGE_SUFFIXES
+from jaxseg.inference import Predictor, read_dataset_facts
 
 log = logging.getLogger(__name__)
 
@@ -28,33 +35,64 @@ def find_images(source: str | Path) -> list[Path]:
     return files
 
 
-def predict_files(segment: Predictor, source: str | Path, output: str | Path) -> list[Path]:
+def predict_files(
+    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Mapping[int, int] | None = None
+) -> list[Path]:
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png.
 
-    Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError: a file
-    that is no image or has more than 8 bits a channel; by the headers, so before anything is written.
+    official_ids: class -> value in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
+    overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
+    a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
     files, output = find_images(source), Path(output)
     if output.resolve() == files[0].parent.resolve():
         raise InputError(f"the output folder {output} is the input's own: predictions would overwrite images")
-    written = collections.Counter(name for path in files for name in (path.stem, f"{path.stem}_overlay"))
+    endings = ("",) if official_ids else ("", "_overlay")
+    written = collections.Counter(f"{path.stem}{ending}" for path in files for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:
         raise InputError(f"two images in {source} would both be written as {doubled[0]}.png: rename one")
+    data = segment.config.dataset
     for path in files:
-        inspect_image(path, path)
+        header = inspect_image(path, path, data.channels)
+        check_channels(header.channels, data.channels, path)
+        check_dtype(header.dtype, data.dtype, str(path))
     output.mkdir(parents=True, exist_ok=True)
     for path in files:
-        image = decode_image(path.read_bytes(), path)
+        image = decode_image(path.read_bytes(), path, data.channels)
         mask = segment(image)
-        visualize.save_label_png(output / f"{path.stem}.png", mask, segment.palette)
-        picture = visualize.overlay(image[..., :3], mask, segment.palette, segment.classes)
-        visualize.save_picture(output, f"{path.stem}_overlay", picture)
+        if official_ids:
+            save_official(output / f"{path.stem}.png", mask, official_ids)
+        else:
+            visualize.save_label_png(output / f"{path.stem}.png", mask, segment.palette)
+            picture = visualize.overlay(visualize.to_rgb(image), mask, segment.palette, segment.classes)
+            visualize.save_picture(output, f"{path.stem}_overlay", picture)
         log.info("%s: %s", path.name, " x ".join(map(str, mask.shape)))
     return [output / f"{path.stem}.png" for path in files]
 
 
-def predict_checkpoint(checkpoint: str | Path, source: str | Path, output: str | Path, *, config=None) -> list[Path]:
-    """`predict_files` with the model of a workdir or step; `config` overrides config.dataset and config.eval."""
+def save_official(path: Path, mask: np.ndarray, ids: Mapping[int, int]) -> None:
+    """Write class ids [H, W] as a single-channel PNG of the values that stand for them, 8 bits, or 16 where these are needed."""
+    table = np.array([ids[index] for index in range(len(ids))], np.uint8 if max(ids.values()) < 256 else np.uint16)
+    Image.fromarray(table[mask]).save(path, optimize=True)
+
+
+def official_ids(facts: Mapping) -> dict[int, int]:
+    """Class -> value in the labels as distributed: by the known data set's label map, else that of a workdir's dataset.json."""
+    ids: dict[int, int] = {}
+    for raw, index in (get_spec(facts["name"]).label_map if facts["name"] in SPECS else facts["label_map"]).items():
+        if index != facts["ignore_index"]:
+            ids.setdefault(index, int(raw))
+    return ids
+
+
+def predict_checkpoint(
+    checkpoint: str | Path, source: str | Path, output: str | Path, *, config=None, submission: bool = False
+) -> list[Path]:
+    """`predict_files` with the model of a workdir or step; `config` overrides config.dataset and config.eval.
+
+    submission: write the data set's own label values instead of class ids.
+    """
     find_images(source)  # a wrong path is told before the model is loaded
     cache.enable_compilation_cache()
-    return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output)
+    ids = official_ids(read_dataset_facts(checkpoint)) if submission else None
+    return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)

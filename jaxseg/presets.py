@@ -4,6 +4,16 @@ from typing import Any
 
 IMAGENET = dict(image_mean=(123.675, 116.28, 103.53), image_std=(58.395, 57.12, 57.375))
 
+# What every data set's config.dataset and config.eval begin with (fields: docs/config.md); statistics () are those of the data.
+DATASET: dict[str, Any] = dict(
+    name="", source="files", root="", train_split="train", val_split="val", concat={}, class_balance=0.0,
+    crop_size=(0, 0), resize=(0, 0), ratio_range=(0.5, 2.0), cat_max_ratio=0.75, class_crop=0.0, flip=0.5, vertical_flip=0.0,
+    rotate=0.0, rotate_degrees=10.0, cutout=0.0, clahe=0.0, mosaic=0.0, photometric=True,
+    channels=3, dtype="", image_mean=(), image_std=(), num_workers=0, check_samples=500,
+)  # fmt: skip
+EVALUATION: dict[str, Any] = dict(
+    dataset="", source="", root="", resize=(0, 0), mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1
+)
 # resize: (long, short) of the scaled image, (0, 0) its own size; slide: evaluate in windows of the training crop.
 _PASCAL_CONTEXT = dict(resize=(520, 520), slide=True, learning_rate=0.004, weight_decay=1e-4)
 DATASETS: dict[str, dict[str, Any]] = {

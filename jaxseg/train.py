@@ -32,6 +32,7 @@ class Hooks:
     progress: Progress
     manager: ocp.CheckpointManager
     evaluate: Callable[[int, TrainState], dict[str, Any]]
+    enough: float = math.inf  # the mIoU that ends training before the last step
 
 
 def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, steps: int, log_every: int,
@@ -61,6 +62,8 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
                 summary = hooks.evaluate(done, state) if evaluating else {}
                 position = {"batches": int(batches.position), **progress.spent()}
                 checkpoint.save(hooks.manager, state, position, summary.get("mIoU"))
+            if (summary.get("mIoU") or 0) >= hooks.enough:
+                break
     return state
 
 
@@ -121,11 +124,16 @@ def check_batch_size(batch_size: int, devices: int) -> None:
 
 def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str) -> tuple[TrainState, str]:
     """The state at step 0, weights from `config.seed` or the source `init_from`, and what to tell about it ('' for nothing)."""
-    shape = (1, *config.dataset.crop_size, config.dataset.get("channels", 3))
-    variables, told = models.init_variables(model, seed=config.seed, image_shape=shape), ""
+    def fresh(channels: int) -> Any:
+        return models.init_variables(model, seed=config.seed, image_shape=(1, *config.dataset.crop_size, channels))
+
+    channels, told = config.dataset.get("channels", 3), ""
+    variables = fresh(channels)
     if init_from:
-        variables, report = train_state.load_initial(variables, init_from)
-        told = train_state.format_report(report, init_from)
+        rgb = channels != 3 and Path(init_from).suffix in train_state.WEIGHT_FILES  # published weights expect RGB
+        loaded, report = train_state.load_initial(fresh(3) if rgb else variables, init_from)
+        variables = train_state.adapt_channels(loaded, variables) if rgb else loaded
+        told = train_state.format_report(report, init_from) + (f"; its first convolution repeated for {channels} channels" if rgb else "")
     return train_state.create(variables, optimizer, policy, config.seed), told
 
 
@@ -158,9 +166,10 @@ def evaluation(config: ConfigDict, policy: precision.Policy, progress: Progress,
     return call
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) -> dict[str, Any]:
     """Train `config` in `workdir`, going on where an earlier call stopped; returns the summary that metrics.json holds.
 
+    enough: end as soon as an evaluation gives this mIoU.
     The data is checked and everything built before anything is written. At the end the best checkpoint is evaluated, its
     table printed, its pictures and metrics.json written. With several processes (jax.distributed initialised by the caller)
     each calls this.
@@ -185,7 +194,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         state, position = (state, {"batches": 0}) if fresh else checkpoint.restore(manager, state)
         enabled = jax.process_index() == 0
         if enabled:
-            checkpoint.write_config(workdir, config, datasets.get_spec(config.dataset.name, config.dataset.root).to_json())
+            checkpoint.write_config(workdir, config, datasets.trained_spec(config.dataset).to_json())
         spent = {key: position[key] for key in ("seconds", "busy", "images") if key in position}
         progress = Progress(
             workdir, steps=config.steps, batch_size=config.batch_size, start=int(state.step), enabled=enabled, **spent
@@ -194,12 +203,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             going_on = "" if fresh else f"continuing {workdir} after step {int(state.step)}"
             for line in filter(None, (told, going_on, _advice(config, fresh))):
                 progress.message(line)
-            return _run(config, workdir, manager, state, position, _announced(step, progress, compiled), policy, progress)
+            return _run(config, workdir, manager, state, position, _announced(step, progress, compiled), policy, progress, enough)
 
 
 def _run(
     config: ConfigDict, workdir: Path, manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any],
-    step: Callable, policy: precision.Policy, progress: Progress,
+    step: Callable, policy: precision.Policy, progress: Progress, enough: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Train from `state` to the end, whatever happens leaving best.json up to date, and finish."""
     from jaxseg.data import pipeline
@@ -221,7 +230,7 @@ def _run(
             )  # fmt: skip
             with contextlib.closing(batches):
                 run_steps(
-                    train_state.replicate(state), step, batches, Hooks(progress, manager, evaluate), policy=policy,
+                    train_state.replicate(state), step, batches, Hooks(progress, manager, evaluate, enough), policy=policy,
                     steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
                     checkpoint_every=config.checkpoint_every,
                 )  # fmt: skip

@@ -81,6 +81,24 @@ def merge(variables: Mapping, source: Mapping) -> tuple[dict, InitReport]:
     return flax.traverse_util.unflatten_dict(merged, sep="/"), report
 
 
+def adapt_channels(loaded: Mapping, fresh: Mapping) -> dict:
+    """Variables of a model of RGB images, for one of C channels: first kernels [h, w, 3, out] become [h, w, C, out].
+
+    Red, green and blue are repeated over the channels and scaled by 3 / C, so that grey images keep their responses. What else
+    differs in shape keeps its fresh value.
+    """
+
+    def adapt(old: Any, new: Any) -> np.ndarray:
+        if np.shape(old) == np.shape(new):
+            return old
+        channels = np.shape(new)[2] if np.ndim(new) == 4 else 0
+        if not channels or np.shape(old) != (*np.shape(new)[:2], 3, np.shape(new)[3]):
+            return new
+        return (np.asarray(old)[:, :, np.arange(channels) % 3] * (3 / channels)).astype(np.asarray(new).dtype)
+
+    return jax.tree.map(adapt, dict(loaded), dict(fresh))
+
+
 def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:
     """Start `variables` from `source`: a workdir, one of its steps, or a .pth, .npz or .safetensors file.
 

@@ -15,6 +15,7 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.", required=True
 )
 INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.", required=True)
+SUBMISSION = flags.DEFINE_bool("submission", False, "Write the data set's own label values (Cityscapes: 7 for road, ...), as servers want them.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
 
 
@@ -23,7 +24,7 @@ def main(_: list[str]) -> None:
     from jaxseg.predict import predict_checkpoint
 
     config = CONFIG.value and checkpoint.fill_root(CONFIG.value, CHECKPOINT.value)
-    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=config)
+    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=config, submission=SUBMISSION.value)
     print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
 
 

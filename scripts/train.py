@@ -3,6 +3,8 @@
   python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
   python scripts/train.py --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes --workdir=runs/pspnet
 
+  python scripts/train.py --config=... --workdir=runs/proof --overfit=4         learn 4 images by heart, or say that it failed
+
 Several hosts: start it on each with --coordinator=HOST:PORT --processes=N --process=I (on a cluster that JAX knows,
 such as SLURM or TPU pods, --coordinator=auto is enough).
 """
@@ -14,19 +16,25 @@ from jaxseg import door
 
 CONFIG = door.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, checkpoints, logs, pictures, metrics.json.", required=True)
+OVERFIT = flags.DEFINE_integer("overfit", 0, "Prove the pipeline on so many training images: mIoU 0.95 on them, or exit status 1.", lower_bound=0)
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of process 0 where several processes train together, or 'auto'.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
 
 
 def main(_: list[str]) -> None:
+    from jaxseg.overfit import overfit
     from jaxseg.train import train
 
     if COORDINATOR.value == "auto":
         jax.distributed.initialize()
     elif COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    train(CONFIG.value, WORKDIR.value)
+    if OVERFIT.value:
+        summary = overfit(CONFIG.value, WORKDIR.value, OVERFIT.value)
+        print(f"overfitting worked: mIoU {summary['mIoU']:.4f} on {OVERFIT.value} training images, step {summary['step']}; reading, labels and model fit")
+    else:
+        train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxseg.presets import DATASET, EVALUATION
+
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write an image or label losslessly (as the suffix says), with its folder."""
@@ -26,12 +28,5 @@ def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] 
 
 def make_config(name: str = "folder", root: str = "", batch_size: int = 4, seed: int = 3, **dataset) -> ConfigDict:
     """What the data room reads of a config."""
-    defaults = dict(
-        name=name, root=root, train_split="train", val_split="val", crop_size=(16, 20), resize=(0, 0), ratio_range=(0.5, 2.0),
-        cat_max_ratio=0.75, flip=0.5, photometric=True, channels=3, num_workers=0, check_samples=500,
-    )  # fmt: skip
-    return ConfigDict(
-        dict(
-            seed=seed, batch_size=batch_size, dataset=defaults | dataset, eval=dict(dataset="", root="", resize=(0, 0))
-        )
-    )
+    dataset = DATASET | dict(name=name, root=root, crop_size=(16, 20), dtype="uint8") | dataset
+    return ConfigDict(dict(seed=seed, batch_size=batch_size, dataset=dataset, eval=EVALUATION))

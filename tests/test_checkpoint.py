@@ -14,11 +14,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, precision, train_state
+from jaxseg import checkpoint, precision, presets, train_state
 
 CONFIG = ConfigDict({
     "name": "toy", "steps": 4, "batch_size": 2, "model": {"heads": {"decode": {"name": "fcn", "channels": 4}}},
-    "dataset": {"name": "folder", "root": "a", "crop_size": (4, 6)}, "eval": {"flip": False},
+    "dataset": presets.DATASET | {"name": "folder", "root": "a", "crop_size": (4, 6)}, "eval": presets.EVALUATION,
 })  # fmt: skip
 DATASET = {"name": "folder", "classes": ["a", "b"]}
 
@@ -41,6 +41,12 @@ def fill(workdir, mious, **options):
             checkpoint.save(manager, make_state(step, step), {"batches": step, "seconds": 1.5}, miou)
         checkpoint.write_best(manager)
         return sorted(manager.all_steps())
+
+
+def test_fields_newer_than_a_run_have_their_defaults(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"dataset": {"name": "folder", "flip": 0.25}, "eval": {"flip": True}}))
+    config = checkpoint.read_config(tmp_path)
+    assert config.dataset.flip == 0.25 and config.dataset.source == "files" and config.eval.flip and config.eval.source == ""
 
 
 def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):

@@ -1,10 +1,12 @@
-"""Transforms against hand-worked cases and one stored result of MMSegmentation's own photometric distortion."""
+"""Transforms against OpenCV itself, hand-worked cases and one stored result of MMSegmentation's photometric distortion."""
 
 import cv2
 import numpy as np
 import pytest
 
-from jaxseg.data import transforms
+from jaxseg.data import photometric, transforms
+from jaxseg.data.datasets import DataError
+from jaxseg.data.transforms import Augment, View
 
 
 class Script:
@@ -24,6 +26,19 @@ class Script:
         low, high = (0, low) if high is None else (low, high)
         assert low <= self.draws[0] < high
         return self.draws.pop(0)
+
+
+def noise(shape, dtype=np.uint8, seed=0):
+    """Random values of the whole range; float32 in 0..1."""
+    rng = np.random.default_rng(seed)
+    if dtype == np.float32:
+        return rng.random(shape, np.float32)
+    return rng.integers(0, np.iinfo(dtype).max + 1, shape, dtype)
+
+
+def blocks(classes=4, side=16, shape=(3, 4), seed=1):
+    """A label of square blocks."""
+    return np.kron(np.random.default_rng(seed).integers(0, classes, shape), np.ones((side, side))).astype(np.uint8)
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
@@ -50,37 +65,144 @@ def test_random_target_is_one_ratio_cut_to_integers():
 
 
 def test_resize_is_opencv_bilinear_and_nearest():
-    rng = np.random.default_rng(0)
-    image, label = rng.integers(0, 256, (9, 12, 3), np.uint8), rng.integers(0, 5, (9, 12), np.uint8)
+    image, label = noise((9, 12, 3)), noise((9, 12))
     np.testing.assert_array_equal(transforms.resize_image(image, (24, 18)), cv2.resize(image, (24, 18)))
     np.testing.assert_array_equal(transforms.resize_label(label, (24, 18)), np.repeat(np.repeat(label, 2, 0), 2, 1))
-    assert transforms.resize_image(image[..., :1], (24, 18)).shape == (18, 24, 1)
 
 
-# --- Crop -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("channels", [1, 2, 5, 200])  # OpenCV takes no more than 128 at once
+def test_resize_takes_any_number_of_channels(channels):
+    image = noise((9, 12, channels), np.uint16)
+    out = transforms.resize_image(image, (24, 18))
+    assert out.shape == (18, 24, channels) and out.dtype == np.uint16
+    np.testing.assert_array_equal(out[..., -1], cv2.resize(image[..., -1].copy(), (24, 18)))
+
+
+# --- Views: resize, then crop, without resizing -----------------------------------------------------------------------
+
+# OpenCV before 5 rounds positions to 1/32 pixel, so there two noisy neighbours mix by up to 1/64 otherwise, in each direction.
+EXACT = int(cv2.__version__.split(".")[0]) >= 5
+SIZES = [((20, 31), size) for size in [(20, 31), (10, 15), (40, 62), (7, 9), (21, 32), (33, 47), (19, 31), (1, 1)]]
+SIZES += [((1, 1), (5, 7)), ((2, 300), (3, 449)), ((64, 48), (127, 95)), ((49, 49), (49, 98))]
+
+
+def views(size):
+    """Boxes at all four corners, in the middle, and all of it."""
+    shape = tuple(max(side * 2 // 3, 1) for side in size)
+    down, right = (side - part for side, part in zip(size, shape))
+    corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    return [View(size, corner, shape) for corner in corners] + [View(size, (0, 0), size)]
+
+
+def cut(array, view):
+    (top, left), (height, width) = view.corner, view.shape
+    return array[top : top + height, left : left + width]
+
+
+def test_label_of_a_view_is_exactly_resize_then_crop():
+    rng, cases = np.random.default_rng(0), SIZES.copy()
+    for _ in range(300):  # many ratios: one index in 50 would be off, were the scale computed in another way
+        cases.append(((3, int(rng.integers(1, 90))), (3, int(rng.integers(1, 200)))))
+    for old, size in cases:
+        label = noise(old)
+        whole = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+        for view in views(size):
+            np.testing.assert_array_equal(transforms.view_label(label, view), cut(whole, view), str((old, view)))
+
+
+@pytest.mark.parametrize("dtype, channels", [(np.uint8, c) for c in (1, 2, 3, 4, 5)] + [(np.uint16, 3), (np.uint16, 5), (np.float32, 2)])
+def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
+    errors = []
+    for old, size in SIZES:
+        image = noise((*old, channels), dtype)
+        whole = np.stack([cv2.resize(image[..., c].copy(), size[::-1]) for c in range(channels)], -1).astype(np.float64)
+        for view in views(size):
+            out = transforms.view_image(image, view)
+            assert out.shape == (*view.shape, channels) and out.dtype == dtype
+            errors.append(np.abs(out - cut(whole, view)).ravel())
+    errors, top = np.concatenate(errors), 1.0 if dtype == np.float32 else np.iinfo(dtype).max
+    step = 3e-5 if dtype == np.float32 else 1  # of rounding
+    assert errors.max() <= (step if EXACT else top / 32) and errors.mean() < 0.15 * (step if EXACT else top / 32)
+
+
+def test_a_view_at_scale_1_is_a_slice():
+    image = noise((20, 31, 3))
+    out = transforms.view_image(image, View((20, 31), (3, 4), (10, 20)))
+    assert np.shares_memory(out, image)
+    np.testing.assert_array_equal(out, image[3:13, 4:24])
+
+
+def test_a_view_of_many_channels_and_of_a_wide_image():
+    image = noise((9, 12, 200))
+    out = transforms.view_image(image, View((18, 24), (5, 6), (8, 9)))
+    np.testing.assert_array_equal(out[..., 150:151], transforms.view_image(image[..., 150:151], View((18, 24), (5, 6), (8, 9))))
+    wide = noise((2, 70000, 1))  # beyond OpenCV's short integers
+    out = transforms.view_image(wide, View((2, 140000), (0, 120000), (2, 1000)))
+    assert np.abs(out[..., 0].astype(int) - cv2.resize(wide[:, 59990:60510], (1040, 2))[:, 20:1020]).max() <= 1
+
+
+def test_a_quarter_turn_is_exact():
+    image, label = noise((5, 5, 3)), noise((5, 5))
+    view = View((5, 5), (0, 0), (5, 5), 90.0, (2.0, 2.0))
+    np.testing.assert_array_equal(transforms.view_image(image, view), np.rot90(image))  # counter-clockwise
+    np.testing.assert_array_equal(transforms.view_label(label, view), np.rot90(label))
+
+
+def test_outside_of_the_image_is_0_and_255():
+    image, label = np.full((2, 4, 1), 9, np.uint8), np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
+    view = View((2, 4), (0, 0), (2, 4), 180.0, (0.5, 2.0))  # half a turn: column c shows column 4 - c
+    assert transforms.view_label(label, view).tolist() == [[255, 8, 7, 6], [255, 4, 3, 2]]
+    assert transforms.view_image(image, view)[..., 0].tolist() == [[0, 9, 9, 9]] * 2
+
+
+def test_a_turn_about_a_pixel_at_twice_the_size():
+    """What a view shows is the resized image, turned: the pivot stays where it was, at any angle."""
+    image = cv2.GaussianBlur(noise((40, 50, 3)), (0, 0), 3)
+    whole = cv2.resize(image, (100, 80)).astype(int)
+    for angle in (-33.0, 10.0, 90.0):
+        out = transforms.view_image(image, View((80, 100), (20, 30), (41, 41), angle, (35.0, 48.0))).astype(int)
+        assert np.abs(out[15, 18] - whole[35, 48]).max() <= 1
+        if angle == 90:  # 5 to the right of the pivot is now 5 above it
+            assert np.abs(out[10, 18] - whole[35, 53]).max() <= 1
+
+
+# --- Choosing the view ------------------------------------------------------------------------------------------------
 
 
 def test_crop_tries_until_no_class_fills_it():
     label = np.zeros((8, 8), np.uint8)
     label[:, 6:] = 1
-    box = transforms.random_crop(Script(0, 0, 1, 1, 2, 4, 9, 9), label, (4, 4), 0.75)
-    assert box == (slice(2, 6), slice(4, 8))  # all 0, all 0, half and half
+    view, seen = transforms.random_view(Script(0, 0, 1, 1, 2, 4, 9, 9), label, (8, 8), (4, 4), 0.75)
+    assert view.corner == (2, 4) and view.shape == (4, 4)  # all 0, all 0, half and half
+    np.testing.assert_array_equal(seen, label[2:6, 4:])
+
+
+def test_crop_tries_on_the_resized_label():
+    label = np.uint8([[0, 0, 0, 1]] * 4)
+    view, seen = transforms.random_view(Script(0, 0, 1, 4, 9), label, (8, 8), (4, 4), 0.75)
+    assert view.corner == (1, 4) and seen.tolist() == [[0, 0, 1, 1]] * 4
 
 
 def test_crop_takes_the_eleventh_box_as_it_is():
-    draws = [value for k in range(11) for value in (0, k % 3)] + ["not drawn"]
-    script = Script(*draws)
-    assert transforms.random_crop(script, np.zeros((4, 6), np.uint8), (4, 4), 0.75) == (slice(0, 4), slice(1, 5))
-    assert script.draws == ["not drawn"]
+    script = Script(*[value for k in range(11) for value in (0, k % 3)], "not drawn")
+    view, _ = transforms.random_view(script, np.zeros((4, 6), np.uint8), (4, 6), (4, 4), 0.75)
+    assert view.corner == (0, 1) and script.draws == ["not drawn"]
 
 
 def test_crop_without_ratio_draws_once():
-    assert transforms.random_crop(Script(2, 3), np.zeros((8, 8), np.uint8), (4, 4), 1.0) == (slice(2, 6), slice(3, 7))
+    assert transforms.random_view(Script(2, 3), np.zeros((8, 8), np.uint8), (8, 8), (4, 4))[0].corner == (2, 3)
 
 
 def test_crop_of_a_small_image():
-    rows, columns = transforms.random_crop(Script(0, 1), np.zeros((3, 9), np.uint8), (4, 8), 1.0)
-    assert np.zeros((3, 9))[rows, columns].shape == (3, 8)
+    view, seen = transforms.random_view(Script(0, 1), np.zeros((3, 9), np.uint8), (3, 9), (4, 8))
+    assert view.corner == (0, 1) and view.shape == seen.shape == (3, 8)
+
+
+def test_crop_lies_around_its_pixel():
+    label = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    corners = {transforms.random_view(np.random.default_rng(s), label, (20, 20), (6, 8), pixel=(0, 5))[0].corner for s in range(300)}
+    # Row 0 and column 5 are row 1 and column 11 of the resized image, so corners are rows 0 to 1 and columns 4 to 11.
+    assert corners == {(row, column) for row in (0, 1) for column in range(4, 12)}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +220,17 @@ def test_is_mixed(values, mixed):
     assert bool(transforms.is_mixed(np.uint8([values]), 0.75)) == mixed
 
 
+def test_class_pixel_is_of_every_class_alike():
+    label = np.full((20, 30), 7, np.uint8)
+    label[3, 4:6], label[10, 11], label[0] = 2, 254, 255
+    rng = np.random.default_rng(0)
+    pixels = [transforms.class_pixel(rng, label) for _ in range(600)]
+    ids, counts = np.unique([label[pixel] for pixel in pixels], return_counts=True)
+    assert ids.tolist() == [2, 7, 254] and counts.min() > 160
+    assert {pixel for pixel in pixels if label[pixel] == 2} == {(3, 4), (3, 5)}
+    assert transforms.class_pixel(rng, np.full((2, 3), 255, np.uint8)) is None
+
+
 # --- Colours ----------------------------------------------------------------------------------------------------------
 
 IMAGE = np.uint8([[[200, 30, 60], [12, 240, 130]], [[90, 90, 90], [255, 0, 128]], [[5, 77, 250], [128, 200, 3]]])
@@ -107,46 +240,255 @@ DISTORTED = [[[154, 0, 81], [0, 178, 30]], [[77, 77, 77], [178, 0, 160]], [[0, 1
 
 def test_photometric_equals_mmsegmentation():
     rng = Script(0.9, 0.1, 20.5, 0.1, 0.7, 0.1, 1.4, 0.1, -11)
-    assert transforms.photometric(rng, IMAGE.copy()).tolist() == DISTORTED and not rng.draws
+    assert photometric.photometric(rng, IMAGE).tolist() == DISTORTED and not rng.draws
 
 
 def test_contrast_before_and_after_by_hand():
     pixel = np.uint8([[[100, 201, 7]]])
-    assert transforms.photometric(Script(0.1, 0.1, -10.5, 0.1, 1.4, 0.9, 0.9), pixel).tolist() == [[[124, 255, 0]]]
-    assert transforms.photometric(Script(0.9, 0.9, 0.1, 0.5, 0.9, 0.9), pixel).tolist() == [[[50, 100, 3]]]
+    assert photometric.photometric(Script(0.1, 0.1, -10.5, 0.1, 1.4, 0.9, 0.9), pixel).tolist() == [[[124, 255, 0]]]
+    assert photometric.photometric(Script(0.9, 0.9, 0.1, 0.5, 0.9, 0.9), pixel).tolist() == [[[50, 100, 3]]]
 
 
-def test_nothing_drawn_changes_nothing():
-    np.testing.assert_array_equal(transforms.photometric(Script(0.9, 0.9, 0.9, 0.9, 0.9), IMAGE), IMAGE)
+@pytest.mark.parametrize("image", [IMAGE, IMAGE[..., :2], IMAGE.astype(np.float32)], ids=["rgb", "two channels", "float"])
+def test_nothing_drawn_changes_nothing(image):
+    np.testing.assert_array_equal(photometric.photometric(Script(0.9, 0.9, 0.9, 0.9, 0.9), image), image)
+
+
+@pytest.mark.parametrize(
+    "dtype, values, expected",
+    [
+        (np.uint8, [0, 101, 200], [15, 166, 255]),  # largest 200: brightness 0.05 * 200 = 10, then contrast 1.5
+        (np.uint16, [0, 101, 60000], [4500, 4651, 65535]),  # brightness 3000
+        (np.float32, [-4.0, 1.0, 40.0], [-3.0, 4.5, 63.0]),  # brightness 2, nothing clipped
+    ],
+)
+def test_brightness_and_contrast_of_other_images(dtype, values, expected):
+    out = photometric.photometric(Script(0.1, 0.05, 0.1, 1.4999999), np.array(values, dtype).reshape(1, 1, 3).repeat(2, 2))
+    assert out.dtype == dtype and out.shape == (1, 1, 6)
+    np.testing.assert_allclose(out[0, 0, ::2], expected, atol=1 if dtype != np.float32 else 1e-4)
+
+
+def test_brightness_only_is_cut_and_clipped_at_0():
+    grey = np.uint16([[[3], [1000]]])
+    assert photometric.photometric(Script(0.1, -0.0101, 0.9), grey).tolist() == [[[0], [989]]]  # 1000 - 10.1 is cut
+
+
+def test_equalize_is_opencv_clahe_of_every_channel():
+    clahe = cv2.createCLAHE(40.0, (8, 8))
+    for dtype in (np.uint8, np.uint16):
+        image = cv2.GaussianBlur(noise((60, 70, 5), dtype), (0, 0), 2)
+        out = photometric.equalize(image)
+        assert out.shape == image.shape and out.dtype == dtype and (out != image).any()
+        for channel in range(5):
+            np.testing.assert_array_equal(out[..., channel], clahe.apply(image[..., channel].copy()))
+    with pytest.raises(DataError, match="clahe works on images of 8 or 16 bits, but these are float32; set it to 0"):
+        photometric.equalize(noise((8, 8, 1), np.float32))
+
+
+# --- Holes, padding ---------------------------------------------------------------------------------------------------
+
+
+def test_cutout_by_hand():
+    image = np.full((32, 64, 2), 7, np.uint8)
+    # Two holes: rows 4 to 4 + 0.1 * 32, columns 60 to 60 + 0.2 * 64 (cut); rows 30 to 30 + 0.25 * 32 (cut), column 0.
+    out = transforms.cutout(Script(2, 4, 60, 0.1, 0.2, 30, 0, 0.2499, 1 / 16), image)
+    expected = image.copy()
+    expected[4:7, 60:], expected[30:, 0:4] = 0, 0
+    np.testing.assert_array_equal(out, expected)
+    assert (image == 7).all()
+
+
+def test_pad_fills_at_the_bottom_and_the_right():
+    image, label = transforms.pad(np.ones((1, 2, 2), np.uint16), np.ones((1, 2), np.uint8), (2, 3))
+    assert image[..., 1].tolist() == [[1, 1, 0], [0, 0, 0]] and label.tolist() == [[1, 1, 255], [255] * 3]
 
 
 # --- All of it --------------------------------------------------------------------------------------------------------
 
+CITYSCAPES = dict(ratio_range=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5)
+EVERYTHING = CITYSCAPES | dict(
+    vertical_flip=0.5, photometric=True, rotate=0.5, cutout=0.5, clahe=0.5, mosaic=0.5, class_crop=0.5
+)  # fmt: skip
+
+
+def resize_then_crop(rng, image, label, crop_size):
+    """What MMSegmentation's pipeline does, with the whole image resized."""
+    height, width = label.shape
+    ratio = rng.random() * 1.5 + 0.5
+    scale = min(int(width * ratio) / width, int(height * ratio) / height)
+    size = int(width * scale + 0.5), int(height * scale + 0.5)
+    image, label = cv2.resize(image, size), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    for _ in range(11):
+        top, left = (int(rng.integers(max(side - crop, 0) + 1)) for side, crop in zip(label.shape, crop_size))
+        box = slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
+        counts = np.bincount(label[box].ravel())[:255]
+        if (size[0] <= crop_size[1] and size[1] <= crop_size[0]) or ((counts > 0).sum() > 1 and counts.max() / counts.sum() < 0.75):
+            break
+    turned = slice(None, None, -1 if rng.random() < 0.5 else 1)
+    return image[box][:, turned], label[box][:, turned]
+
+
+def test_augment_is_resize_then_crop():
+    image, label = noise((48, 64, 3)), blocks()
+    augment = Augment((40, 50), **CITYSCAPES)
+    for seed in range(60):
+        out, ids, size = augment(np.random.default_rng(seed), image, label)
+        expected, expected_ids = resize_then_crop(np.random.default_rng(seed), image, label, (40, 50))
+        assert size == expected_ids.shape and out.shape == (40, 50, 3) and out.dtype == np.uint8
+        height, width = size
+        np.testing.assert_array_equal(ids[:height, :width], expected_ids)
+        assert np.abs(out[:height, :width].astype(int) - expected).max() <= (1 if EXACT else 8)
+        assert (ids[height:] == 255).all() and (ids[:, width:] == 255).all()
+        assert not out[height:].any() and not out[:, width:].any()
+
+
+def test_scales_and_positions_are_uniform():
+    """Of an image that shows where its pixels come from: red its row, green its column."""
+    rows, columns = np.mgrid[:64, :64].astype(np.float32)
+    image, label = np.stack([rows, columns], -1), np.zeros((64, 64), np.uint8)
+    augment, rng = Augment((16, 16), ratio_range=(0.5, 2.0)), np.random.default_rng(0)
+    scales, places = [], []
+    for _ in range(2000):
+        out, _, _ = augment(rng, image, label)
+        scale = 10 / (out[12, 12, 0] - out[2, 12, 0])
+        scales.append(scale)
+        corner = (out[4, 4] + 0.5) * scale - 4.5  # pixels within the corner are clamped at the image's border
+        places.append(corner / (64 * scale - 16))
+    for values in ((np.array(scales) - 0.5) / 1.5, *np.array(places).T):
+        ends = np.sort(values)
+        assert np.abs(ends - np.linspace(0, 1, 2000)).max() < 0.045  # Kolmogorov-Smirnov, p = 0.0006
+
 
 def test_label_follows_the_image():
-    """Pixels whose colour is their class keep it through resize, crop, flip and padding, but for blended edges."""
-    label = np.repeat(np.repeat(np.random.default_rng(1).integers(0, 4, (3, 4)), 16, 0), 16, 1).astype(np.uint8)
-    image = np.repeat(label[..., None] * np.uint8(60), 3, -1)
-    augment = transforms.Augment((40, 50), ratio_range=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5)
-    for seed in range(20):
-        out, ids, (height, width) = augment(np.random.default_rng(seed), image, label)
-        assert out.shape == (40, 50, 3) and ids.shape == (40, 50)
-        assert (ids[height:] == 255).all() and (ids[:, width:] == 255).all() and (ids[:height, :width] < 4).all()
-        assert (out[height:] == 0).all() and (out[:, width:] == 0).all()
-        assert (out[:height, :width, 0] == ids[:height, :width] * 60).mean() > 0.75
+    """Pixels whose colour is their class keep it through everything that moves them, but for blended edges."""
+    label = blocks()
+    image = label[..., None].repeat(3, -1) * np.uint8(60) + np.uint8(20)
+    moves = dict(vertical_flip=0.5, rotate=0.7, rotate_degrees=40.0, mosaic=0.3, class_crop=0.3)
+    outside = 0
+    for seed in range(60):
+        augment = Augment((40, 50), **CITYSCAPES, **moves)
+        out, ids, (height, width) = augment(np.random.default_rng(seed), image, label, lambda: (image, label))
+        out, ids = out[:height, :width, 0].astype(int), ids[:height, :width]
+        seen = ids != 255
+        assert (np.abs(out - (ids * 60 + 20)) <= 1)[seen].mean() > 0.75
+        assert not out[cv2.erode(np.uint8(~seen), np.ones((5, 5))) > 0].any()
+        outside += (~seen).any()
+    assert 10 < outside < 60
 
 
-def test_flip_turns_both_and_keeps_padding_at_the_right():
-    image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
-    out, ids, size = transforms.Augment((2, 3), flip=1.0)(np.random.default_rng(0), image, np.uint8([[0, 1]]))
-    assert size == (1, 2) and ids.tolist() == [[1, 0, 255], [255] * 3]
-    assert out[0].tolist() == [[3, 4, 5], [0, 1, 2], [0, 0, 0]]
+def test_rotate_draws_its_angle_and_ignores_what_is_outside():
+    image, label = np.full((40, 60, 1), 200, np.uint8), np.zeros((40, 60), np.uint8)
+    out, ids, size = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(Script(0.0, 0.0, 29.0, 0, 0), image, label)
+    assert size == (40, 60)
+    filled = out[..., 0] == 0
+    assert filled.any() and (ids[filled] == 255).all() and (ids[out[..., 0] == 200] == 0).all()
+    assert (ids[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and ids[20, 30] == 0
+    out, ids, _ = Augment((40, 60), rotate=0.5)(Script(0.0, 0.6, 0, 0), image, label)
+    np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize(
+    "fields, ids, pixels",
+    [
+        (dict(flip=1.0), [[1, 0, 255], [3, 2, 255], [255] * 3], [[2, 1, 0], [4, 3, 0], [0] * 3]),
+        (dict(vertical_flip=1.0), [[2, 3, 255], [0, 1, 255], [255] * 3], [[3, 4, 0], [1, 2, 0], [0] * 3]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 200])
+def test_flips_turn_both_and_keep_padding_at_the_end(fields, ids, pixels, channels):
+    image = np.uint16([[1, 2], [3, 4]])[..., None].repeat(channels, -1)
+    out, label, size = Augment((3, 3), **fields)(np.random.default_rng(0), image, np.uint8([[0, 1], [2, 3]]))
+    assert size == (2, 2) and label.tolist() == ids
+    assert out.shape == (3, 3, channels) and all(out[..., c].tolist() == pixels for c in (0, channels - 1))
+
+
+@pytest.mark.parametrize("rotate", [0.0, 1.0])
+def test_class_crop_holds_every_class_in_turn(rotate):
+    label = np.zeros((80, 90), np.uint8)
+    label[5, 5], label[60, 70] = 1, 2  # two pixels of 7200
+    augment = Augment((16, 20), ratio_range=(1.0, 2.0), class_crop=1.0, rotate=rotate, rotate_degrees=45.0)
+    held = [set(np.unique(augment(np.random.default_rng(seed), np.zeros((80, 90, 1), np.uint8), label)[1])) for seed in range(150)]
+    rare = [ids & {1, 2} for ids in held]
+    assert min(rare.count({1}), rare.count({2})) > 30 and rare.count(set()) > 30  # a third each
+
+
+def test_class_crop_of_ignored_pixels_only_is_a_plain_crop():
+    label = np.full((9, 9), 255, np.uint8)
+    assert Augment((4, 4), class_crop=1.0)(np.random.default_rng(0), label[..., None], label)[2] == (4, 4)
+
+
+def test_cutout_and_clahe_by_name_leave_the_label():
+    image, label = cv2.GaussianBlur(noise((64, 64, 3)), (0, 0), 2) | 1, blocks(4, 16, (4, 4))
+    out, ids, _ = Augment((64, 64), cutout=1.0)(np.random.default_rng(1), image, label)
+    assert (out == 0).any() and ((out == image) | (out == 0)).all() and image.all()
+    np.testing.assert_array_equal(ids, label)
+    out, ids, _ = Augment((64, 64), clahe=1.0)(np.random.default_rng(1), image, label)
+    np.testing.assert_array_equal(out, photometric.equalize(image))
+    np.testing.assert_array_equal(ids, label)
+
+
+def test_mosaic_joins_four_samples():
+    samples = iter([(np.full((50, 50, 1), v, np.uint16), np.full((50, 50), v, np.uint8)) for v in (2, 3, 4)])
+    first = np.full((50, 50, 1), 1, np.uint16), np.full((50, 50), 1, np.uint8)
+    # It happens; they meet at row 10 of 32, column 30 of 40; then a ratio and a corner each.
+    script = Script(0.1, 10, 30, *[0.0, 0, 0] * 4)
+    out, ids, size = Augment((32, 40), mosaic=0.5)(script, *first, lambda: next(samples))
+    expected = np.zeros((32, 40), np.uint8)
+    expected[:10, :30], expected[:10, 30:], expected[10:, :30], expected[10:, 30:] = 1, 2, 3, 4
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(out[..., 0], expected)
+    assert size == (32, 40) and out.dtype == np.uint16 and not script.draws
+
+
+def test_mosaic_of_small_images_ignores_the_rest():
+    sample = np.full((3, 5, 2), 9, np.float32), np.zeros((3, 5), np.uint8)
+    out, ids, size = Augment((32, 40), mosaic=1.0)(np.random.default_rng(0), *sample, lambda: sample)
+    assert size == (32, 40) and (ids == 0).sum() == 4 * 15 and (ids == 255).sum() == 32 * 40 - 60
+    np.testing.assert_array_equal(out[..., 1] == 9, ids == 0)
+
+
+def test_mosaic_meets_in_the_middle_half():
+    sample = np.zeros((40, 40, 1), np.uint8), np.zeros((40, 40), np.uint8)
+    other = sample[0], sample[1] + 1
+    for seed in range(40):
+        _, ids, _ = Augment((16, 20), mosaic=1.0)(np.random.default_rng(seed), *sample, lambda: other)
+        height, width = (ids[:, 0] == 0).sum(), (ids[0] == 0).sum()
+        assert 4 <= height <= 12 and 5 <= width <= 15 and (ids == 0).sum() == height * width
+
+
+def test_mosaic_says_what_it_cannot_do():
+    image, label = np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8)
+    augment = Augment((8, 8), mosaic=1.0)
+    with pytest.raises(DataError, match="mosaic needs other samples"):
+        augment(np.random.default_rng(0), image, label)
+    with pytest.raises(DataError, match="one is uint8 of 1 channels and another uint16 of 1; convert them"):
+        augment(np.random.default_rng(0), image, label, lambda: (image.astype(np.uint16), label))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_image_goes_through_all_of_it(dtype, channels):
+    image, label = noise((48, 64, channels), dtype), blocks()
+    image.setflags(write=False)  # as of a file that is mapped into memory
+    fields = EVERYTHING | dict(clahe=0.0) if dtype == np.float32 else EVERYTHING
+    for seed in range(12):
+        out, ids, size = Augment((40, 50), **fields)(np.random.default_rng(seed), image, label, lambda: (image, label))
+        assert out.shape == (40, 50, channels) and out.dtype == dtype
+        assert ids.shape == (40, 50) and ids.dtype == np.uint8 and size[0] <= 40 and size[1] <= 50
 
 
 def test_a_sample_is_a_function_of_its_seed():
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    before, augment = image.copy(), transforms.Augment((16, 16), (0, 0), (0.5, 2.0), 0.75, 0.5, True)
-    outs = [augment(np.random.default_rng(seed), image, image[..., 0] // 90)[0] for seed in (1, 1, 2)]
-    np.testing.assert_array_equal(outs[0], outs[1])
-    assert (outs[0] != outs[2]).any()
-    np.testing.assert_array_equal(image, before)
+    image, label = noise((48, 64, 3)), blocks()
+    before = image.copy(), label.copy()
+    augment, others = Augment((16, 16), **EVERYTHING), [(noise((48, 64, 3), seed=s), blocks(seed=s)) for s in range(5)]
+
+    def sample(seed):
+        rng = np.random.default_rng(seed)
+        return augment(rng, image, label, lambda: others[int(rng.integers(5))])
+
+    for seed in range(12):
+        first, again, other = sample(seed), sample(seed), sample(seed + 100)
+        assert all(np.array_equal(a, b) for a, b in zip(first, again))
+        assert (first[0] != other[0]).any()
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(label, before[1])

@@ -119,7 +119,7 @@ def test_slide_keeps_several_images_apart():
 
 def make_config(**run):
     defaults = dict(mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1, resize=(0, 0))
-    data = dict(image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))
+    data = dict(channels=3, dtype="uint8", image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))
     return ConfigDict({"precision": "float32", "model": {"align_corners": False}, "dataset": data, "eval": defaults | run})
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 IGNORE = 255
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
-IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt these are no class but ignored
+IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt, or in label_map.txt, these are no class but ignored
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")  # formats without loss
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -43,6 +44,11 @@ class Layout:
     def parts(self, split: str) -> tuple[str, ...]:
         """The data set's own names for `split`."""
         return dict(self.splits).get(split, (split,))
+
+    def lies_in(self, root: Path) -> bool:
+        """Whether the folder of a training or validation split's images is there."""
+        folders = (self.images.split("{stem}")[0].replace("{split}", part) for split in ("train", "val") for part in self.parts(split))
+        return any((root / folder).is_dir() for folder in folders)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +109,18 @@ def _vessels(label: str) -> Layout:
     return Layout("images/{split}/{stem}.png", labels, splits=_TRAINING)
 
 
-FOLDER = Layout("images/{split}/{stem}.*", (("labels/{split}/{stem}.png", "identity"),))
-# name: (key in classes.json, layout). Label maps: identity; from_one (0 is ignored, the rest moves down by one);
+def _inside(folder: str, layout: Layout) -> Layout:
+    """The same one level up: the root holds the folder that the archive unpacks to."""
+    return dataclasses.replace(
+        layout, images=f"{folder}/{layout.images}", labels=tuple((f"{folder}/{file}", ids) for file, ids in layout.labels),
+        listing=layout.listing and f"{folder}/{layout.listing}",
+    )  # fmt: skip
+
+
+FOLDER = Layout("images/{split}/{stem}.*", tuple((f"labels/{{split}}/{{stem}}{suffix}", "identity") for suffix in LABEL_SUFFIXES))
+# name: (key in classes.json, layout, other layouts that people have). Label maps: identity; from_one (0 is ignored, the rest moves down by one);
 # last_ignored (one id more than there are classes, ignored); or a key of classes.json.
-SPECS: dict[str, tuple[str, Layout]] = {
+SPECS: dict[str, tuple] = {
     "cityscapes": ("cityscapes", Layout(
         "leftImg8bit/{split}/{stem}_leftImg8bit.png",
         (("gtFine/{split}/{stem}_gtFine_labelTrainIds.png", "identity"),
@@ -131,20 +145,33 @@ SPECS: dict[str, tuple[str, Layout]] = {
     "coco_stuff164k": ("coco_stuff", Layout(
         "images/{split}2017/{stem}.jpg",
         (("annotations/{split}2017/{stem}_labelTrainIds.png", "identity"),
-         ("annotations/{split}2017/{stem}.png", "coco_stuff_ids")))),
-    "loveda": ("loveda", _TILES),
+         ("annotations/{split}2017/{stem}.png", "coco_stuff_ids"))),
+        Layout("{split}2017/{stem}.jpg", (("stuffthingmaps/{split}2017/{stem}.png", "coco_stuff_ids"),))),
+    "loveda": ("loveda", _TILES, Layout(
+        "{split}/images_png/{stem}.png", (("{split}/masks_png/{stem}.png", "from_one"),),
+        splits=(("train", ("Train/Rural", "Train/Urban")), ("val", ("Val/Rural", "Val/Urban"))))),
     "potsdam": ("potsdam", _TILES),
     "vaihingen": ("potsdam", _TILES),
     "isaid": ("isaid", Layout(
         "img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}_instance_color_RGB.png", "identity"),))),
-    "mapillary_v1_65": ("mapillary_v1_65", Layout(
-        "{split}/images/{stem}.jpg", (("{split}/v1.2/labels/{stem}.png", "last_ignored"),), splits=_TRAINING)),
+    "mapillary_v1_65": ("mapillary_v1_65", Layout(  # the v2.0 archive, then the v1.x one
+        "{split}/images/{stem}.jpg",
+        (("{split}/v1.2/labels/{stem}.png", "last_ignored"), ("{split}/labels/{stem}.png", "last_ignored")), splits=_TRAINING)),
     "camvid": ("camvid", Layout("{split}/{stem}.png", (("{split}annot/{stem}.png", "last_ignored"),))),
     "drive": ("vessels", _vessels("{stem}_manual1.png")),
     "chase_db1": ("vessels", _vessels("{stem}_1stHO.png")),
     "hrf": ("vessels", _vessels("{stem}.png")),
     "stare": ("vessels", _vessels("{stem}.ah.png")),
 }  # fmt: skip
+
+
+# Where people's roots lie one level above.
+for _name, _folders in {
+    "ade20k": ("ADEChallengeData2016",), "voc12": ("VOC2012", "VOCdevkit/VOC2012"), "voc12aug": ("VOC2012", "VOCdevkit/VOC2012"),
+    "pascal_context": ("VOC2010", "VOCdevkit/VOC2010"), "pascal_context_59": ("VOC2010", "VOCdevkit/VOC2010"),
+    "dark_zurich": ("Dark_Zurich_val_anon",), "night_driving": ("NighttimeDrivingTest",), "camvid": ("CamVid",),
+}.items():  # fmt: skip
+    SPECS[_name] += tuple(_inside(folder, SPECS[_name][1]) for folder in _folders)
 
 
 @functools.cache
@@ -172,11 +199,16 @@ def list_datasets() -> list[str]:
     return ["shapes", "folder", *SPECS]
 
 
-def get_spec(name: str, root: str | Path = "") -> DatasetSpec:
-    """The spec of a data set; `root` is needed by 'folder' only, whose classes are listed there.
+def get_spec(name: str, root: str | Path = "", source: str = "files") -> DatasetSpec:
+    """The spec of a data set as it lies below `root`: a `folder` lists its classes there, others differ in layout only.
 
-    Raises DataError for an unknown name, or a folder without a usable classes.txt.
+    source 'tfds': of the TFDS data set below root, whose labels may hold other ids. Raises DataError for an unknown name, or a
+    folder without a usable classes.txt.
     """
+    if source == "tfds" and name != "shapes":
+        from jaxseg.data import records
+
+        return records.get_spec(name, root)
     if name == "shapes":
         from jaxseg.data import shapes
 
@@ -187,10 +219,17 @@ def get_spec(name: str, root: str | Path = "") -> DatasetSpec:
         near = difflib.get_close_matches(str(name), list_datasets(), 1, 0.4)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise DataError(f"Unknown data set '{name}'.{hint} Known: {', '.join(list_datasets())}.")
-    key, layout = SPECS[name]
+    key, *layouts = SPECS[name]
+    layout = next((layout for layout in layouts if root and layout.lies_in(Path(root))), layouts[0])
     classes, palette = _facts()["classes"][key], _facts()["palettes"][key]
     ids = label_map(layout.labels[-1][1], len(classes))
     return DatasetSpec(name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout)
+
+
+def trained_spec(data: Any) -> DatasetSpec:
+    """The spec of config.dataset, with the statistics that the config has: what a workdir's dataset.json keeps."""
+    spec = get_spec(data.name, data.root, data.source)
+    return dataclasses.replace(spec, image_mean=tuple(data.image_mean), image_std=tuple(data.image_std))
 
 
 def _folder_spec(root: str | Path) -> DatasetSpec:
@@ -216,6 +255,7 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     # A label's number is that of the line, so lines of ignored colours count: they become 255.
     order = iter(range(len(classes)))
     ids = {number: IGNORE if skip else next(order) for number, skip in enumerate(ignored)}
+    ids = _read_label_map(Path(root) / "label_map.txt", [name for name, _ in classes]) or ids
     declared = tuple(color for _, color in classes)
     palette = tuple(color or default for color, default in zip(declared, default_palette(len(classes)), strict=True))
     return DatasetSpec(
@@ -251,6 +291,31 @@ def _check_lines(file: Path, named: list[tuple[int, str, tuple[int, ...]]]) -> N
             )
         if color:
             owners[color] = name
+
+
+def _read_label_map(file: Path, classes: list[str]) -> dict[int, int]:
+    """The map of lines `<raw id, or first-last> <class or ignore>`; {} if there is no such file."""
+    if not file.is_file():
+        return {}
+    ids: dict[int, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        raw, _, name = line.split("#")[0].strip().partition(" ")
+        first, _, last = raw.partition("-")
+        if not raw:
+            continue
+        if not (first.isdigit() and (last or first).isdigit() and int(last or first) <= 65535):
+            raise DataError(f"{file}, line {number}: '{line.strip()}' does not begin with a label value; write `7 road` or `0-6 ignore`.")
+        name = name.strip()
+        if name not in classes and name.lower() not in IGNORED_NAMES:
+            near = (difflib.get_close_matches(name, classes, 1, 0.4) or classes)[0]
+            raise DataError(f"{file}, line {number}: '{name}' is no class of classes.txt; write one of them, '{near}' for instance, or 'ignore'.")
+        for value in range(int(first), int(last or first) + 1):
+            if value in ids:
+                raise DataError(f"{file}, line {number}: label value {value} has a line already; keep one of them.")
+            ids[value] = classes.index(name) if name in classes else IGNORE
+    if missing := [name for index, name in enumerate(classes) if index not in ids.values()]:
+        raise DataError(f"{file}: no label value stands for class '{missing[0]}'; add its line, or take it out of classes.txt.")
+    return ids
 
 
 def _class_line(line: str) -> tuple[str, tuple[int, ...]]:

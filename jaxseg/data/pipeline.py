@@ -4,6 +4,8 @@ Sample i of global batch k is a function of (seed, k, i) and of nothing else, so
 processes and workers nor where a run was resumed changes what the model sees. The position is the next batch's number.
 """
 
+import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +14,9 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxseg.data import histogram
 from jaxseg.data.datasets import DataError, get_spec
-from jaxseg.data.sources import Source, open_source
+from jaxseg.data.sources import Joined, Source, open_source
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image
 
 THREADS = min(max(os.cpu_count() or 1, 2), 16)  # that read ahead where num_workers is 0; each makes whole batches
@@ -41,9 +44,13 @@ class TrainBatches:
         self.position += 1
         return batch
 
+    def indices(self, k: int) -> list[int]:
+        """The numbers of the training source's samples in global batch k."""
+        return [int(index) for index in self._order[k]]
+
     def names(self, k: int) -> list[str]:
         """The image files (of `shapes` the records) of global batch k, in order, of all devices and processes."""
-        return [self._files[index] for index in self._order[k]]
+        return [self._files[index] for index in self.indices(k)]
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -55,25 +62,43 @@ class TrainBatches:
 class LoadRows:
     """(number of a global batch, its record numbers) -> the rows [first, first + devices * B) as arrays [D, B, ...]."""
 
-    def __init__(self, source: Source, augment: Augment, *, seed: int, first: int, devices: int, rows: int):
-        self.source, self.augment, self.seed = source, augment, seed
+    def __init__(self, source: Source, augment: Augment, *, channels: int, dtype: str, seed: int, first: int, devices: int, rows: int):
+        self.source, self.augment, self.channels, self.dtype, self.seed = source, augment, channels, dtype, seed
         self.first, self.devices, self.rows = first, devices, rows
 
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
-        cv2.setNumThreads(
-            1
-        )  # batches are made side by side already; OpenCV's own threads would only fight for the cores
+        cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         height, width = self.augment.crop_size
         batch = {
-            "image": np.empty((self.rows, height, width, 3), np.uint8),
+            "image": np.empty((self.rows, height, width, self.channels), self.dtype),
             "label": np.empty((self.rows, height, width), np.int32),
             "size": np.empty((self.rows, 2), np.int32),
         }
         for row in range(self.rows):
             rng = np.random.default_rng((self.seed, k, self.first + row))
-            image, label = self.source.read(int(order[self.first + row]))
-            batch["image"][row], batch["label"][row], batch["size"][row] = self.augment(rng, image, label)
+            image, label = read(self.source, int(order[self.first + row]), self.dtype)
+            draw = functools.partial(self._draw, rng)
+            batch["image"][row], batch["label"][row], batch["size"][row] = self.augment(rng, image, label, draw)
         return {key: value.reshape(self.devices, -1, *value.shape[1:]) for key, value in batch.items()}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return read(self.source, int(rng.integers(len(self.source))), self.dtype)
+
+
+def read(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(image, label) of a source; DataError if the image is of another dtype."""
+    image, label = source.read(index)
+    check_dtype(image.dtype.name, dtype, source.files[index])
+    return image, label
+
+
+def check_dtype(dtype: str, expected: str, file: str) -> None:
+    """DataError unless an image has the dtype of the data set."""
+    if dtype != expected:
+        raise DataError(
+            f"{file}: an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set it, because the first image is): "
+            "save all images of a data set alike."
+        )
 
 
 def train_batches(
@@ -90,24 +115,61 @@ def train_batches(
     if config.batch_size < 1 or config.batch_size % parts:
         raise DataError(f"config.batch_size={config.batch_size} is global and must divide among {parts} devices.")
     data, rows = config.dataset, config.batch_size // process_count
-    check_channels(data)
-    source = open_source(get_spec(data.name, data.root), data.root, data.train_split)
-    augment = Augment(
-        crop_size=tuple(data.crop_size), resize=tuple(data.resize), ratio_range=tuple(data.ratio_range),
-        cat_max_ratio=data.cat_max_ratio, flip=data.flip, photometric=data.photometric,
-    )  # fmt: skip
-    load = LoadRows(source, augment, seed=config.seed, first=process_index * rows, devices=devices, rows=rows)
-    order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat().batch(config.batch_size)
+    source = train_source(data)
+    augment = Augment(**{field.name: _plain(data[field.name]) for field in dataclasses.fields(Augment)})
+    load = LoadRows(
+        source, augment, channels=data.channels, dtype=data.dtype, seed=config.seed, first=process_index * rows, devices=devices, rows=rows
+    )
+    indices = sample_indices(source, data.class_balance)
+    order = grain.MapDataset.source(indices).seed(config.seed).shuffle().repeat().batch(config.batch_size)
     batches = order.map_with_index(load)[start:]
     if data.num_workers:
         _parse_flags()
         options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=2)
-        iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(
-            options
-        )
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        iterable = batches.to_iter_dataset(reading).mp_prefetch(options)
     else:
         iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
     return TrainBatches(order, iterable, source.files, start)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) else value
+
+
+def train_source(data: ConfigDict) -> Source:
+    """The training samples: config.dataset's train_split, then those of its `concat`, each as often as its `repeat` says.
+
+    Raises DataError if a data set of `concat` has other classes.
+    """
+    main = open_named(data, data, data.train_split)
+    sources, places = [main], [(0, index) for index in range(len(main))]
+    for key, part in data.concat.items():
+        sources.append(open_named(part, data, part.get("train_split", data.train_split)))
+        if sources[-1].spec.classes != main.spec.classes:
+            raise DataError(
+                f"config.dataset.concat.{key} ('{part.name}' at '{part.root}') has the classes {', '.join(sources[-1].spec.classes)}, "
+                f"but config.dataset '{data.name}' has {', '.join(main.spec.classes)}; list the same classes in the same order."
+            )
+        places += [(len(sources) - 1, index) for index in range(len(sources[-1]))] * part.get("repeat", 1)
+    return Joined(sources, places) if len(sources) > 1 else main
+
+
+def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
+    """A split of the data set that `part` names (name, root, source), with the channels of config.dataset."""
+    kind = part.get("source", "files")
+    return open_source(get_spec(part.name, part.root, kind), part.root, split, channels=data.channels, source=kind)
+
+
+def sample_indices(source: Source, class_balance: float) -> range | list[int]:
+    """The numbers of an epoch's samples: each once, or, with a threshold, as often as its rarest class asks for.
+
+    Repeat-factor sampling (arXiv:1908.03195); reads every label once, the counts are cached.
+    """
+    if not class_balance:
+        return range(len(source))
+    factors = histogram.repeat_factors(histogram.count_labels(source, source.spec.num_classes, progress=True)[:, :-1], class_balance)
+    return np.repeat(np.arange(len(source)), factors).tolist()
 
 
 def _parse_flags() -> None:
@@ -118,22 +180,14 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def check_channels(data: ConfigDict) -> None:
-    """DataError unless config.dataset asks for what can be read."""
-    if data.channels != 3:
-        raise DataError(
-            f"config.dataset.channels={data.channels}: images are read as RGB, 3 channels; grey ones are repeated."
-        )
-
-
 # --- Evaluation -------------------------------------------------------------------------------------------------------
 
 
 class EvalSamples(Sequence):
     """Random access to {image [h, w, C] uint8, label [H, W] int32, name}, read when asked for; see `eval_samples`."""
 
-    def __init__(self, source: Source, spec: Any, resize: Sequence[int]):
-        self._source, self.spec, self._resize = source, spec, tuple(resize)
+    def __init__(self, source: Source, resize: Sequence[int], dtype: str):
+        self._source, self.spec, self._resize, self._dtype = source, source.spec, tuple(resize), dtype
         self.names = [name.rsplit("/", 1)[-1] for name in source.names]
 
     def __len__(self) -> int:
@@ -142,12 +196,12 @@ class EvalSamples(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        image, label = self._source.read(index % len(self))
+        image, label = read(self._source, index % len(self), self._dtype)
         return {"image": resize_image(image, self._resize), "label": label.astype(np.int32), "name": self.names[index]}
 
     def shape(self, index: int) -> tuple[int, int]:
         """(h, w) of the resized image, from the file's header."""
-        return rescaled_size(self._source.shape(index), self._resize)
+        return rescaled_size(self._source.header(index).size, self._resize)
 
 
 def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
@@ -155,21 +209,26 @@ def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
 
     Images are resized to config.eval.resize, ratio kept, bilinear; labels keep their size. Raises DataError.
     """
-    spec, root = evaluated(config)
-    check_channels(config.dataset)
-    return EvalSamples(open_source(spec, root, split or config.dataset.val_split), spec, config.eval.resize)
+    part, spec = evaluated(config)
+    source = open_source(spec, part.root, split or config.dataset.val_split, channels=config.dataset.channels, source=part.source)
+    return EvalSamples(source, config.eval.resize, config.dataset.dtype)
 
 
-def evaluated(config: ConfigDict) -> tuple[Any, str]:
-    """(spec, root) of the data set to evaluate on. Raises DataError if its classes are not those trained."""
-    trained = get_spec(config.dataset.name, config.dataset.root)
-    if config.eval.dataset in ("", config.dataset.name):
-        root = config.eval.root or config.dataset.root
-        return (get_spec(config.dataset.name, root) if config.eval.root else trained), root
-    spec = get_spec(config.eval.dataset, config.eval.root)
-    if spec.num_classes != trained.num_classes:
+def evaluated(config: ConfigDict) -> tuple[ConfigDict, Any]:
+    """(name, root and source, spec) of the data set to evaluate on. Raises DataError if its classes are not those trained."""
+    data, run = config.dataset, config.eval
+    other = run.dataset not in ("", data.name)
+    part = ConfigDict(
+        dict(
+            name=run.dataset if other else data.name,
+            root=run.root or ("" if other else data.root),
+            source=run.source or ("files" if other else data.source),
+        )
+    )
+    spec = get_spec(part.name, part.root, part.source)
+    if other and spec.num_classes != (trained := get_spec(data.name, data.root, data.source)).num_classes:
         raise DataError(
             f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name "
             f"'{trained.name}' has {trained.num_classes}; evaluate on a data set with the same classes."
         )
-    return spec, config.eval.root
+    return part, spec

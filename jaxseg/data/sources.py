@@ -1,42 +1,41 @@
 """Reading: find image/label pairs, decode them, apply the label map. Whatever is wrong is a DataError naming the file.
 
-A source has len, `names` (file stems), `files` (image files, or names again), `read(i)` -> (image uint8 [H, W, 3] RGB,
-label uint8 [H, W] of classes and 255) and `shape(i)` -> (H, W).
-Images are read with OpenCV; labels with Pillow, since OpenCV turns palette ids into colours. An image's
-EXIF orientation is applied: its label is drawn on the picture as people see it.
+A source has len, `spec`, `names` (file stems), `files` and `label_files` (of records: names again), `read(i)` -> (image [H, W, C],
+label uint8 [H, W] of classes and 255), `read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
 """
 
 import dataclasses
-import io
+import glob
+import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from jaxseg.cache import cache_dir
-from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, Layout, label_map
+from jaxseg.data.datasets import LABEL_SUFFIXES, DataError, DatasetSpec, Layout, label_map
+from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-UNKNOWN = 254  # what ids outside the label map become, until they are reported
-EXIF_ORIENTATION = 0x0112
-MEND_IMAGE = "it is damaged or of an unknown format: replace it, or remove it and its label"
-MEND_LABEL = "it is damaged: replace it, or remove it and its image"
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
+SPLIT = re.compile(r"(?P<name>[^\[\]*+]+)(?P<slice>\[(?P<first>\d*%?):(?P<last>\d*%?)\])?(\*(?P<times>[1-9]\d*))?")
 
 
 class Source(Protocol):
     """What the pipeline reads from; see the module's docstring."""
 
+    spec: DatasetSpec
     names: Sequence[str]
     files: Sequence[str]
+    label_files: Sequence[str]
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
-    def shape(self, index: int) -> tuple[int, int]: ...
+    def read_label(self, index: int) -> np.ndarray: ...
+    def header(self, index: int) -> Header: ...
+    def fingerprint(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +60,21 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set config.dataset.root to where the data set '{spec.name}' lies.")
     for part in layout.parts(split):
-        images = _find_images(root, layout, part)
+        images = find_images(spec, root, part)
         if not images:
-            raise DataError(_nothing_found(root, layout, split, part))
-        pairs += [Pair(stem, image, *_find_label(root, layout, part, stem, image)) for stem, image in images.items()]
+            raise DataError(_nothing_found(spec, root, split, part))
+        pairs += [Pair(stem, image, *find_label(root, layout, part, stem, image)) for stem, image in images.items()]
     return pairs
 
 
-def _find_images(root: Path, layout: Layout, part: str) -> dict[str, Path]:
-    """{stem: image file} in the order of names."""
+def find_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
+    """{stem: image file} of one of a layout's parts, in the order of names. Raises DataError for what a listing has not."""
+    layout = spec.layout
     prefix, suffix = layout.images.replace("{split}", part).split("{stem}")
     if layout.listing:
         listing = root / layout.listing.replace("{split}", part)
         if not listing.is_file():
-            raise DataError(f"{listing}: no such file; it lists the images of split '{part}', one name a line.")
+            raise DataError(f"{listing}: no such file; it lists the images of split '{part}', one name a line{_official_hint(spec)}.")
         stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
         images = {stem: root / f"{prefix}{stem}{suffix}" for stem in stems}
         missing = next((image for image in images.values() if not image.is_file()), None)
@@ -97,28 +97,35 @@ def _find_images(root: Path, layout: Layout, part: str) -> dict[str, Path]:
     return found
 
 
-def _nothing_found(root: Path, layout: Layout, split: str, part: str) -> str:
+def _official_hint(spec: DatasetSpec) -> str:
+    from jaxseg.data import official
+
+    return "; the files as their makers distribute them go through scripts/prepare_data.py first" if spec.name in official.NAMES else ""
+
+
+def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> str:
     """Why a split is empty."""
+    layout = spec.layout
     pattern = layout.images.replace("{split}", part).replace("{stem}", "*")
     folder = (root / pattern).parent
     known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
-    if not folder.is_dir() and not layout.nested:
-        setting = "config.dataset.train_split or val_split"
-        return f"{folder}: no such folder; put the images of split '{split}' there, or set {setting}."
+    if not folder.is_dir():
+        return (
+            f"{folder}: no such folder; put the images of split '{split}' there, or set config.dataset.root, train_split or val_split"
+            f"{_official_hint(spec)}."
+        )
     present = sorted(file.name for file in folder.glob("*") if not file.name.startswith("."))[:3]
     there = f"it holds {', '.join(present)}, ... " if present else "it is empty"
     return f"{folder}: no image of split '{split}' there ({there.strip()}); expected files {known}."
 
 
-def _find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -> tuple[Path, str]:
-    candidates = [
-        (root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels
-    ]
+def find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -> tuple[Path, str]:
+    candidates = [(root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels]
     for file, ids in candidates:
         if present := _in_any_case(file):
             return present, ids
-    wanted = " or ".join(str(file) for file, _ in candidates)
-    similar = sorted(file.name for file in candidates[-1][0].parent.glob(f"{Path(stem).name}.*"))
+    wanted = candidates[0][0] if layout.images.endswith(".*") else " or ".join(str(file) for file, _ in candidates)
+    similar = sorted(file.name for file in candidates[0][0].parent.glob(f"{glob.escape(Path(stem).name)}.*"))
     lossy = ", not compressed with loss" if similar and similar[0].lower().endswith((".jpg", ".jpeg")) else ""
     hint = f" There is {similar[0]}: labels must be PNG{lossy}." if similar else ""
     raise DataError(f"{image}: its label {wanted} is missing; add it, or take the image out.{hint}")
@@ -135,167 +142,22 @@ def unused_labels(spec: DatasetSpec, root: str | Path, split: str) -> list[Path]
     """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
     if spec.layout is None or not spec.layout.images.endswith(".*"):
         return []
-    used = {pair.label.with_suffix(".png") for pair in find_pairs(spec, root, split)}
+    used = {pair.label for pair in find_pairs(spec, root, split)}
     files = (file for folder in {label.parent for label in used} for file in folder.iterdir())
-    labels = (file for file in files if file.suffix.lower() == ".png" and not file.name.startswith("."))
-    return sorted(file for file in labels if file.with_suffix(".png") not in used)
-
-
-# --- Decoding ---------------------------------------------------------------------------------------------------------
-
-
-def decode_image(data: bytes, file: str | Path) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of an encoded image of 8 bits a channel; grey is repeated, transparency dropped.
-
-    `file` is for the message of DataError only.
-    """
-    # libjpeg fills what is missing with grey and OpenCV does not tell; a whole file ends with this marker.
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-256:]:
-        inspect_image(data, file, load=True)
-    try:
-        image = (
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
-        )
-    except cv2.error:
-        image = None
-    if image is None:
-        raise DataError(f"{file}: cannot be read as an image ({len(data)} bytes); {MEND_IMAGE}.")
-    if image.dtype != np.uint8:
-        raise DataError(f"{file}: an image of {image.dtype}, more than 8 bits a channel; save it with 8 bits.")
-    return image
-
-
-def inspect_image(data: bytes | Path, file: str | Path, *, load: bool = False) -> tuple[int, int]:
-    """(H, W) from an image's header, EXIF orientation applied; `load` also decodes every pixel.
-
-    Raises DataError if it cannot be read or has not 8 bits a channel.
-    """
-    try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
-            mode = image.mode
-            if image.format in ("PNG", "TIFF") and ";16" in str(image.tile):  # Pillow would make 8 bits of these
-                mode += ";16"
-            # Of TIFF, Pillow has turned the size itself.
-            turned = image.format in ("JPEG", "PNG", "WEBP") and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            size = image.size if turned else image.size[::-1]
-            if load:
-                image.load()
-    except UNREADABLE as error:
-        raise DataError(f"{file}: cannot be read as an image ({_reason(error)}); {MEND_IMAGE}.") from None
-    if mode in ("I", "F") or ";" in mode:
-        raise DataError(f"{file}: an image of mode {mode}, more than 8 bits a channel; save it with 8 bits.")
-    return size
-
-
-def _reason(error: Exception) -> str:
-    return "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def decode_label(data: bytes, file: str | Path, spec: DatasetSpec) -> np.ndarray:
-    """Raw ids [H, W], uint8 or int32, of an encoded single-channel or palette label; RGB uint8 [H, W, 3] of a colour
-    label if the spec has colours. Raises DataError.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode, ids = image.mode, np.asarray(image)
-    except UNREADABLE as error:
-        raise DataError(f"{file}: cannot be read as a label ({_reason(error)}); {MEND_LABEL}.") from None
-    if mode in ("RGB", "RGBA") and spec.colors:
-        return ids[..., :3]
-    if mode in ("RGB", "RGBA") and spec.name == "folder":
-        raise DataError(
-            f"{file}: a label of mode {mode}, not one class number a pixel; declare colours in classes.txt, one "
-            "line a class: `road 128 64 128`, or save class numbers (single-channel or palette PNG)."
-        )
-    if ids.ndim != 2 or mode == "F":
-        raise DataError(
-            f"{file}: a label of mode {mode}, not one class id a pixel; save it as a single-channel or palette "
-            "PNG whose values are class numbers, from 0 in the order of the classes (255: ignore)."
-        )
-    return ids if ids.dtype == np.uint8 else ids.astype(np.uint8 if ids.dtype == bool else np.int32)
-
-
-def map_label(ids: np.ndarray, table: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of what `decode_label` gave; `table` is from `make_table`.
-
-    DataError tells where an id or a colour is unknown.
-    """
-    if ids.ndim == 3:
-        return _map_colors(ids, spec, file)
-    if ids.dtype == np.uint8:
-        label = cv2.LUT(ids, table)
-    else:
-        inside = (ids >= 0) & (ids < len(table))
-        label = np.where(inside, table[np.where(inside, ids, 0)], np.uint8(UNKNOWN))
-    wrong = label == UNKNOWN
-    if not wrong.any():
-        return label
-    row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    value = int(ids[row, column])
-    count, others = int((ids == value).sum()), sorted({int(v) for v in np.unique(ids[wrong])} - {value})
-    more = f" (and other such values: {', '.join(map(str, others[:8]))})" if others else ""
-    raise DataError(
-        f"{file}: label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of "
-        f"the {spec.num_classes} classes nor {IGNORE} (ignore). Classes of '{spec.name}' are {min(spec.label_map)} to "
-        f"{max(spec.label_map)}: '{spec.classes[0]}' ... '{spec.classes[-1]}'; change the value, to 255 if it is to be "
-        "ignored, or list its class."
-    )
-
-
-def _map_colors(rgb: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of a colour label uint8 [H, W, 3]."""
-    colors = np.array(spec.colors + spec.ignored_colors, np.int32)
-    ids = np.array([*range(spec.num_classes), *[IGNORE] * len(spec.ignored_colors)], np.uint8)
-    known, codes = _pack(colors), _pack(rgb.astype(np.int32))
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
-    wrong = known[found] != codes
-    if not wrong.any():
-        return ids[found]
-    row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    color, count = rgb[row, column].astype(np.int32), int((codes == codes[row, column]).sum())
-    nearest = int(((colors - color) ** 2).sum(-1).argmin())
-    owner = f"'{spec.classes[nearest]}'" if nearest < spec.num_classes else "ignore"
-    raise DataError(
-        f"{file}: label colour {tuple(color.tolist())}, {count} pixels, first at row {row}, column {column}, is not "
-        f"declared in classes.txt; the nearest is {tuple(colors[nearest].tolist())}, {owner}. Correct the label or the "
-        "table; `ignore` and a colour on a line of its own leaves that colour out."
-    )
-
-
-def _pack(rgb: np.ndarray) -> np.ndarray:
-    """int32 [...] of int32 [..., 3]: one number a colour."""
-    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-
-
-def make_table(ids: Mapping[int, int]) -> np.ndarray:
-    """A label map as an array: class id of each raw id 0..255, `UNKNOWN` where there is none."""
-    table = np.full(256, UNKNOWN, np.uint8)
-    table[list(ids)] = list(ids.values())
-    table[IGNORE] = IGNORE
-    return table
-
-
-def check_sizes(image: tuple[int, int], label: tuple[int, int], image_file: str | Path, label_file: str | Path) -> None:
-    """DataError unless image and label are equally large."""
-    if tuple(image) != tuple(label):
-        raise DataError(
-            f"{image_file} is {image[1]}x{image[0]} (width x height) but its label {label_file} is "
-            f"{label[1]}x{label[0]}; make them equally large (resize labels with nearest neighbour only), and mind "
-            "EXIF orientation, which is applied."
-        )
+    return sorted(file for file in files if file.suffix.lower() in LABEL_SUFFIXES and not file.name.startswith(".") and file not in used)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 
 class Files:
-    """Pairs of files, read in place."""
+    """Pairs of files, read in place as images of so many `channels`."""
 
-    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]):
-        self.spec, self.pairs = spec, pairs
+    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair], channels: int = 3):
+        self.spec, self.pairs, self.channels = spec, pairs, channels
         self.names = [pair.name for pair in pairs]
         self.files = [str(pair.image) for pair in pairs]
+        self.label_files = [str(pair.label) for pair in pairs]
         self._tables = {ids: make_table(_ids_of(spec, ids)) for ids in {pair.ids for pair in pairs}}
 
     def __len__(self) -> int:
@@ -309,36 +171,53 @@ class Files:
         return image, label
 
     def read_image(self, index: int) -> np.ndarray:
-        return decode_image(_read_bytes(self.pairs[index].image), self.pairs[index].image)
+        return decode_image(_read_bytes(self.pairs[index].image), self.pairs[index].image, self.channels)
 
     def read_label(self, index: int) -> np.ndarray:
         pair = self.pairs[index]
         ids = decode_label(_read_bytes(pair.label), pair.label, self.spec)
         return map_label(ids, self._tables[pair.ids], self.spec, pair.label)
 
-    def shape(self, index: int) -> tuple[int, int]:
-        return inspect_image(self.pairs[index].image, self.pairs[index].image)
+    def header(self, index: int) -> Header:
+        return inspect_image(self.pairs[index].image, self.pairs[index].image, self.channels)
+
+    def fingerprint(self) -> str:
+        """Changes with the label files and the label map."""
+        stats = ((pair.label, pair.label.stat()) for pair in self.pairs)
+        return _hash([(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats], self.spec)
 
 
-class Records:
-    """A TFDS data source of encoded images and labels (PNG bytes under 'image' and 'label')."""
+class Joined:
+    """Some samples of several sources, in a given order: slices, repetitions and sums of splits and data sets."""
 
-    def __init__(self, spec: DatasetSpec, records: Any, split: str):
-        self.spec, self._records = spec, records
-        self.names = self.files = [f"{spec.name}-{split}-{index:05d}" for index in range(len(records))]
-        self._table = make_table(spec.label_map)
+    def __init__(self, sources: Sequence[Source], places: Sequence[tuple[int, int]]):
+        self.spec, self._sources, self._places = sources[0].spec, sources, places
+        self.names = [sources[s].names[i] for s, i in places]
+        self.files = [sources[s].files[i] for s, i in places]
+        self.label_files = [sources[s].label_files[i] for s, i in places]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
+
+    def _at(self, index: int, method: str) -> Any:
+        source, place = self._places[index]
+        return getattr(self._sources[source], method)(place)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(image, label); DataError if one is damaged or an id is unknown."""
-        record, name = self._records[index], self.names[index]
-        label = map_label(decode_label(record["label"], name, self.spec), self._table, self.spec, name)
-        return decode_image(record["image"], name), label
+        return self._at(index, "read")
 
-    def shape(self, index: int) -> tuple[int, int]:
-        return inspect_image(self._records[index]["image"], self.names[index])
+    def read_label(self, index: int) -> np.ndarray:
+        return self._at(index, "read_label")
+
+    def header(self, index: int) -> Header:
+        return self._at(index, "header")
+
+    def fingerprint(self) -> str:
+        return _hash([source.fingerprint() for source in self._sources], self._places)
+
+
+def _hash(*facts: Any) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _ids_of(spec: DatasetSpec, name: str) -> Mapping[int, int]:
@@ -353,12 +232,83 @@ def _read_bytes(file: Path) -> bytes:
         raise DataError(f"{file}: cannot be read ({error.strerror}); restore it, or remove image and label.") from None
 
 
-def open_source(spec: DatasetSpec, root: str | Path, split: str) -> Source:
-    """The pairs of a split; `shapes` is written into the user's cache first. Raises DataError."""
-    if spec.name == "shapes":
-        from jaxseg.data import shapes
+def split_names(split: str) -> list[str]:
+    """The plain names in a split: 'train[:4]+extra*2' -> ['train', 'extra']. Raises DataError."""
+    return [part["name"] for part in _parse_split(split)]
 
-        if split not in shapes.SPLITS:
-            raise DataError(f"The data set 'shapes' has no split '{split}'; it has {' and '.join(shapes.SPLITS)}.")
-        return Records(spec, shapes.open_split(cache_dir() / "data", split), split)
-    return Files(spec, find_pairs(spec, root, split))
+
+def _parse_split(split: str) -> list[re.Match]:
+    parts = [SPLIT.fullmatch(part.strip()) for part in split.split("+")]
+    if not all(parts):
+        raise DataError(f"split '{split}': write a name, a slice 'train[:4]', a repetition 'train*3', or several joined by '+'.")
+    return parts
+
+
+def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: int = 3, source: str = "files") -> Source:
+    """The pairs of a split, or of several: 'train+val', 'train[:4]', 'train[100:]+extra*3' (extra three times). Raises DataError.
+
+    source: 'files' in place, or 'tfds' (whose own split names may be used). `shapes` is written into the user's cache first.
+    """
+    parts = _parse_split(split)
+    sources = [_open_part(spec, root, part["name"], channels, source) for part in parts]
+    if len(parts) == 1 and split == parts[0]["name"]:
+        return sources[0]
+    places = []
+    for number, (part, opened) in enumerate(zip(parts, sources)):
+        ends = (_place(part[key], len(opened)) for key in ("first", "last"))
+        chosen = range(len(opened))[slice(*ends)] if part["slice"] else range(len(opened))
+        places += [(number, index) for index in chosen] * int(part["times"] or 1)
+        if not chosen:
+            raise DataError(f"split '{split}': {part[0]} is empty, as {part['name']} has {len(opened)} samples.")
+    return Joined(sources, places)
+
+
+def _place(text: str | None, count: int) -> int | None:
+    """'12' -> 12, '25%' -> a quarter of `count`, nothing -> None."""
+    return None if not text else round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+
+
+def _open_part(spec: DatasetSpec, root: str | Path, split: str, channels: int, source: str) -> Source:
+    if spec.name == "shapes":
+        return _open_shapes(spec, split)
+    if source == "tfds":
+        from jaxseg.data import records
+
+        return records.open_records(spec, root, split, channels)
+    return Files(spec, find_pairs(spec, root, split), channels)
+
+
+class Records:
+    """A TFDS data source of encoded images and labels (PNG bytes under 'image' and 'label')."""
+
+    def __init__(self, spec: DatasetSpec, records: Any, split: str):
+        self.spec, self._records = spec, records
+        self.names = self.files = self.label_files = [f"{spec.name}-{split}-{index:05d}" for index in range(len(records))]
+        self._table = make_table(spec.label_map)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(image, label); DataError if one is damaged or an id is unknown."""
+        record, name = self._records[index], self.names[index]
+        label = map_label(decode_label(record["label"], name, self.spec), self._table, self.spec, name)
+        return decode_image(record["image"], name), label
+
+    def read_label(self, index: int) -> np.ndarray:
+        name = self.names[index]
+        return map_label(decode_label(self._records[index]["label"], name, self.spec), self._table, self.spec, name)
+
+    def header(self, index: int) -> Header:
+        return inspect_image(self._records[index]["image"], self.names[index])
+
+    def fingerprint(self) -> str:
+        return _hash(self.names, self.spec)
+
+
+def _open_shapes(spec: DatasetSpec, split: str) -> Source:
+    from jaxseg.data import shapes
+
+    if split not in shapes.SPLITS:
+        raise DataError(f"The data set 'shapes' has no split '{split}'; it has {' and '.join(shapes.SPLITS)}.")
+    return Records(spec, shapes.open_split(cache_dir() / "data", split), split)

@@ -1,23 +1,35 @@
-"""Augmentation on numpy images uint8 [H, W, 3] RGB and labels uint8 [H, W], with MMSegmentation's distributions.
+"""Augmentation on images uint8, uint16 or float32 [H, W, C] and labels uint8 [H, W], with MMSegmentation's distributions.
 
-Scale, crop, flip, distort colours, pad. Every random function takes a numpy Generator, so a sample is a function of its
-seed. Colours are distorted after cropping: of pixels that do not survive none is touched but by the resize.
+Scale, angle and crop are chosen first, in the coordinates of the resized image, which is never made: only the pixels of
+the crop are computed, and only they are flipped, distorted and padded. Everything random comes from a numpy Generator,
+so a sample is a function of its seed. No function changes its arguments.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from jaxseg.data.datasets import IGNORE
+from jaxseg.data.datasets import IGNORE, DataError
+from jaxseg.data.photometric import equalize, photometric
 
 CROP_TRIES = 10
-BRIGHTNESS = 32.0
-CONTRAST = SATURATION = (0.5, 1.5)
-HUE = 18  # of OpenCV's 180
+HOLES = 3  # cutout's rectangles, at most
+HOLE_SIDES = (1 / 16, 1 / 4)  # of the crop's
+TOGETHER = (1, 3, 4)  # channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils more than 4
 
-_LEVELS = np.arange(256, dtype=np.uint8)
+
+class Pixels(Protocol):
+    """An image [H, W, C] as an array, or as something that decodes what is asked of it: image[top:bottom, left:right]."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray: ...
+
+
+Draw = Callable[[], tuple[Pixels, np.ndarray]]
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
@@ -44,16 +56,88 @@ def resize_label(label: np.ndarray, target: Sequence[int]) -> np.ndarray:
 def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
     if array.shape[:2] == size:
         return array
-    resized = cv2.resize(array, size[::-1], interpolation=interpolation)
-    return resized.reshape(*size, *array.shape[2:])  # OpenCV drops a channel axis of 1
+    return _by_channels(lambda part: cv2.resize(part, size[::-1], interpolation=interpolation), array)
 
 
-# --- Random transforms ------------------------------------------------------------------------------------------------
+def _by_channels(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """`function` of the whole image [H, W, C] (or [H, W]) where OpenCV can, else of every channel."""
+    if image.ndim == 2:
+        return function(image)
+    if image.shape[2] in TOGETHER:
+        out = function(image)
+        return out.reshape(*out.shape[:2], -1)  # OpenCV drops a channel axis of 1
+    return np.stack([function(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, 2, 0)], -1)
 
 
-def random_target(
-    rng: np.random.Generator, size: tuple[int, int], target: Sequence[int], ratio_range: Sequence[float]
-) -> tuple[int, int]:
+# --- What survives ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The pixels that survive of an image resized to `size` (H, W): a box of `shape` (h, w) at `corner` (row, column).
+
+    The resized image is turned by `angle` degrees, counter-clockwise, about `pivot` (row, column) before.
+    """
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+    angle: float = 0.0
+    pivot: tuple[float, float] = (0.0, 0.0)
+
+
+def view_label(label: np.ndarray, view: View) -> np.ndarray:
+    """Label uint8 [h, w] of a view: nearest neighbour, the very pixels of cv2.resize; turned: 255 outside of the image."""
+    if view.angle:
+        return _warp(label, view, cv2.INTER_NEAREST, IGNORE)
+    rows, columns = (
+        # OpenCV multiplies by the inverse of the scale; dividing by it would round otherwise now and then.
+        np.minimum((np.arange(first, first + count) * (1 / (wide / side))).astype(np.int64), side - 1)
+        for first, count, wide, side in zip(view.corner, view.shape, view.size, label.shape)
+    )
+    return label.take(rows, 0).take(columns, 1)
+
+
+def view_image(image: Pixels, view: View) -> np.ndarray:
+    """Image [h, w, C] of a view, bilinear: that of cv2.resize but for rounding; turned: 0 outside of the image.
+
+    OpenCV before 5 also rounds positions, to 1/32 pixel. A slice of `image` itself where nothing is resized or turned.
+    """
+    if view.angle or view.size != image.shape[:2]:
+        return _warp(image, view, cv2.INTER_LINEAR, 0)
+    (top, left), (height, width) = view.corner, view.shape
+    return image[top : top + height, left : left + width]
+
+
+def _warp(array: Pixels, view: View, interpolation: int, fill: int) -> np.ndarray:
+    """What a view shows of an image or label; beyond the border is `fill` if it is turned, else the border goes on."""
+    matrix, (height, width) = _matrix(array.shape[:2], view), view.shape
+    corners = matrix @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and short integers.
+    left, top = np.maximum(np.floor(corners.min(1)).astype(int) - 1, 0).tolist()
+    right, bottom = np.minimum(np.ceil(corners.max(1)).astype(int) + 2, array.shape[1::-1]).tolist()
+    matrix = matrix - [[0, 0, left], [0, 0, top]]
+    options = dict(
+        flags=interpolation | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT if view.angle else cv2.BORDER_REPLICATE,
+        borderValue=fill,
+    )
+    return _by_channels(lambda part: cv2.warpAffine(part, matrix, (width, height), **options), array[top:bottom, left:right])
+
+
+def _matrix(size: tuple[int, int], view: View) -> np.ndarray:
+    """float64 [2, 3]: (column, row, 1) in the view to (column, row) in the image of `size`; pixels are at their centres."""
+    shift = np.array([[1, 0, view.corner[1]], [0, 1, view.corner[0]], [0, 0, 1]], np.float64)
+    if view.angle:
+        shift[:2] = cv2.getRotationMatrix2D(view.pivot[::-1], -view.angle, 1.0) @ shift
+    down, across = (side / wide for side, wide in zip(size, view.size))
+    return np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5]]) @ shift
+
+
+# --- Choosing it ------------------------------------------------------------------------------------------------------
+
+
+def random_target(rng: np.random.Generator, size: tuple[int, int], target: Sequence[int], ratio_range: Sequence[float]) -> tuple[int, int]:
     """(long, short) times one ratio uniform in the range; (0, 0) stands for the image's own size (H, W)."""
     target = target if any(target) else (max(size), min(size))
     low, high = ratio_range
@@ -61,67 +145,78 @@ def random_target(
     return max(int(target[0] * ratio), 1), max(int(target[1] * ratio), 1)
 
 
-def random_crop(
-    rng: np.random.Generator, label: np.ndarray, crop_size: Sequence[int], cat_max_ratio: float = 1.0
-) -> tuple[slice, slice]:
-    """(rows, columns) of a crop of at most `crop_size`.
+def random_view(
+    rng: np.random.Generator, label: np.ndarray, size: tuple[int, int], crop_size: Sequence[int],
+    cat_max_ratio: float = 1.0, angle: float = 0.0, pixel: tuple[int, int] | None = None,
+) -> tuple[View, np.ndarray]:  # fmt: skip
+    """A view of at most `crop_size` of the image resized to `size`, all equally likely, and its label.
 
-    With cat_max_ratio < 1, up to ten more boxes are tried until one holds two classes or more and none of them fills
-    that share of its pixels (255 not counted); the last one is taken as it is.
+    With cat_max_ratio < 1, up to ten more are tried until one holds two classes or more and none of them fills that
+    share of its pixels (255 not counted); the last one is taken as it is. `pixel` (row, column) of `label` lies in all
+    of them. They are turned about it, else about their centre.
     """
-    margins = [max(side - crop, 0) for side, crop in zip(label.shape, crop_size, strict=True)]
+    shape = tuple(min(sides) for sides in zip(crop_size, size))
+    margins = [wide - side for wide, side in zip(size, shape)]
+    if pixel is None:
+        ranges = [(0, margin) for margin in margins]
+    else:
+        pixel = [int((at + 0.5) * wide / side) for at, wide, side in zip(pixel, size, label.shape)]
+        ranges = [(max(at - side + 1, 0), min(at, margin)) for at, side, margin in zip(pixel, shape, margins)]
 
-    def draw() -> tuple[slice, slice]:
-        top, left = (int(rng.integers(margin + 1)) for margin in margins)
-        return slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
+    def draw() -> tuple[View, np.ndarray]:
+        corner = tuple(int(rng.integers(low, high + 1)) for low, high in ranges)
+        pivot = pixel or [first + (side - 1) / 2 for first, side in zip(corner, shape)]
+        view = View(size, corner, shape, angle, tuple(map(float, pivot)))
+        return view, view_label(label, view)
 
-    box = draw()
+    view, seen = draw()
     if cat_max_ratio < 1 and any(margins):
         for _ in range(CROP_TRIES):
-            if is_mixed(label[box], cat_max_ratio):
+            if is_mixed(seen, cat_max_ratio):
                 break
-            box = draw()
-    return box
+            view, seen = draw()
+    return view, seen
 
 
 def is_mixed(label: np.ndarray, cat_max_ratio: float) -> bool:
     """Whether a label uint8 [H, W] holds two classes or more, none filling `cat_max_ratio` of the pixels not 255."""
-    counts = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE])  # 255 is left out
+    counts = _count(label)
     return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio
 
 
-def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Brightness, contrast, saturation and hue of an RGB image uint8 [H, W, 3], each changed with probability one half.
+def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] | None:
+    """(row, column) of a pixel of a class drawn evenly from those in the label; None if all of it is 255."""
+    present = np.flatnonzero(_count(label))
+    if not len(present):
+        return None
+    pixels = np.flatnonzero(label == present[rng.integers(len(present))])
+    return divmod(int(pixels[rng.integers(len(pixels))]), label.shape[1])
 
-    Contrast comes before saturation and hue or after them, at even odds. Values are cut, not rounded, to uint8.
+
+def _count(label: np.ndarray) -> np.ndarray:
+    """Pixels of each class, float32 [255]; 255 is left out."""
+    return cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).ravel()
+
+
+# --- Changing it ------------------------------------------------------------------------------------------------------
+
+
+def flip(array: np.ndarray, axis: int) -> np.ndarray:
+    """Image [H, W, C] or label [H, W] turned upside down (axis 0) or left to right (axis 1)."""
+    return _by_channels(lambda part: cv2.flip(part, axis), array)
+
+
+def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """One to three rectangles of an image [H, W, C] set to 0 (arXiv:1708.04552); the label stays, as in MMSegmentation.
+
+    A corner is anywhere in the image, which cuts the rectangle; sides are 1/16 to 1/4 of the image's.
     """
-    contrast_first = rng.random() < 0.5
-    levels = _LEVELS
-    if rng.random() < 0.5:
-        levels = _linear(levels, 1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS))
-    contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else None
-    if contrast is not None and contrast_first:
-        levels = _linear(levels, contrast, 0.0)
-    image = image if levels is _LEVELS else cv2.LUT(image, levels)
-    if rng.random() < 0.5:
-        image = _through_hsv(image, _LEVELS, _linear(_LEVELS, rng.uniform(*SATURATION), 0.0))
-    if rng.random() < 0.5:
-        turned = (_LEVELS.astype(np.int32) + int(rng.integers(-HUE, HUE))) % 180
-        image = _through_hsv(image, turned.astype(np.uint8), _LEVELS)
-    if contrast is not None and not contrast_first:
-        image = cv2.LUT(image, _linear(_LEVELS, contrast, 0.0))
+    image = image.copy()
+    for _ in range(int(rng.integers(1, HOLES + 1))):
+        top, left = (int(rng.integers(side)) for side in image.shape[:2])
+        height, width = (max(int(side * rng.uniform(*HOLE_SIDES)), 1) for side in image.shape[:2])
+        image[top : top + height, left : left + width] = 0
     return image
-
-
-def _linear(levels: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """levels * alpha + beta in float32, clipped and cut to uint8: on 256 levels instead of on every pixel."""
-    return np.clip(levels.astype(np.float32) * np.float32(alpha) + np.float32(beta), 0, 255).astype(np.uint8)
-
-
-def _through_hsv(image: np.ndarray, hue: np.ndarray, saturation: np.ndarray) -> np.ndarray:
-    """Map hue (0..179) and saturation of an RGB image by tables of 256 levels."""
-    table = np.stack([hue, saturation, _LEVELS], -1)[None]
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,9 +230,18 @@ def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.n
     return padded, ignored
 
 
+# --- All of it --------------------------------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a sample; the fields are those of config.dataset. By default only a crop."""
+    """What training does to a sample; the fields are those of config.dataset. By default only a crop.
+
+    flip, vertical_flip, rotate, cutout, clahe, mosaic and class_crop are probabilities. rotate: by an angle uniform in
+    +-rotate_degrees; what comes from outside of the image is 0 and 255, before colours change. class_crop: the crop
+    holds a random pixel of a class drawn evenly from those in the label, at the cost of `cat_max_ratio` where both
+    cannot be had. clahe and photometric see the crop only: see `photometric`. mosaic: see `_join`.
+    """
 
     crop_size: tuple[int, int]
     resize: tuple[int, int] = (0, 0)
@@ -145,17 +249,74 @@ class Augment:
     cat_max_ratio: float = 1.0
     flip: float = 0.0
     photometric: bool = False
+    vertical_flip: float = 0.0
+    rotate: float = 0.0
+    rotate_degrees: float = 10.0
+    cutout: float = 0.0
+    clahe: float = 0.0
+    mosaic: float = 0.0
+    class_crop: float = 0.0
 
     def __call__(
-        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray
+        self, rng: np.random.Generator, image: Pixels, label: np.ndarray, draw: Draw | None = None
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """(image uint8 [*crop_size, 3], label uint8 [*crop_size], size (H, W) before padding)."""
-        target = random_target(rng, label.shape, self.resize, self.ratio_range)
-        label = resize_label(label, target)
-        box = random_crop(rng, label, self.crop_size, self.cat_max_ratio)
-        label, image = label[box], resize_image(image, target)[box]
-        if rng.random() < self.flip:
-            label, image = label[:, ::-1], image[:, ::-1]
-        if self.photometric:
-            image = photometric(rng, np.ascontiguousarray(image))
+        """(image [*crop_size, C] of the same dtype, label uint8 [*crop_size], size (H, W) before padding).
+
+        draw() gives the image and label of another sample, for mosaic only; it should choose it by `rng` too.
+        """
+        if _happens(rng, self.mosaic):
+            return self._join(rng, image, label, draw)
+        image, label = self._crop(rng, image, label, self.crop_size)
         return *pad(image, label, self.crop_size), label.shape
+
+    def _crop(self, rng: np.random.Generator, image: Pixels, label: np.ndarray, crop_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Everything but mosaic and padding: both of one size, at most `crop_size`."""
+        size = rescaled_size(label.shape, random_target(rng, label.shape, self.resize, self.ratio_range))
+        angle = rng.uniform(-self.rotate_degrees, self.rotate_degrees) if _happens(rng, self.rotate) else 0.0
+        pixel = class_pixel(rng, label) if _happens(rng, self.class_crop) else None
+        view, label = random_view(rng, label, size, crop_size, self.cat_max_ratio, angle, pixel)
+        image = view_image(image, view)
+        for axis, probability in ((1, self.flip), (0, self.vertical_flip)):
+            if _happens(rng, probability):
+                image, label = flip(image, axis), flip(label, axis)
+        if _happens(rng, self.clahe):
+            image = equalize(image)
+        if self.photometric:
+            image = photometric(rng, image)
+        if _happens(rng, self.cutout):
+            image = cutout(rng, image)
+        return image, label
+
+    def _join(
+        self, rng: np.random.Generator, image: Pixels, label: np.ndarray, draw: Draw | None
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Mosaic: four crops, this sample's at the top left, that meet at a random point of the middle half.
+
+        Each is augmented by itself. Where an image is smaller than its part, the rest is 0 and 255 and counts as image:
+        it may lie anywhere, so it is no padding and the size is that of the crop.
+        """
+        if draw is None:
+            raise DataError("config.dataset.mosaic needs other samples, but none can be drawn here; set it to 0.")
+        bounds = []
+        for side in self.crop_size:
+            quarter = max(side // 4, 1)
+            bounds.append((0, int(rng.integers(quarter, side - quarter + 1)), side))
+        whole, ids = None, np.empty(self.crop_size, np.uint8)
+        for number in range(4):
+            if number:
+                image, label = draw()
+            (top, bottom), (left, right) = (at[i : i + 2] for at, i in zip(bounds, divmod(number, 2)))
+            part, seen = pad(*self._crop(rng, image, label, (bottom - top, right - left)), (bottom - top, right - left))
+            whole = np.empty((*self.crop_size, part.shape[2]), part.dtype) if whole is None else whole
+            if part.dtype != whole.dtype or part.shape[2] != whole.shape[2]:
+                raise DataError(
+                    f"config.dataset.mosaic joins images of one kind, but one is {whole.dtype} of {whole.shape[2]} channels "
+                    f"and another {part.dtype} of {part.shape[2]}; convert them, or set it to 0."
+                )
+            whole[top:bottom, left:right], ids[top:bottom, left:right] = part, seen
+        return whole, ids, tuple(self.crop_size)
+
+
+def _happens(rng: np.random.Generator, probability: float) -> bool:
+    """True with this probability; of what is off, nothing is drawn."""
+    return probability > 0 and rng.random() < probability

@@ -1,0 +1,395 @@
+"""What a data set really holds: every label and image header read once, every kind of problem collected, class weights.
+
+`check_data` collects, `as_text` and `as_json` tell. The check before step 0 (checks.py) stops at the first error instead.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg.data import histogram, pipeline, sources, statistics
+from jaxseg.data.checks import DECODED_PIXELS
+from jaxseg.data.datasets import IGNORE, LABEL_SUFFIXES, DataError, DatasetSpec, get_spec
+from jaxseg.data.decode import Header, check_channels, check_sizes, decode_label
+from jaxseg.presets import DATASET, EVALUATION
+
+SHOWN = 3  # files of every kind of problem that are printed
+
+# kind -> (whether training goes wrong, in words)
+KINDS: dict[str, tuple[bool, str]] = {
+    "split": (True, "splits that cannot be opened"),
+    "missing label": (True, "images without label"),
+    "damaged image": (True, "images that cannot be read"),
+    "channels": (True, "images that do not have config.dataset.channels (--channels)"),
+    "not finite": (True, "images that hold NaN or infinity"),
+    "dtype": (True, "images whose values are of another type than the rest"),
+    "statistics": (True, "statistics.json, which could not be made"),
+    "damaged label": (True, "labels that cannot be read"),
+    "value": (True, "labels with values that are no class"),
+    "color": (True, "labels with colours that are not in the table"),
+    "size": (True, "labels of another size than their image"),
+    "one class": (True, "splits whose labels hold one class only"),
+    "all masks": (True, "labels that hold only 0 and 255, all of them"),
+    "all ignored": (True, "labels that hold nothing but 255 (ignore), all of them"),
+    "not learned": (True, "classes that evaluation asks for and no training label holds"),
+    "masks": (False, "labels that hold only 0 and 255"),
+    "ignored": (False, "labels that hold nothing but 255 (ignore)"),
+    "unused label": (False, "labels without an image of the same name"),
+    "mixed channels": (False, "images that have other channels than the rest"),
+    "absent": (False, "classes that no label of any split holds"),
+    "absent from val": (False, "classes that no evaluation label holds"),
+    "leak": (False, "images of the evaluation split that training sees too"),
+}
+# (whether train holds a class, whether val does) -> kind, split, what it means and what to do
+LACKING = {
+    (False, True): ("not learned", "train", "only evaluation labels hold it, so its IoU will be 0; move an image that holds it to train."),
+    (True, False): ("absent from val", "val", "no evaluation label holds it, so its IoU is unknown; move an image that holds it there."),
+    (False, False): ("absent", "train and val", "no label holds it; take it out of the classes, or check the label values."),
+}
+
+
+class Problem(NamedTuple):
+    """One file (or class) that is wrong: kind is a key of KINDS, text says what and how to correct it."""
+
+    kind: str
+    split: str
+    file: str
+    text: str
+
+
+class Finding(NamedTuple):
+    """What one sample is: header of its image, pixels of every class and 255 in its label (None: unreadable), problems."""
+
+    header: Header | None
+    counts: np.ndarray | None
+    problems: list[Problem]
+
+
+@dataclasses.dataclass
+class Split:
+    """A split of the data set that `part` names (name, root, source), as it was found.
+
+    counts: int64 [N, K + 1], zeros where a label is unreadable. repeat: how often an epoch of training shows it, 0 for evaluation.
+    """
+
+    title: str
+    part: ConfigDict
+    spec: DatasetSpec
+    split: str
+    repeat: int
+    source: sources.Source | None = None
+    counts: np.ndarray | None = None
+    headers: list[Header | None] = dataclasses.field(default_factory=list)
+
+    def tally(self, *fields: str) -> list[tuple[tuple, int]]:
+        """((values of these fields of Header), how many images have them), most frequent first."""
+        return Counter(tuple(getattr(header, field) for field in fields) for header in self.headers if header).most_common()
+
+    def totals(self) -> np.ndarray:
+        """Pixels of every class and of 255: int64 [K + 1]."""
+        return np.zeros(self.spec.num_classes + 1, np.int64) if self.counts is None else self.counts.sum(0)
+
+
+@dataclasses.dataclass
+class Report:
+    """All splits, all problems, suggested weights of the classes, and what statistics.json was given (None: not asked)."""
+
+    splits: list[Split]
+    problems: list[Problem]
+    weights: tuple[float, ...] = ()
+    statistics: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether training would go right."""
+        return not any(KINDS[problem.kind][0] for problem in self.problems)
+
+
+def folder_config(root: str, name: str = "folder", channels: int = 3) -> ConfigDict:
+    """As much of a config as `check_data` reads, for a data set that has none yet."""
+    return ConfigDict(dict(dataset=DATASET | dict(name=name, root=root, channels=channels), eval=EVALUATION))
+
+
+def check_data(config: ConfigDict, *, write_statistics: bool = False, progress: bool = False) -> Report:
+    """Read all that training and evaluation on `config` would read, and collect what is wrong with it.
+
+    Every label and image header is read once, images of up to checks.DECODED_PIXELS whole, in parallel. write_statistics:
+    root/statistics.json is written, too. Raises DataError only where not even the classes are known.
+    """
+    data = config.dataset
+    report = Report(_splits(config), [])
+    *training, val = report.splits
+    for split in report.splits:
+        report.problems += _open(split, data.channels) + _scan(split, data.channels, progress) + _look_at_labels(split)
+    report.problems += _odd_ones(report.splits, {problem.file for problem in report.problems})
+    totals = sum(split.totals() * split.repeat for split in training)
+    report.problems += _compare(training[0].spec.classes, totals, val.totals()) + _leaks(training, val, progress)
+    report.weights = histogram.class_weights(totals[:-1])
+    if write_statistics and training[0].source is not None:
+        try:
+            mean, std = statistics.image_statistics(training[0].source, progress=progress)
+            file = statistics.write_statistics(data.root, mean, std)
+            report.statistics = {"mean": mean, "std": std, "file": str(file)}
+        except DataError as error:
+            report.problems.append(Problem("statistics", "train", data.root, str(error)))
+    return report
+
+
+def _splits(config: ConfigDict) -> list[Split]:
+    """What an epoch of training reads, then what evaluation does."""
+    data = config.dataset
+    part, spec = pipeline.evaluated(config)
+    splits = [Split("train", data, get_spec(data.name, data.root, data.source), data.train_split, 1)]
+    for key, other in data.concat.items():
+        found = get_spec(other.name, other.root, other.get("source", "files"))
+        if found.classes != splits[0].spec.classes:
+            pipeline.train_source(data)  # tells so
+        splits.append(Split(f"train, concat.{key}", other, found, other.get("train_split", data.train_split), other.get("repeat", 1)))
+    return [*splits, Split("val", part, spec, data.val_split, 0)]
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _open(split: Split, channels: int) -> list[Problem]:
+    """Open a split; where labels are missing, the pairs that are whole."""
+    problems, part, kind = [], split.part, split.part.get("source", "files")
+    pairs = _find_pairs(split, problems) if kind == "files" and split.spec.layout is not None else []
+    try:
+        split.source = sources.open_source(split.spec, part.root, split.split, channels=channels, source=kind)
+    except DataError as error:
+        if not any(KINDS[problem.kind][0] for problem in problems):
+            problems.append(Problem("split", split.title, str(part.root), str(error)))
+        split.source = sources.Files(split.spec, pairs, channels) if pairs else None
+    return problems
+
+
+def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
+    """The whole pairs of a split; images without label and labels without image go to `problems`."""
+    pairs, root, layout = [], Path(split.part.root), split.spec.layout
+    for name in (match["name"] for match in map(sources.SPLIT.fullmatch, split.split.split("+")) if match):
+        for part in layout.parts(name):
+            try:
+                images = sources.find_images(split.spec, root, part)
+            except DataError as error:
+                problems.append(Problem("split", split.title, str(root), str(error)))
+                continue
+            for stem, image in images.items():
+                try:
+                    pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
+                except DataError as error:
+                    problems.append(Problem("missing label", split.title, str(image), str(error)))
+    used = {pair.label for pair in pairs}
+    folders = {label.parent for label in used} if layout.images.endswith(".*") else ()
+    labels = (file for folder in folders for file in folder.iterdir() if file.suffix.lower() in LABEL_SUFFIXES)
+    for file in sorted(file for file in labels if file not in used and not file.name.startswith(".")):
+        problems.append(Problem("unused label", split.title, str(file), f"{file}: not used; add its image, or give both one name."))
+    return pairs
+
+
+def _scan(split: Split, channels: int, progress: bool) -> list[Problem]:
+    """Read the samples of a split."""
+    if split.source is None:
+        return []
+    found = list(histogram.in_parallel(partial(_examine, split, channels), range(len(split.source)), f"reading {split.title}", progress))
+    unread = np.zeros(split.spec.num_classes + 1, np.int64)
+    split.counts = np.stack([unread if finding.counts is None else finding.counts for finding in found])
+    if all(finding.counts is not None for finding in found):
+        histogram.save_counts(split.source, split.counts)
+    split.headers = [finding.header for finding in found]
+    return list(dict.fromkeys(problem for finding in found for problem in finding.problems))  # of a repeated image once
+
+
+def _examine(split: Split, channels: int, index: int) -> Finding:
+    source, problems = split.source, []
+    file, label_file = source.files[index], source.label_files[index]
+
+    def attempt(kind: str, function: Callable, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except DataError as error:
+            problems.append(Problem(kind, split.title, file, str(error)))
+
+    header = attempt("damaged image", source.header, index)
+    if header is not None:
+        attempt("channels", check_channels, header.channels, channels, file)
+    image = label = failed = None
+    if header is not None and not problems and np.prod(header.size) <= DECODED_PIXELS:
+        try:
+            image, label = source.read(index)
+        except DataError as error:
+            failed = str(error)
+    if image is not None:
+        attempt("not finite", statistics.check_finite, image, file)
+    else:
+        try:
+            label = source.read_label(index)
+        except DataError as error:
+            problems.append(Problem(_label_kind(label_file, split.spec), split.title, label_file, str(error)))
+    if label is not None and header is not None:
+        attempt("size", check_sizes, header.size, label.shape, file, label_file)
+        if failed and not problems:
+            problems.append(Problem("damaged image", split.title, file, failed))
+    return Finding(header, None if label is None else histogram.count_pixels(label, split.spec.num_classes), problems)
+
+
+def _label_kind(file: str, spec: DatasetSpec) -> str:
+    """Which kind of problem a label has that cannot be read."""
+    try:
+        return "color" if decode_label(Path(file).read_bytes(), file, spec).ndim == 3 else "value"
+    except (DataError, OSError):  # records are no files
+        return "damaged label"
+
+
+def _odd_ones(splits: Sequence[Split], known: set[str]) -> list[Problem]:
+    """Images unlike most of training's; those in `known` are told already."""
+    problems = []
+    for kind, field, unit in (("dtype", "dtype", ""), ("mixed channels", "channels", " channels")):
+        usual = [value for (value,), _ in splits[0].tally(field)[:1]]
+        for split in splits:
+            pairs = zip(split.source.files, split.headers) if usual and split.source else ()
+            for file, value in sorted({(file, getattr(header, field)) for file, header in pairs if header and file not in known}):
+                text = f"{file}: {value}{unit}, where most images have {usual[0]}{unit}; save it like the others."
+                problems += [Problem(kind, split.title, file, text)] * (value != usual[0])
+    return problems
+
+
+# --- What the labels hold together ------------------------------------------------------------------------------------
+
+
+def _look_at_labels(split: Split) -> list[Problem]:
+    """Labels that are all valid, and yet teach nothing."""
+    if split.counts is None:
+        return []
+    held, files, classes = split.counts > 0, split.source.label_files, split.spec.classes
+    read = held.any(1)
+    first = (
+        f"{IGNORE} means ignore, so only '{classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class, or say "
+        f"what they mean in label_map.txt beside classes.txt: `0 {classes[0]}` and `{IGNORE} {classes[1]}`."
+    )
+    own = split.spec.name == "folder"  # labels of others are mapped, and one class in a picture is no mistake there
+    nothing, second = ~held[:, :-1].any(1) & read, held[:, 0] & held[:, -1] & ~held[:, 1:-1].any(1) & own
+    problems = []
+    for kind, chosen, words in (
+        ("ignored", nothing, f"nothing but {IGNORE} (ignore); write class numbers into it."),
+        ("masks", second, f"only 0 and {IGNORE}, and {first}"),
+    ):
+        kind = f"all {kind}" if read.any() and chosen[read].all() else kind
+        chosen = sorted({files[index] for index in np.flatnonzero(chosen)})
+        problems += [Problem(kind, split.title, file, f"{file}: holds {words}") for file in chosen]
+    present = np.flatnonzero(held[:, :-1].any(0))
+    if len(present) == 1 and not any(problem.kind == "all masks" for problem in problems):
+        text = f"split '{split.split}' holds '{classes[present[0]]}' ({present[0]}) only; label the other classes too, or correct the values."
+        problems.append(Problem("one class", split.title, files[0], text))
+    return problems
+
+
+def _compare(classes: Sequence[str], train: np.ndarray, val: np.ndarray) -> list[Problem]:
+    """Classes that a split lacks; train and val: pixels of every class and 255."""
+    if not train.any() or not val.any():
+        return []  # there are graver problems
+    problems = []
+    for index, name in enumerate(classes):
+        if found := LACKING.get((bool(train[index]), bool(val[index]))):
+            kind, title, text = found
+            problems.append(Problem(kind, title, name, f"class {index} '{name}': {text}"))
+    return problems
+
+
+def _leaks(training: Sequence[Split], val: Split, progress: bool) -> list[Problem]:
+    """Image files of val whose bytes some image file of train has, too; only files of one size are read."""
+    sides = [[split.source for split in side if split.source is not None] for side in (training, [val])]
+    files = [sorted({file for source in side for file in source.files if Path(file).is_file()}) for side in sides]  # records are none
+    sizes = [[Path(file).stat().st_size for file in side] for side in files]
+    common = set(sizes[0]) & set(sizes[1])
+    files = [[file for file, size in zip(*pair) if size in common] for pair in zip(files, sizes)]
+    digests = [list(histogram.in_parallel(_digest, side, "comparing train and val", progress)) for side in files]
+    owners = dict(zip(digests[0], files[0]))
+    text = "{}: the same image as {}; take it out of one of them: scores on images that training sees are too high."
+    found = ((file, owners[digest]) for file, digest in zip(files[1], digests[1]) if digest in owners)
+    return [Problem("leak", "val", file, text.format(file, owner)) for file, owner in found]
+
+
+def _digest(file: str) -> bytes:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+# --- Telling ----------------------------------------------------------------------------------------------------------
+
+
+def as_text(report: Report, losses: Sequence[str] = ("decode",)) -> str:
+    """The whole report; losses: keys of config.losses that the suggested weights are for."""
+    lines = [line for split in report.splits if split.counts is not None for line in [*_table(split, report.weights), ""]]
+    tally = Counter((problem.kind, problem.split) for problem in report.problems)
+    for kind, (wrong, words) in KINDS.items():
+        for title in (title for found, title in tally if found == kind):
+            first, *others = [problem for problem in report.problems if (problem.kind, problem.split) == (kind, title)]
+            lines += [f"{'ERROR' if wrong else 'warning'}  {title}: {words}: {1 + len(others)}", f"    {first.text}"]
+            lines += [f"    {_brief(problem)}" for problem in others[: SHOWN - 1]]
+            lines += [f"    and {len(others) - SHOWN + 1} more (--json=FILE lists all)"] * (len(others) >= SHOWN) + [""]
+    if report.splits[0].counts is not None:
+        weights = statistics.as_flag([float(f"{weight:.4g}") for weight in report.weights])
+        lines += ["Suggested class weights, if rare classes matter more than the score of frequent ones:"]
+        lines += [f"  --config.losses.{loss}.class_weight={weights}" for loss in losses] + [""]
+    if report.statistics:
+        mean, std = (statistics.as_flag(report.statistics[key]).strip("'") for key in ("mean", "std"))
+        empty = "" if report.splits[0].spec.name == "folder" else " with --config.dataset.image_mean='()' --config.dataset.image_std='()'"
+        lines += [f"Wrote {report.statistics['file']}, which train.py reads{empty}: mean {mean}, std {std}", ""]
+    wrong = sum(count for (kind, _), count in tally.items() if KINDS[kind][0])
+    rest = sum(tally.values()) - wrong
+    verdict = "ok: training can start" if report.ok else f"NOT OK: training would go wrong: {wrong} error{'s' * (wrong != 1)}"
+    return "\n".join([*lines, f"{verdict}, {rest} warning{'s' * (rest != 1)}"])
+
+
+def _brief(problem: Problem) -> str:
+    """The file and what is wrong, without the fix that the first of its kind has told."""
+    room = len(problem.file) + 90
+    return problem.text if len(problem.text) <= room else f"{problem.text[:room].rsplit(' ', 1)[0]} ..."
+
+
+def _table(split: Split, weights: Sequence[float]) -> list[str]:
+    """Sizes, formats and classes of a split."""
+    counts, totals = split.counts, split.totals()
+    sizes = ", ".join(f"{w}x{h} ({n})" for ((h, w),), n in split.tally("size")[:4]) + ", ..." * (len(split.tally("size")) > 4)
+    formats = ", ".join(f"{channels} channels {dtype} ({n})" for (channels, dtype), n in split.tally("channels", "dtype"))
+    width = max(map(len, (*split.spec.classes, "(ignore)")))
+    train, unread = split.repeat > 0, np.count_nonzero(~counts.any(1))
+    lines = [
+        f"{split.title} (split '{split.split}' of {split.part.root or split.spec.name}): {len(counts)} pairs"
+        + f", {unread} labels not counted" * bool(unread),
+        f"  width x height: {sizes}", f"  images: {formats}",
+        f"  {'':>3} {'class':{width}} {'pixels':>9} {'images':>7}" + f" {'weight':>7}" * train,
+    ]  # fmt: skip
+    images = (counts > 0).sum(0)
+    for index, name in enumerate(split.spec.classes):
+        share = totals[index] / max(totals[:-1].sum(), 1)
+        weight = f" {weights[index]:7.3f}" * train
+        lines.append(f"  {index:3} {name:{width}} {100 * share:7.3f} % {images[index]:7}{weight}")
+    lines.append(f"  {IGNORE:3} {'(ignore)':{width}} {100 * totals[-1] / max(totals.sum(), 1):7.3f} % {images[-1]:7}")
+    return lines
+
+
+def as_json(report: Report) -> str:
+    """The whole report, with every problem."""
+    splits = {
+        split.title: {
+            "split": split.split, "root": str(split.part.root), "pairs": 0 if split.counts is None else len(split.counts),
+            "sizes": [{"size": size, "images": n} for (size,), n in split.tally("size")],
+            "formats": [{"channels": channels, "dtype": dtype, "images": n} for (channels, dtype), n in split.tally("channels", "dtype")],
+            "classes": list(split.spec.classes), "pixels": split.totals()[:-1].tolist(), "ignored": int(split.totals()[-1]),
+            "images": [] if split.counts is None else (split.counts > 0).sum(0)[:-1].tolist(),
+        }
+        for split in report.splits
+    }  # fmt: skip
+    problems = [problem._asdict() | {"error": KINDS[problem.kind][0]} for problem in report.problems]
+    facts = {"ok": report.ok, "splits": splits, "problems": problems, "class_weights": report.weights, "statistics": report.statistics}
+    return json.dumps(facts, indent=1)

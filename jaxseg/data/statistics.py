@@ -1,0 +1,106 @@
+"""Mean and standard deviation of the images' channels, and the statistics.json of a data set that keeps them."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxseg.data.datasets import DataError
+from jaxseg.data.histogram import in_parallel
+from jaxseg.data.sources import Source
+
+log = logging.getLogger(__name__)
+
+NAME = "statistics.json"
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def image_statistics(source: Source, samples: int = 1000, *, progress: bool = False) -> Statistics:
+    """(mean, std) of every channel over all pixels of at most `samples` images, evenly spread, in the images' own units.
+
+    Any dtype and number of channels; computed in float64. A channel that is constant gets std 1, so that it becomes 0
+    instead of NaN when it is normalised. Raises DataError for an image that cannot be read or holds NaN or infinity.
+    """
+
+    def moments(index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        image = source.read(index)[0]
+        check_finite(image, source.files[index])
+        channels = [image[..., c].astype(np.float64) for c in range(image.shape[-1])]
+        means = np.array([channel.mean() for channel in channels])
+        squares = [np.square(channel - mean).sum() for channel, mean in zip(channels, means)]
+        return channels[0].size, means, np.array(squares)
+
+    count, mean, square = 0, np.float64(0), np.float64(0)
+    indices = np.linspace(0, len(source) - 1, min(samples, len(source))).round().astype(int)
+    # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all digits of small ones.
+    for more, means, squares in in_parallel(moments, indices, "reading images", progress):
+        delta, total = means - mean, count + more
+        square = square + squares + delta**2 * (count * more / total)
+        count, mean = total, mean + delta * (more / total)
+    std = np.sqrt(square / count)
+    if constant := np.flatnonzero(std == 0).tolist():
+        log.warning("channels %s hold one value in all %d images that were read; their std is set to 1", constant, len(indices))
+    return tuple(mean.tolist()), tuple(np.where(std == 0, 1.0, std).tolist())
+
+
+def check_finite(image: np.ndarray, file: str | Path) -> None:
+    """DataError if an image holds NaN or infinity."""
+    if np.issubdtype(image.dtype, np.floating) and not (finite := np.isfinite(image)).all():
+        row, column, channel = np.argwhere(~finite)[0].tolist()
+        raise DataError(
+            f"{file}: holds {image[row, column, channel]} ({np.count_nonzero(~finite)} values are NaN or infinite, the first at row {row}, "
+            f"column {column}, channel {channel}); write a number there, and 255 into the label if the pixel means nothing."
+        )
+
+
+def write_statistics(root: str | Path, mean: Sequence[float], std: Sequence[float]) -> Path:
+    """Write root/statistics.json, which training reads; returns its path. DataError if it cannot be written."""
+    file = Path(root) / NAME
+    part = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        part.write_text(json.dumps({"mean": list(mean), "std": list(std)}, indent=1) + "\n")
+        os.replace(part, file)
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be written ({error.strerror}); make its folder writable, or give the values themselves: "
+            f"--config.dataset.image_mean={as_flag(mean)} --config.dataset.image_std={as_flag(std)}."
+        ) from None
+    return file
+
+
+def as_flag(values: Sequence[float]) -> str:
+    """Numbers as an override on the command line: '(0.5,1.25)'."""
+    return f"'({','.join(f'{value:.6g}' for value in values)}{',' * (len(values) == 1)})'"
+
+
+def read_statistics(root: str | Path) -> Statistics | None:
+    """(mean, std) of root/statistics.json, None if there is no such file. DataError if it is malformed."""
+    file = Path(root) / NAME
+    if not file.is_file():
+        return None
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = (tuple(float(value) for value in stored[key]) for key in ("mean", "std"))
+        wrong = _wrong(mean, std)
+    except (ValueError, TypeError, KeyError) as error:
+        wrong = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    if wrong:
+        raise DataError(
+            f'{file}: {wrong}; it must read {{"mean": [...], "std": [...]}}, one number a channel each: correct it, or write it '
+            f"anew: python scripts/check_data.py --root={root} --statistics"
+        )
+    return mean, std
+
+
+def _wrong(mean: Sequence[float], std: Sequence[float]) -> str:
+    if not mean or len(mean) != len(std):
+        return f"{len(mean)} means and {len(std)} stds"
+    bad = next((value for value in (*mean, *std) if not math.isfinite(value)), None)
+    if bad is not None:
+        return f"holds {bad}"
+    low = next((value for value in std if value <= 0), None)
+    return "" if low is None else f"std {low} is not above 0"

@@ -1,0 +1,82 @@
+"""Image files of every kind: what is read, and that the header says the same as the pixels."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from jaxseg.data import decode
+from jaxseg.data.datasets import DataError
+
+
+def test_images_are_rgb_and_grey_is_repeated(tmp_path):
+    pixels = np.uint8([[[255, 0, 0], [0, 10, 0]]])
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(decode.decode_image((tmp_path / "x.png").read_bytes(), "x"), pixels)
+    Image.fromarray(pixels[..., 1]).save(tmp_path / "g.png")
+    np.testing.assert_array_equal(decode.decode_image((tmp_path / "g.png").read_bytes(), "g")[..., 2], [[0, 10]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_header_agrees_with_pixels_about_exif_orientation(kind):
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[decode.EXIF_ORIENTATION] = 6
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(data, kind, exif=exif)
+    size = decode.inspect_image(data.getvalue(), "x").size
+    assert size == decode.inspect_image(data.getvalue(), "x", load=True).size
+    if kind == "TIFF":  # nobody turns these
+        assert size == (8, 12) == decode.decode_image(data.getvalue(), "x").shape[:2]
+    else:
+        assert size == (12, 8) == decode.decode_image(data.getvalue(), "x").shape[:2]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_header_agrees_with_pixels_about_depth_and_channels(tmp_path, suffix, channels, dtype):
+    pixels = np.arange(4 * 6 * channels, dtype=dtype).reshape(4, 6, channels) * (1000 if dtype == np.uint16 else 2)
+    order = [2, 1, 0, 3][:channels] if channels > 1 else [0]
+    file = tmp_path / f"x{suffix}"
+    cv2.imwrite(str(file), pixels[..., order])
+    assert decode.inspect_image(file, file) == ((4, 6), channels, np.dtype(dtype).name)
+    np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file, channels), pixels)
+    if channels == 4:
+        np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file), pixels[..., :3])
+
+
+@pytest.mark.parametrize("options", [{}, {"planarconfig": "separate"}, {"planarconfig": "contig"}, {"compression": "zlib", "predictor": True}])
+def test_tiff_of_many_channels(tmp_path, options):
+    pixels = np.random.default_rng(0).integers(0, 60000, (20, 24, 5)).astype(np.uint16)
+    file, planar = tmp_path / "x.tif", options.get("planarconfig") == "separate"
+    tifffile.imwrite(file, pixels.transpose(2, 0, 1) if planar else pixels, photometric="minisblack", **options)
+    assert decode.inspect_image(file, file, 5) == ((20, 24), 5, "uint16")
+    np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file, 5), pixels)
+    with pytest.raises(DataError, match="x.tif: has 5 channels, but config.dataset.channels=3; set --config.dataset.channels=5"):
+        decode.decode_image(file.read_bytes(), file)
+
+
+@pytest.mark.parametrize("stored, dtype", [("uint8", "uint8"), ("uint16", "uint16"), ("int16", "float32"), ("float64", "float32")])
+def test_arrays(tmp_path, stored, dtype):
+    pixels = np.arange(20 * 24 * 5).reshape(20, 24, 5) % 200
+    file = tmp_path / "x.npy"
+    for array in (pixels, pixels.transpose(2, 0, 1)):
+        np.save(file, array.astype(stored))
+        image = decode.decode_image(file.read_bytes(), file, 5)
+        assert decode.inspect_image(file, file, 5) == ((20, 24), 5, dtype) and image.dtype == dtype
+        np.testing.assert_array_equal(image, pixels)
+    np.save(file, pixels[..., 0].astype(stored))
+    assert decode.decode_image(file.read_bytes(), file, 3).shape == (20, 24, 3)
+    np.save(file, np.array(["no", "number"]))
+    with pytest.raises(DataError, match=r"x.npy: an array \(2,\) of .*; an image is"):
+        decode.decode_image(file.read_bytes(), file, 3)
+
+
+@pytest.mark.parametrize("data", [b"II*\0damaged", b"\x93NUMPYdamaged"])
+def test_damaged_tiff_and_npy(tmp_path, data):
+    (tmp_path / "x").write_bytes(data)
+    for function in (decode.decode_image, decode.inspect_image):
+        with pytest.raises(DataError, match="x: cannot be read as a"):
+            function(data, tmp_path / "x")
