@@ -353,7 +353,7 @@ def _fill_images(data: ml_collections.ConfigDict) -> None:
     unknown = not (len(data.image_mean) and len(data.image_std))
     if data.dtype and not unknown:
         return
-    from jaxseg.data import pipeline, statistics
+    from jaxseg.data import pipeline, records, statistics
     from jaxseg.data.datasets import DataError
 
     try:
@@ -364,7 +364,7 @@ def _fill_images(data: ml_collections.ConfigDict) -> None:
             raise
         data.dtype = data.dtype or "uint8"  # without training images: a converted model is evaluated or shown photos
     if unknown:
-        stored = statistics.read_statistics(data.root)
+        stored = statistics.read_statistics(records.find_prepared(data.name, data.root) if data.source == "tfds" else data.root)
         if stored and len(stored[0]) == data.channels:
             data.image_mean, data.image_std = stored
         elif data.channels == 3 and data.dtype == "uint8":

@@ -1,4 +1,4 @@
-"""Transforms against OpenCV itself, hand-worked cases and one stored result of MMSegmentation's photometric distortion."""
+"""Augmentation against hand-worked cases and against the whole image resized; see also test_data_views and test_data_photometric."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,13 @@ import pytest
 
 from jaxseg.data import photometric, transforms
 from jaxseg.data.datasets import DataError
-from jaxseg.data.transforms import Augment, View
+from jaxseg.data.transforms import Augment
+
+IMAGE = np.uint8([[[200, 30, 60], [12, 240, 130]], [[90, 90, 90], [255, 0, 128]], [[5, 77, 250], [128, 200, 3]]])
+# MMSegmentation 1.2.2 on this image: brightness +20.5, saturation 1.4, hue -11, then contrast 0.7.
+DISTORTED = [[[154, 0, 81], [0, 178, 30]], [[77, 77, 77], [178, 0, 160]], [[0, 119, 178], [154, 154, 0]]]
+# OpenCV before 5 rounds positions to 1/32 pixel, so there two noisy neighbours mix by up to 1/64 otherwise, in each direction.
+EXACT = int(cv2.__version__.split(".")[0]) >= 5
 
 
 class Script:
@@ -78,94 +84,6 @@ def test_resize_takes_any_number_of_channels(channels):
     np.testing.assert_array_equal(out[..., -1], cv2.resize(image[..., -1].copy(), (24, 18)))
 
 
-# --- Views: resize, then crop, without resizing -----------------------------------------------------------------------
-
-# OpenCV before 5 rounds positions to 1/32 pixel, so there two noisy neighbours mix by up to 1/64 otherwise, in each direction.
-EXACT = int(cv2.__version__.split(".")[0]) >= 5
-SIZES = [((20, 31), size) for size in [(20, 31), (10, 15), (40, 62), (7, 9), (21, 32), (33, 47), (19, 31), (1, 1)]]
-SIZES += [((1, 1), (5, 7)), ((2, 300), (3, 449)), ((64, 48), (127, 95)), ((49, 49), (49, 98))]
-
-
-def views(size):
-    """Boxes at all four corners, in the middle, and all of it."""
-    shape = tuple(max(side * 2 // 3, 1) for side in size)
-    down, right = (side - part for side, part in zip(size, shape))
-    corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
-    return [View(size, corner, shape) for corner in corners] + [View(size, (0, 0), size)]
-
-
-def cut(array, view):
-    (top, left), (height, width) = view.corner, view.shape
-    return array[top : top + height, left : left + width]
-
-
-def test_label_of_a_view_is_exactly_resize_then_crop():
-    rng, cases = np.random.default_rng(0), SIZES.copy()
-    for _ in range(300):  # many ratios: one index in 50 would be off, were the scale computed in another way
-        cases.append(((3, int(rng.integers(1, 90))), (3, int(rng.integers(1, 200)))))
-    for old, size in cases:
-        label = noise(old)
-        whole = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-        for view in views(size):
-            np.testing.assert_array_equal(transforms.view_label(label, view), cut(whole, view), str((old, view)))
-
-
-@pytest.mark.parametrize("dtype, channels", [(np.uint8, c) for c in (1, 2, 3, 4, 5)] + [(np.uint16, 3), (np.uint16, 5), (np.float32, 2)])
-def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
-    errors = []
-    for old, size in SIZES:
-        image = noise((*old, channels), dtype)
-        whole = np.stack([cv2.resize(image[..., c].copy(), size[::-1]) for c in range(channels)], -1).astype(np.float64)
-        for view in views(size):
-            out = transforms.view_image(image, view)
-            assert out.shape == (*view.shape, channels) and out.dtype == dtype
-            errors.append(np.abs(out - cut(whole, view)).ravel())
-    errors, top = np.concatenate(errors), 1.0 if dtype == np.float32 else np.iinfo(dtype).max
-    step = 3e-5 if dtype == np.float32 else 1  # of rounding
-    assert errors.max() <= (step if EXACT else top / 32) and errors.mean() < 0.15 * (step if EXACT else top / 32)
-
-
-def test_a_view_at_scale_1_is_a_slice():
-    image = noise((20, 31, 3))
-    out = transforms.view_image(image, View((20, 31), (3, 4), (10, 20)))
-    assert np.shares_memory(out, image)
-    np.testing.assert_array_equal(out, image[3:13, 4:24])
-
-
-def test_a_view_of_many_channels_and_of_a_wide_image():
-    image = noise((9, 12, 200))
-    out = transforms.view_image(image, View((18, 24), (5, 6), (8, 9)))
-    np.testing.assert_array_equal(out[..., 150:151], transforms.view_image(image[..., 150:151], View((18, 24), (5, 6), (8, 9))))
-    wide = noise((2, 70000, 1))  # beyond OpenCV's short integers
-    out = transforms.view_image(wide, View((2, 140000), (0, 120000), (2, 1000)))
-    assert np.abs(out[..., 0].astype(int) - cv2.resize(wide[:, 59990:60510], (1040, 2))[:, 20:1020]).max() <= 1
-
-
-def test_a_quarter_turn_is_exact():
-    image, label = noise((5, 5, 3)), noise((5, 5))
-    view = View((5, 5), (0, 0), (5, 5), 90.0, (2.0, 2.0))
-    np.testing.assert_array_equal(transforms.view_image(image, view), np.rot90(image))  # counter-clockwise
-    np.testing.assert_array_equal(transforms.view_label(label, view), np.rot90(label))
-
-
-def test_outside_of_the_image_is_0_and_255():
-    image, label = np.full((2, 4, 1), 9, np.uint8), np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
-    view = View((2, 4), (0, 0), (2, 4), 180.0, (0.5, 2.0))  # half a turn: column c shows column 4 - c
-    assert transforms.view_label(label, view).tolist() == [[255, 8, 7, 6], [255, 4, 3, 2]]
-    assert transforms.view_image(image, view)[..., 0].tolist() == [[0, 9, 9, 9]] * 2
-
-
-def test_a_turn_about_a_pixel_at_twice_the_size():
-    """What a view shows is the resized image, turned: the pivot stays where it was, at any angle."""
-    image = cv2.GaussianBlur(noise((40, 50, 3)), (0, 0), 3)
-    whole = cv2.resize(image, (100, 80)).astype(int)
-    for angle in (-33.0, 10.0, 90.0):
-        out = transforms.view_image(image, View((80, 100), (20, 30), (41, 41), angle, (35.0, 48.0))).astype(int)
-        assert np.abs(out[15, 18] - whole[35, 48]).max() <= 1
-        if angle == 90:  # 5 to the right of the pivot is now 5 above it
-            assert np.abs(out[10, 18] - whole[35, 53]).max() <= 1
-
-
 # --- Choosing the view ------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +123,15 @@ def test_crop_lies_around_its_pixel():
     assert corners == {(row, column) for row in (0, 1) for column in range(4, 12)}
 
 
+def test_a_turned_crop_keeps_its_pixel():
+    label = np.zeros((40, 50), np.uint8)
+    label[38, 1] = 7
+    for seed in range(50):
+        view, seen = transforms.random_view(np.random.default_rng(seed), label, (80, 100), (30, 30), angle=40.0, pixel=(38, 1))
+        at = 77 - view.corner[0], 3 - view.corner[1]  # where it is without the turn
+        assert seen[at] == 7 and view.pivot == (77, 3)
+
+
 @pytest.mark.parametrize(
     "values, mixed",
     [
@@ -229,60 +156,6 @@ def test_class_pixel_is_of_every_class_alike():
     assert ids.tolist() == [2, 7, 254] and counts.min() > 160
     assert {pixel for pixel in pixels if label[pixel] == 2} == {(3, 4), (3, 5)}
     assert transforms.class_pixel(rng, np.full((2, 3), 255, np.uint8)) is None
-
-
-# --- Colours ----------------------------------------------------------------------------------------------------------
-
-IMAGE = np.uint8([[[200, 30, 60], [12, 240, 130]], [[90, 90, 90], [255, 0, 128]], [[5, 77, 250], [128, 200, 3]]])
-# MMSegmentation 1.2.2 on this image: brightness +20.5, saturation 1.4, hue -11, then contrast 0.7.
-DISTORTED = [[[154, 0, 81], [0, 178, 30]], [[77, 77, 77], [178, 0, 160]], [[0, 119, 178], [154, 154, 0]]]
-
-
-def test_photometric_equals_mmsegmentation():
-    rng = Script(0.9, 0.1, 20.5, 0.1, 0.7, 0.1, 1.4, 0.1, -11)
-    assert photometric.photometric(rng, IMAGE).tolist() == DISTORTED and not rng.draws
-
-
-def test_contrast_before_and_after_by_hand():
-    pixel = np.uint8([[[100, 201, 7]]])
-    assert photometric.photometric(Script(0.1, 0.1, -10.5, 0.1, 1.4, 0.9, 0.9), pixel).tolist() == [[[124, 255, 0]]]
-    assert photometric.photometric(Script(0.9, 0.9, 0.1, 0.5, 0.9, 0.9), pixel).tolist() == [[[50, 100, 3]]]
-
-
-@pytest.mark.parametrize("image", [IMAGE, IMAGE[..., :2], IMAGE.astype(np.float32)], ids=["rgb", "two channels", "float"])
-def test_nothing_drawn_changes_nothing(image):
-    np.testing.assert_array_equal(photometric.photometric(Script(0.9, 0.9, 0.9, 0.9, 0.9), image), image)
-
-
-@pytest.mark.parametrize(
-    "dtype, values, expected",
-    [
-        (np.uint8, [0, 101, 200], [15, 166, 255]),  # largest 200: brightness 0.05 * 200 = 10, then contrast 1.5
-        (np.uint16, [0, 101, 60000], [4500, 4651, 65535]),  # brightness 3000
-        (np.float32, [-4.0, 1.0, 40.0], [-3.0, 4.5, 63.0]),  # brightness 2, nothing clipped
-    ],
-)
-def test_brightness_and_contrast_of_other_images(dtype, values, expected):
-    out = photometric.photometric(Script(0.1, 0.05, 0.1, 1.4999999), np.array(values, dtype).reshape(1, 1, 3).repeat(2, 2))
-    assert out.dtype == dtype and out.shape == (1, 1, 6)
-    np.testing.assert_allclose(out[0, 0, ::2], expected, atol=1 if dtype != np.float32 else 1e-4)
-
-
-def test_brightness_only_is_cut_and_clipped_at_0():
-    grey = np.uint16([[[3], [1000]]])
-    assert photometric.photometric(Script(0.1, -0.0101, 0.9), grey).tolist() == [[[0], [989]]]  # 1000 - 10.1 is cut
-
-
-def test_equalize_is_opencv_clahe_of_every_channel():
-    clahe = cv2.createCLAHE(40.0, (8, 8))
-    for dtype in (np.uint8, np.uint16):
-        image = cv2.GaussianBlur(noise((60, 70, 5), dtype), (0, 0), 2)
-        out = photometric.equalize(image)
-        assert out.shape == image.shape and out.dtype == dtype and (out != image).any()
-        for channel in range(5):
-            np.testing.assert_array_equal(out[..., channel], clahe.apply(image[..., channel].copy()))
-    with pytest.raises(DataError, match="clahe works on images of 8 or 16 bits, but these are float32; set it to 0"):
-        photometric.equalize(noise((8, 8, 1), np.float32))
 
 
 # --- Holes, padding ---------------------------------------------------------------------------------------------------
@@ -383,6 +256,8 @@ def test_rotate_draws_its_angle_and_ignores_what_is_outside():
     filled = out[..., 0] == 0
     assert filled.any() and (ids[filled] == 255).all() and (ids[out[..., 0] == 200] == 0).all()
     assert (ids[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and ids[20, 30] == 0
+    _, other, _ = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(Script(0.0, 0.0, -29.0, 0, 0), image, label)
+    np.testing.assert_array_equal(other, ids[::-1])
     out, ids, _ = Augment((40, 60), rotate=0.5)(Script(0.0, 0.6, 0, 0), image, label)
     np.testing.assert_array_equal(out, image)
 
@@ -425,6 +300,12 @@ def test_cutout_and_clahe_by_name_leave_the_label():
     out, ids, _ = Augment((64, 64), clahe=1.0)(np.random.default_rng(1), image, label)
     np.testing.assert_array_equal(out, photometric.equalize(image))
     np.testing.assert_array_equal(ids, label)
+
+
+def test_photometric_by_name():
+    draws = [0.9, 0.1, 20.5, 0.1, 0.7, 0.1, 1.4, 0.1, -11]
+    out, _, _ = Augment((3, 2), photometric=True)(Script(0.0, 0, 0, *draws), IMAGE, np.zeros((3, 2), np.uint8))
+    assert out.tolist() == DISTORTED
 
 
 def test_mosaic_joins_four_samples():

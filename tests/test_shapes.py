@@ -89,11 +89,13 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from jaxseg.data import shapes
+from jaxseg.data.datasets import get_spec
+from jaxseg.data.records import open_records
 shapes.SPLITS = {"train": 6, "val": 3}
 draw, pause = shapes.draw_scene, float(sys.argv[2])
 shapes.draw_scene = lambda *where: (time.sleep(pause), draw(*where))[1]
-records = shapes.open_split(Path(sys.argv[1]), "train")
-assert len(records) == 6 and records[5]["image"][:4] == b"\\x89PNG"
+records = open_records(get_spec("shapes"), shapes.prepare(Path(sys.argv[1])), "train")
+assert len(records) == 6 and records.read(5)[0].shape == (96, 96, 3)
 assert "tensorflow" not in sys.modules and "torch" not in sys.modules
 """
 

@@ -261,11 +261,3 @@ def prepare(folder: Path) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return final
-
-
-def open_split(folder: Path, split: str) -> Any:
-    """The records of a split below `folder` (written if need be): random access to {'image', 'label'} as PNG bytes."""
-    import tensorflow_datasets as tfds
-
-    raw = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
-    return tfds.builder_from_directory(prepare(folder)).as_data_source(split, decoders=raw)

@@ -269,46 +269,10 @@ def _place(text: str | None, count: int) -> int | None:
 
 
 def _open_part(spec: DatasetSpec, root: str | Path, split: str, channels: int, source: str) -> Source:
-    if spec.name == "shapes":
-        return _open_shapes(spec, split)
-    if source == "tfds":
-        from jaxseg.data import records
+    from jaxseg.data import records, shapes
 
+    if spec.name == "shapes":
+        return records.open_records(spec, shapes.prepare(cache_dir() / "data"), split, channels)
+    if source == "tfds":
         return records.open_records(spec, root, split, channels)
     return Files(spec, find_pairs(spec, root, split), channels)
-
-
-class Records:
-    """A TFDS data source of encoded images and labels (PNG bytes under 'image' and 'label')."""
-
-    def __init__(self, spec: DatasetSpec, records: Any, split: str):
-        self.spec, self._records = spec, records
-        self.names = self.files = self.label_files = [f"{spec.name}-{split}-{index:05d}" for index in range(len(records))]
-        self._table = make_table(spec.label_map)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(image, label); DataError if one is damaged or an id is unknown."""
-        record, name = self._records[index], self.names[index]
-        label = map_label(decode_label(record["label"], name, self.spec), self._table, self.spec, name)
-        return decode_image(record["image"], name), label
-
-    def read_label(self, index: int) -> np.ndarray:
-        name = self.names[index]
-        return map_label(decode_label(self._records[index]["label"], name, self.spec), self._table, self.spec, name)
-
-    def header(self, index: int) -> Header:
-        return inspect_image(self._records[index]["image"], self.names[index])
-
-    def fingerprint(self) -> str:
-        return _hash(self.names, self.spec)
-
-
-def _open_shapes(spec: DatasetSpec, split: str) -> Source:
-    from jaxseg.data import shapes
-
-    if split not in shapes.SPLITS:
-        raise DataError(f"The data set 'shapes' has no split '{split}'; it has {' and '.join(shapes.SPLITS)}.")
-    return Records(spec, shapes.open_split(cache_dir() / "data", split), split)
