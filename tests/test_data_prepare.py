@@ -43,7 +43,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("codec", ["keep", "png", "zstd"])
+@pytest.mark.parametrize("codec", ["keep", "png", "zstd", "raw"])
 def test_a_folder_comes_back(tmp_path, codec):
     root = make_folder(tmp_path / "mine")
     write_statistics(root, [1, 2, 3], [4, 5, 6])
@@ -117,7 +117,7 @@ def test_many_channels_of_many_bits_stay_lossless(tmp_path, codec, dtype):
 
 
 @pytest.mark.parametrize("channels, dtype", [(1, "uint8"), (3, "uint16"), (4, "uint16"), (4, "uint8")])
-@pytest.mark.parametrize("codec", ["png", "zstd"])
+@pytest.mark.parametrize("codec", ["png", "zstd", "raw"])
 def test_png_codecs_are_exact(channels, dtype, codec):
     image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (9, 7, channels), dtype, endpoint=True)
     decoded = prepare.decode_image(prepare.encode_image(image, codec), "x", channels)
@@ -178,7 +178,7 @@ def test_what_is_there_is_kept(tmp_path):
     assert prepare.prepare("folder", root, tmp_path / "out") == folder and contents(folder) == before
     with pytest.raises(DataError, match="is there already, made of other files or with other flags"):
         prepare.prepare("folder", root, tmp_path / "out", codec="zstd")
-    with pytest.raises(DataError, match="no such codec; there are keep, png, zstd, jpeg"):
+    with pytest.raises(DataError, match="no such codec; there are keep, png, zstd, raw, jpeg"):
         prepare.prepare("folder", root, tmp_path / "out", codec="gif")
     with pytest.raises(DataError, match="is no name of a split"):
         prepare.prepare("folder", root, tmp_path / "out", splits=["train[:2]"])

@@ -13,6 +13,7 @@ from jaxseg.data import pipeline
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
 from jaxseg.data.decode import check_channels, check_sizes
 from jaxseg.data.sources import Source, split_names, unused_labels
+from jaxseg.data.statistics import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def check_pair(source: Source, index: int, *, channels: int, dtype: str) -> set[
     pipeline.check_dtype(header.dtype, dtype, file)
     check_sizes(header.size, label.shape, file, source.label_files[index])
     if label.size <= DECODED_PIXELS:
-        source.read(index)
+        check_finite(source.read(index)[0], file)
     return set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist())
 
 

@@ -1,6 +1,6 @@
 """Bytes to arrays: images of any kind, labels, and label maps applied. Whatever is wrong is a DataError naming the file.
 
-Photos are read with OpenCV, TIFF with tifffile, labels with Pillow, since OpenCV turns palette ids into colours. The format is
+Photos are read with OpenCV (common PNG with imagecodecs), TIFF with tifffile, labels with Pillow, since OpenCV turns palette ids into colours. The format is
 told by the bytes, not by the name. An image's EXIF orientation is applied (a TIFF's is not): its label is drawn on the picture as
 people see it.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -23,6 +24,7 @@ MEND_LABEL = "it is damaged: replace it, or remove it and its image"
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY = b"\x93NUMPY"
+PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow's mode -> (channels, dtype); 16-bit PNGs are told by their tile, as Pillow makes 8 bits of them.
 MODES = {
     "1": (1, "uint8"), "L": (1, "uint8"), "LA": (2, "uint8"), "P": (3, "uint8"), "PA": (4, "uint8"), "RGB": (3, "uint8"), "RGBA": (4, "uint8"),
@@ -52,9 +54,27 @@ def decode_image(data: bytes, file: str | Path, channels: int = 3) -> np.ndarray
     if data[:6] == NPY:
         return _fit(_as_image(_load_npy(io.BytesIO(data), file), channels, file), channels, file)
     # libjpeg fills what is missing with grey and OpenCV does not tell; a whole file ends with this marker.
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-256:]:
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in bytes(data[-256:]):
         inspect_image(data, file, load=True)
+    if channels == 3 and _is_plain_png(data):
+        try:
+            return imagecodecs.png_decode(data)  # up to a quarter faster than OpenCV's libpng
+        except imagecodecs.PngError as error:
+            raise DataError(f"{file}: cannot be read as an image ({error}); {MEND_IMAGE}.") from None
     return _decode_photo(data, file, channels)
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether a PNG is RGB of 8 bits, without transparency or orientation: its pixels are the image as they are."""
+    if data[:8] != PNG or data[24:26] != b"\x08\x02":
+        return False
+    at = 8
+    while at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        if kind in (b"tRNS", b"eXIf"):
+            return False
+        at += size + 12
+    return True
 
 
 def _decode_photo(data: bytes, file: str | Path, channels: int) -> np.ndarray:

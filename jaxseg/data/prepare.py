@@ -38,17 +38,20 @@ THREADS = min(os.cpu_count() or 1, 8)  # each may hold all tiles of a large imag
 VERSION, PLAN = "1.0.0", "prepared.json"
 PER_SHARD, MOST_SHARDS = 100, 64  # images; a reader keeps every shard open
 # zstd at its fastest compresses what is not compressed yet, `zstd` images above all, and costs the others nothing.
-WRITER_OPTIONS = "group_size:1,zstd:1"
+WRITER_OPTIONS = {"raw": "group_size:1,uncompressed"}
+DEFAULT_OPTIONS = "group_size:1,zstd:1"
 EVALUATION_SETS = ("dark_zurich", "night_driving")
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 PNG = {"png": (),
        "zstd": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+       "raw": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
        "label": (cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)}  # fmt: skip
-# Decoding 2048x1024 on one core: png 26 ms, zstd 10, jpeg 6.
+# Reading a pair of 2048x1024 on one core (benchmarks.md): png 23 ms, zstd 12, raw 8, jpeg 7.
 CODECS = {
     "keep": "the files' own bytes (tiles and the like become png)",
     "png": "without loss, small",
-    "zstd": "without loss, about as small, read nearly three times as fast: PNG that ArrayRecord compresses instead",
+    "zstd": "without loss, about as small, read twice as fast: PNG that ArrayRecord compresses instead",
+    "raw": "without loss, twice as large, read three times as fast: PNG that nobody compresses",
     "jpeg": "with loss, a sixth of the size, read fastest",
 }
 
@@ -312,7 +315,7 @@ def _write_shard(shard: Path, jobs: Sequence[Job], encoder: Encoder, pool: Threa
 
     part, names, dtypes = shard.with_name(f"{shard.name}.part"), [], set()
     try:
-        with contextlib.closing(ArrayRecordWriter(str(part), WRITER_OPTIONS)) as writer:
+        with contextlib.closing(ArrayRecordWriter(str(part), WRITER_OPTIONS.get(encoder.codec, DEFAULT_OPTIONS))) as writer:
             for stems, kinds, examples in _in_order(pool, encoder, jobs):
                 for example in examples:
                     writer.write(example)

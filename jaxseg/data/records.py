@@ -129,19 +129,54 @@ class Records:
     def _decode_label(self, data: bytes, where: str) -> np.ndarray:
         return map_label(decode_label(data, where, self.spec), self._table, self.spec, where)
 
-    def _record(self, index: int) -> list[bytes]:
+    def _record(self, index: int) -> list[memoryview]:
         """The encoded image and label of a record."""
-        from google.protobuf.message import DecodeError
-        from tensorflow_datasets.proto import tf_example_pb2
-
         try:
-            fields = tf_example_pb2.Example.FromString(self._data[index]).features.feature
-            return [fields[key].bytes_list.value[0] for key in self._keys]
-        except (RuntimeError, ValueError, IndexError, OSError, DecodeError) as error:
+            fields = parse_example(self._data[index])
+            return [fields[key] for key in self._keys]
+        except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(take for _, _, take in self._shards)
             shard = next(file for (file, _, _), end in zip(self._shards, ends) if index < end)
             reason = str(error).splitlines()[0][:200]
             raise DataError(f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or prepare it again.") from None
+
+
+def parse_example(record: bytes) -> dict[str, memoryview]:
+    """{name: its first bytes value} of a serialised tf.train.Example, as views: protobuf's own parser copies an image twice.
+
+    Features of other kinds are left out. Raises ValueError or LookupError for what is no Example.
+    """
+    found = {}
+    for features in _submessages(memoryview(record)).get(1, []):
+        for entry in _submessages(features).get(1, []):
+            parts = _submessages(entry)
+            for values in _submessages(parts[2][0]).get(1, []):
+                if data := _submessages(values).get(1):
+                    found[bytes(parts[1][0]).decode()] = data[0]
+    return found
+
+
+def _submessages(message: memoryview) -> dict[int, list[memoryview]]:
+    """{field number: payloads} of a protobuf message's length-delimited fields, which an Example's are down to the numbers."""
+    fields: dict[int, list[memoryview]] = {}
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        size, at = _varint(message, at)
+        if tag & 7 != 2 or at + size > len(message):
+            raise ValueError("not a tf.train.Example")
+        fields.setdefault(tag >> 3, []).append(message[at : at + size])
+        at += size
+    return fields
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number in protobuf's encoding, seven bits a byte, and where it ends."""
+    value = shift = 0
+    while message[at] & 128:
+        value |= (message[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | message[at] << shift, at + 1
 
 
 def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int = 3) -> Records:
