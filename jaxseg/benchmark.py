@@ -227,17 +227,33 @@ WHATS = ("train", "infer", "slide", "data")
 
 
 def _time_data(config: ConfigDict, batch: int, timing: Timing) -> dict[str, Any]:
-    """Over all timed batches, not their median: worker processes deliver in bursts."""
+    """Over all timed batches, not their median: worker processes deliver in bursts.
+
+    resident_mb: of this process after the warm-up, half-way and at the end; it stays flat where nothing leaks.
+    """
     with data_case(config, batch) as case:
         for _ in range(timing.warmup):
             case.run()
-        used, seconds = time.process_time(), seconds_each(case.run, dataclasses.replace(timing, warmup=0))
+        resident = [_resident_mb()]
+
+        def run() -> None:
+            case.run()
+            resident.append(_resident_mb())
+
+        used, seconds = time.process_time(), seconds_each(run, dataclasses.replace(timing, warmup=0))
         used = (time.process_time() - used) / (case.images * timing.repeats * timing.steps)
     mean = float(np.mean(seconds)) / case.images
     # The work of worker processes is not this process's.
     own = None if config.dataset.num_workers else 1000 * used
     speed = {"images_per_second": 1 / mean, "ms_per_image": 1000 * mean, "cpu_ms_per_image": own}
-    return {**case.facts, **statistics(seconds), **speed, **conditions(timing)}
+    memory = {"resident_mb": [resident[0], resident[len(resident) // 2], resident[-1]]}
+    return {**case.facts, **statistics(seconds), **speed, **memory, **conditions(timing)}
+
+
+def _resident_mb() -> float:
+    """Memory of this process in MB; 0 where /proc does not tell."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else 0.0
 
 
 def _flops(case: Case) -> float | None:

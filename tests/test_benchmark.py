@@ -57,6 +57,7 @@ def test_data_reads_the_configs_own_data_set(tmp_path):
     row = benchmark.measure(make_config(root=str(make_folder(tmp_path))), "data", batch=2, timing=QUICK)
     check(row, 2)
     assert row["workers"] == 0 and np.isclose(row["ms_per_image"], 1000 / row["images_per_second"]) and row["cpu_ms_per_image"] > 0
+    assert len(row["resident_mb"]) == 3 and min(row["resident_mb"]) > 10
 
 
 def test_unknown_names_are_refused():
