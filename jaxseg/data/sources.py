@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxseg.cache import cache_dir
-from jaxseg.data.datasets import LABEL_SUFFIXES, DataError, DatasetSpec, Layout, label_map
+from jaxseg.data.datasets import LABEL_SUFFIXES, DataError, DatasetSpec, Layout, get_spec, label_map
 from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
@@ -242,6 +242,15 @@ def _parse_split(split: str) -> list[re.Match]:
     if not all(parts):
         raise DataError(f"split '{split}': write a name, a slice 'train[:4]', a repetition 'train*3', or several joined by '+'.")
     return parts
+
+
+def guess_channels(name: str, root: str | Path, split: str = "train") -> int:
+    """3, or the channels of a split's first image where they are more than 4; 3 if there is none to look at."""
+    try:
+        channels = open_source(get_spec(name, root), root, split).header(0).channels
+    except DataError:
+        return 3
+    return channels if channels > 4 else 3
 
 
 def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: int = 3, source: str = "files") -> Source:
