@@ -86,20 +86,30 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> Split:
     if not re.fullmatch(r"\w+", split):
         raise DataError(f"--splits: '{split}' is no name of a split; whole ones are prepared, parts and sums of them are read.")
     spec = datasets.get_spec(name, root)
+    download = None
     if name in official.NAMES:
         try:
             jobs = official.jobs(name, root, split)
-            return Split(split, jobs, _hash(str(root), [job.name for job in jobs]))
-        except DataError:
-            if spec.layout is None or not spec.layout.lies_in(Path(root)):
+            return Split(split, jobs, _hash(str(root), [(job.name, *_stats(job.files)) for job in jobs]))
+        except DataError as error:
+            download = error
+            if not spec.layout.lies_in(Path(root)):
                 raise
-    source = sources.open_source(spec, root, split, channels=channels or 3)
+    try:
+        source = sources.open_source(spec, root, split, channels=channels or 3)
+    except DataError as error:
+        if download is None:
+            raise
+        raise DataError(f"{download} Nor can it be read in place: {error}") from None
     if not channels and source.header(0).channels > 4:
         return _split(name, root, split, source.header(0).channels)
     jobs = [Job(stem, functools.partial(_pair, source, index)) for index, stem in enumerate(source.names)]
-    stats = ((file, os.stat(file)) for file in source.files if os.path.isfile(file))
-    state = _hash(source.fingerprint(), [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
-    return Split(split, jobs, state, channels or 3)
+    return Split(split, jobs, _hash(source.fingerprint(), _stats(file for file in source.files if os.path.isfile(file))), channels or 3)
+
+
+def _stats(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
+    """What changes when one of these files does."""
+    return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in ((file, os.stat(file)) for file in files)]
 
 
 def _hash(*facts: Any) -> str:
