@@ -32,8 +32,9 @@ def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, An
         raise DataError(
             f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {count} training images themselves after {config.steps} steps, below "
             f"{GOAL}; lowest: {', '.join(f'{name} {iou:.3f}' for iou, name in worst)}. Look at {workdir}/pictures: if the prediction "
-            "is right but coarse, thin classes are too fine for this model (a smaller output stride or larger images help) or it needs "
-            "more --config.steps; if not, labels and images do not belong together: scripts/check_data.py and browse_data.py show them."
+            "is right but coarse, thin classes are too fine for this model (a smaller output stride or larger images help)"
+            f"{'' if config.steps == STEPS else f' or it needs more steps, --config.steps={STEPS}'}; if not, labels and images do not "
+            "belong together: scripts/check_data.py and browse_data.py show them."
         )
     return summary
 
@@ -50,5 +51,5 @@ def overfit_config(config: ConfigDict, count: int, devices: int) -> ConfigDict:
     config.eval.update(dict(dataset="", root="", source="", scales=(1.0,), flip=False))
     config.model.dropout_rate = 0.0
     config.optimizer.update(dict(name="adam", learning_rate=RATE, weight_decay=0.0, clip_norm=0.0))
-    config.schedule.update(dict(name="constant", warmup_steps=0))
+    config.schedule.update(dict(name="cosine", end_value=0.0, warmup_steps=0))  # batch statistics settle as the rate falls
     return config

