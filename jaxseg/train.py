@@ -201,7 +201,7 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
         )
         with contextlib.closing(progress):
             going_on = "" if fresh else f"continuing {workdir} after step {int(state.step)}"
-            for line in filter(None, (told, going_on, _advice(config, fresh))):
+            for line in filter(None, (told, going_on, _advice(config, fresh), _settling(config))):
                 progress.message(line)
             return _run(config, workdir, manager, state, position, _announced(step, progress, compiled), policy, progress, enough)
 
@@ -258,6 +258,19 @@ def _advice(config: ConfigDict, fresh: bool) -> str:
     name = next((name for name in zoo.IMAGENET if config.pretrained.rpartition("/")[2].startswith(name)), "")
     fetch = f"; python scripts/convert_mmseg.py --download={name} fetches it" if name else ""
     return f"starting from random weights; the published run began with {config.pretrained} (give the file as --config.init_from{fetch})"
+
+
+def _settling(config: ConfigDict) -> str:
+    """A warning if the run is too short for batch norm's running statistics, on which evaluation relies."""
+    momentum = config.model.norm.momentum
+    left = momentum**config.steps
+    if left < 1e-3:
+        return ""
+    needed = math.ceil(math.log(1e-3) / math.log(momentum))
+    return (
+        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} steps (momentum {momentum}), and evaluation "
+        f"may look far worse than the loss: train for {needed} steps or more, or set --config.model.norm.momentum=0.9"
+    )
 
 
 def _finish(workdir: Path, progress: Progress, summary: dict[str, Any]) -> dict[str, Any]:

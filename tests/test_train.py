@@ -297,6 +297,16 @@ def test_loss_options_are_checked_before_anything_is_built():
             losses.make_loss(config)
 
 
+def test_short_runs_are_warned_of_unsettled_statistics():
+    config = get_experiment("fast_scnn_240x320_2k_folder")
+    assert train._settling(config) == ""
+    config.steps = 300
+    assert "still hold 4.9% of their start after 300 steps (momentum 0.99)" in train._settling(config)
+    assert "train for 688 steps or more, or set --config.model.norm.momentum=0.9" in train._settling(config)
+    config.model.norm.momentum = 0.9
+    assert train._settling(config) == ""
+
+
 def test_batch_size_must_divide():
     train.check_batch_size(8, 4)
     with pytest.raises(ValueError, match="config.batch_size=6 is global and must divide among 4 devices; 4 would"):
