@@ -10,6 +10,7 @@ them.
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """The resolved config of a workdir, locked; lists come back as the tuples they were, fields newer than it as their defaults."""
     stored = _tuples(json.loads((Path(workdir) / "config.json").read_text()))
     stored |= {key: defaults | stored[key] for key, defaults in (("dataset", DATASET), ("eval", EVALUATION)) if key in stored}
+    if "dataset" in stored:
+        stored["dataset"]["dtype"] = stored["dataset"]["dtype"] or "uint8"  # once there was no other
     return ConfigDict(stored).lock()
 
 
@@ -202,20 +205,32 @@ def read_training(workdir: str | Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()).get("training") if file.is_file() else None
 
 
-def fill_root(config: ConfigDict, path: str | Path) -> ConfigDict:
-    """`config`, or a copy whose empty dataset.root is that of the run at `path` if both name the same data set."""
-    trained = read_config(find_workdir(path)[0])
-    if config.dataset.root or config.dataset.name != trained.dataset.name:
+def recall_measured(workdir: str | Path, config: ConfigDict) -> ConfigDict:
+    """`config`, or for a run to be continued a copy in which what a start measures is what the run's first start measured.
+
+    These are statistics, dtype and class weights that the config leaves to the data; the data may have been mended since, or
+    statistics.json written.
+    """
+    if not (Path(workdir) / "config.json").is_file() or not _saved_steps(workdir):
         return config
-    config = config.copy_and_resolve_references()
+    stored, config = read_config(workdir), config.copy_and_resolve_references()
     with config.unlocked():
-        config.dataset.root = trained.dataset.root
+        for key in ("dtype", "image_mean", "image_std"):
+            if not config.dataset[key] and config.dataset.channels == stored.dataset.channels:
+                config.dataset[key] = stored.dataset[key]
+        for key, loss in config.losses.items():
+            if tuple(loss.get("class_weight", ())) == ("auto",) and key in stored.losses:
+                loss.class_weight = stored.losses[key].class_weight
     return config
+
+
+def _saved_steps(workdir: str | Path) -> list[int]:
+    return [int(folder.name) for folder in (Path(workdir) / "checkpoints").glob("*") if folder.name.isdigit()]
 
 
 def check_config(workdir: str | Path, config: ConfigDict) -> None:
     """Raise CheckpointError if the workdir holds checkpoints of another config (fields in FREE_FIELDS may differ), or of later steps."""
-    steps = [int(folder.name) for folder in (Path(workdir) / "checkpoints").glob("*") if folder.name.isdigit()]
+    steps = _saved_steps(workdir)
     if not steps or not (Path(workdir) / "config.json").is_file():
         return  # a start that failed before its first save binds nothing
     if max(steps) > config.steps:
@@ -228,7 +243,7 @@ def check_config(workdir: str | Path, config: ConfigDict) -> None:
 
 
 def _is_free(key: str) -> bool:
-    return any(key == field or key.startswith(field + ".") for field in FREE_FIELDS)
+    return any(key == field or key.startswith(field + ".") for field in FREE_FIELDS) or bool(re.fullmatch(r"dataset\.concat\.[^.]+\.root", key))
 
 
 def _plain(config: ConfigDict) -> dict:

@@ -4,9 +4,7 @@ A file in configs/ states one method's facts and calls `experiment`. Hyper-param
 """
 
 import dataclasses
-import functools
 import importlib.util
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,14 +15,10 @@ from ml_collections import config_dict
 
 from jaxseg.models.names import choose
 from jaxseg.presets import BACKBONE_HELP, BACKBONES, DATASET, DATASETS, EVALUATION, IMAGENET
+from jaxseg.resolve import ConfigError
+from jaxseg.resolve import resolve as resolve  # the last step of every config, though not called here
 from jaxseg.zoo import published
 
-log = logging.getLogger(__name__)
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-SOURCES = ("files", "tfds")
-DTYPES = ("uint8", "uint16", "float32")  # of images once decoded
-STATISTICS_SAMPLES = 200  # images that tell mean and std where nobody has computed them
 RECIPES = ("fp16", "rsb_adamw", "scratch")
 GRAMMAR = """A variant is  [d6_][<backbone>][_fp16|_rsb_adamw|_scratch]_<H>x<W>_<N>k[_b<batch>]_<dataset>
   for example  r50-d8_512x1024_40k_cityscapes  or  r18-d8_240x320_2k_folder  (fast_scnn and cgnet have no backbone part)
@@ -33,10 +27,6 @@ GRAMMAR = """A variant is  [d6_][<backbone>][_fp16|_rsb_adamw|_scratch]_<H>x<W>_
   <H>x<W>    training crop, height by width     <N>k   thousands of steps     b16  global batch (learning rate scaled with it)
   <dataset>  {datasets}
 Any field can be overridden: --config.optimizer.learning_rate=0.02 --config.dataset.root=/data/mine"""
-
-
-class ConfigError(ValueError):
-    """A config that cannot run; the message says which part and what is possible."""
 
 
 # --- Variants ---------------------------------------------------------------------------------------------------------
@@ -249,7 +239,7 @@ def experiment(
     return config
 
 
-# --- Finding and resolving --------------------------------------------------------------------------------------------
+# --- Finding ----------------------------------------------------------------------------------------------------------
 
 
 def _folder() -> Path:
@@ -288,100 +278,3 @@ def model_config(name: str) -> ml_collections.ConfigDict:
     if name == "quickstart":
         return get_experiment(name).model
     return get_experiment(f"{name}_512x1024_40k_cityscapes").model
-
-
-PROBABILITIES = ("class_crop", "flip", "vertical_flip", "rotate", "cutout", "clahe", "mosaic")
-# Field -> (how many values it has, 0 for a plain number; what they must satisfy; in words).
-NUMBERS: dict[str, tuple[int, Callable[..., bool], str]] = {
-    **{field: (0, lambda n: n >= 1, "at least 1") for field in ("steps", "batch_size", "log_every", "keep_checkpoints", "eval.batch_size")},
-    **{field: (0, lambda n: n >= 0, "0 (never) or more") for field in ("eval_every", "checkpoint_every")},
-    **{field: (0, lambda n: n >= 0, "0 or more") for field in ("seed", "dataset.num_workers", "dataset.check_samples", "loss_scale")},
-    **{f"dataset.{field}": (0, lambda p: 0 <= p <= 1, "a probability, 0 to 1") for field in PROBABILITIES},
-    "dataset.class_balance": (0, lambda t: 0 <= t <= 1, "a share of the images, 0 (off) to 1"),
-    "dataset.rotate_degrees": (0, lambda a: 0 <= a <= 180, "an angle in degrees, 0 to 180"),
-    "dataset.channels": (0, lambda n: n >= 1, "at least 1"),
-    "dataset.cat_max_ratio": (0, lambda p: 0 < p <= 1, "a share above 0, 1 for no limit"),
-    "dataset.crop_size": (2, lambda h, w: h >= 1 and w >= 1, "(height, width) in pixels"),
-    "dataset.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
-    "eval.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
-    "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), both above 0"),
-}
-
-
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """ConfigError for a number that cannot be meant, naming its field."""
-    for field, (length, holds, words) in NUMBERS.items():
-        value = functools.reduce(lambda part, key: part[key], field.split("."), config)
-        values = value if length else (value,)
-        if len(values) != (length or 1) or not holds(*values):
-            raise ConfigError(f"config.{field} is {value}; it must be {words}.")
-    for field in ("image_mean", "image_std"):
-        if len(config.dataset[field]) not in (0, config.dataset.channels):
-            raise ConfigError(f"config.dataset.{field} is {config.dataset[field]}; it must have {config.dataset.channels} values, one a channel.")
-
-
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fill in what depends on the data set, check what can be checked before anything is built, and lock; call once, after overrides.
-
-    Raises ConfigError (or the data room's DataError), naming the field.
-    """
-    from jaxseg.data.datasets import get_spec
-
-    choose(DATASETS, config.dataset.name, "data set at config.dataset.name")
-    choose(dict.fromkeys(("", *DTYPES)), config.dataset.dtype, "config.dataset.dtype")
-    choose(dict.fromkeys(SOURCES), config.dataset.source, "config.dataset.source")
-    choose(dict.fromkeys(("", *SOURCES)), config.eval.source, "config.eval.source")
-    choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
-    choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
-    check_numbers(config)
-    classes = get_spec(config.dataset.name, config.dataset.root, config.dataset.source).num_classes
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"config.model.num_classes is {config.model.num_classes}, but the data set '{config.dataset.name}' has {classes} classes: "
-            f"choose the variant that ends in _{config.dataset.name}, or set --config.model.num_classes={classes}."
-        )
-    config.model.num_classes = classes
-    _fill_images(config.dataset)
-    fill_class_weights(config)
-    return config.lock()
-
-
-def _fill_images(data: ml_collections.ConfigDict) -> None:
-    """Where config.dataset does not say, the images' dtype is that of the first, and mean and std are those of statistics.json, of
-    8-bit RGB ImageNet's (whose weights most runs start from), of others measured on training images.
-    """
-    unknown = not (len(data.image_mean) and len(data.image_std))
-    if data.dtype and not unknown:
-        return
-    from jaxseg.data import pipeline, records, statistics
-    from jaxseg.data.datasets import DataError
-
-    try:
-        source = pipeline.open_named(data, data, data.train_split)
-        data.dtype = data.dtype or source.header(0).dtype
-    except DataError:
-        if data.channels != 3:
-            raise
-        data.dtype = data.dtype or "uint8"  # without training images: a converted model is evaluated or shown photos
-    if unknown:
-        stored = statistics.read_statistics(records.find_prepared(data.name, data.root) if data.source == "tfds" else data.root)
-        if stored and len(stored[0]) == data.channels:
-            data.image_mean, data.image_std = stored
-        elif data.channels == 3 and data.dtype == "uint8":
-            data.image_mean, data.image_std = IMAGENET["image_mean"], IMAGENET["image_std"]
-        else:
-            log.info("measuring mean and std of %d channels of %s (once for all: check_data.py --statistics)", data.channels, data.dtype)
-            data.image_mean, data.image_std = statistics.image_statistics(source, STATISTICS_SAMPLES)
-
-
-def fill_class_weights(config: ml_collections.ConfigDict) -> None:
-    """Put numbers in place of every loss's class_weight='auto': histogram.class_weights of the training labels."""
-    losses = [loss for loss in config.losses.values() if tuple(loss.get("class_weight", ())) in (("auto",), tuple("auto"))]
-    if losses:
-        from jaxseg.data import histogram, pipeline
-
-        counts = histogram.count_labels(pipeline.train_source(config.dataset), config.model.num_classes, progress=True)
-        weights = tuple(round(weight, 6) for weight in histogram.class_weights(counts.sum(0)[:-1]))
-        log.info("class_weight='auto': %s", " ".join(f"{weight:.4g}" for weight in weights))
-    for loss in losses:
-        loss.class_weight = weights

@@ -324,7 +324,6 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     from jaxseg.data.pipeline import eval_samples
 
     cache.enable_compilation_cache()
-    config = config if config is None else checkpoint.fill_root(config, path)
     step = checkpoint.find_step(path)
     model, variables, config = inference.load_model(path, config)
     folder = Path(path)

@@ -345,18 +345,25 @@ def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:
 
     trained, variables = checkpoint.load_variables(path)
     model = create_model(trained.model, dtype=precision.make_policy(trained).dtype)
-    return model, variables, trained if config is None else override_data(trained, resolve(config))
+    if config is None:
+        return model, variables, trained
+    return model, variables, resolve(override_data(trained, config), trained.model.num_classes)
 
 
 def override_data(trained, config):
-    """A copy of the trained run's config with `dataset` and `eval` from another config."""
+    """A copy of the trained run's config with `dataset` and `eval` from another config, which may say less.
+
+    Without a dataset.root, root and source are those of the run if the data set is the same.
+    """
     merged, other = trained.copy_and_resolve_references(), config.copy_and_resolve_references()
     with merged.unlocked(), other.unlocked():
+        if other.dataset.name == trained.dataset.name and not other.dataset.get("root", ""):
+            other.dataset.root, other.dataset.source = trained.dataset.root, trained.dataset.source
         merged.dataset, merged.eval = other.dataset, other.eval
         # The network knows the images and statistics it was trained with, whatever data it is shown.
         for key in ("channels", "dtype", "image_mean", "image_std"):
             merged.dataset[key] = trained.dataset[key]
-    return merged
+    return merged.unlock()
 
 
 def read_dataset_facts(path: str | Path) -> dict:

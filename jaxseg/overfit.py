@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxseg.data.datasets import DataError
-from jaxseg.data.sources import split_names
+from jaxseg.data.sources import parse_split
 from jaxseg.train import train
 
 GOAL = 0.95  # mIoU on the images it was trained on
@@ -30,7 +30,7 @@ def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, An
     if summary["mIoU"] < GOAL:
         worst = sorted((value["IoU"], name) for name, value in summary["per_class"].items() if value["IoU"] is not None)[:3]
         raise DataError(
-            f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {count} training images themselves after {config.steps} steps, below "
+            f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training images themselves after {config.steps} steps, below "
             f"{GOAL}; lowest: {', '.join(f'{name} {iou:.3f}' for iou, name in worst)}. Look at {workdir}/pictures: if the prediction "
             "is right but coarse, thin classes are too fine for this model (a smaller output stride or larger images help)"
             f"{'' if config.steps == STEPS else f' or it needs more steps, --config.steps={STEPS}'}; if not, labels and images do not "
@@ -42,7 +42,7 @@ def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, An
 def overfit_config(config: ConfigDict, count: int, devices: int) -> ConfigDict:
     """A copy of `config` that trains on, and evaluates on, the first `count` images of its training split, as they are."""
     config = config.copy_and_resolve_references()
-    split = f"{split_names(config.dataset.train_split)[0]}[:{count}]"
+    split = first_of(config.dataset.train_split, count)
     batch = -(-min(config.batch_size, count) // devices) * devices
     config.update(dict(name=f"{config.name}_overfit", batch_size=batch, steps=min(config.steps, STEPS), log_every=10))
     config.eval_every = config.checkpoint_every = EVALUATE_EVERY
@@ -53,3 +53,12 @@ def overfit_config(config: ConfigDict, count: int, devices: int) -> ConfigDict:
     config.optimizer.update(dict(name="adam", learning_rate=RATE, weight_decay=0.0, clip_norm=0.0))
     config.schedule.update(dict(name="cosine", end_value=0.0, warmup_steps=0))  # batch statistics settle as the rate falls
     return config
+
+
+def first_of(split: str, count: int) -> str:
+    """The first `count` samples of a split, or of the first of several: 'train[10:]+extra', 4 -> 'train[10:14]'. Raises DataError."""
+    part = parse_split(split)[0]
+    first, last = part["first"] or "0", part["last"] or ""
+    if "%" in first + last:
+        raise DataError(f"config.dataset.train_split='{split}': overfitting takes the first images of a split; give numbers, 'train[100:]', not percents.")
+    return f"{part['name']}[{first}:{min(int(first) + count, int(last or int(first) + count))}]"

@@ -2,14 +2,13 @@
 
 import collections
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jaxseg import cache, visualize
-from jaxseg.data.datasets import SPECS, get_spec
 from jaxseg.data.decode import check_channels, decode_image, inspect_image
 from jaxseg.data.pipeline import check_dtype
 from jaxseg.data.sources import IMAGE_SUFFIXES
@@ -29,18 +28,18 @@ def find_images(source: str | Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise InputError(f"no such file or folder: {source}")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.name[0] != ".")
     if not files:
         raise InputError(f"no images in {source}: it holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 
 def predict_files(
-    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Mapping[int, int] | None = None
+    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None
 ) -> list[Path]:
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png.
 
-    official_ids: class -> value in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
+    official_ids: what stands for each class in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
     overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
     a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
@@ -70,19 +69,10 @@ def predict_files(
     return [output / f"{path.stem}.png" for path in files]
 
 
-def save_official(path: Path, mask: np.ndarray, ids: Mapping[int, int]) -> None:
+def save_official(path: Path, mask: np.ndarray, ids: Sequence[int]) -> None:
     """Write class ids [H, W] as a single-channel PNG of the values that stand for them, 8 bits, or 16 where these are needed."""
-    table = np.array([ids[index] for index in range(len(ids))], np.uint8 if max(ids.values()) < 256 else np.uint16)
+    table = np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
     Image.fromarray(table[mask]).save(path, optimize=True)
-
-
-def official_ids(facts: Mapping) -> dict[int, int]:
-    """Class -> value in the labels as distributed: by the known data set's label map, else that of a workdir's dataset.json."""
-    ids: dict[int, int] = {}
-    for raw, index in (get_spec(facts["name"]).label_map if facts["name"] in SPECS else facts["label_map"]).items():
-        if index != facts["ignore_index"]:
-            ids.setdefault(index, int(raw))
-    return ids
 
 
 def predict_checkpoint(
@@ -94,5 +84,8 @@ def predict_checkpoint(
     """
     find_images(source)  # a wrong path is told before the model is loaded
     cache.enable_compilation_cache()
-    ids = official_ids(read_dataset_facts(checkpoint)) if submission else None
+    ids = None
+    if submission:
+        facts = read_dataset_facts(checkpoint)
+        ids = facts.get("official_ids") or range(len(facts["classes"]))
     return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)

@@ -11,6 +11,7 @@ DATASET: dict[str, Any] = dict(
     rotate=0.0, rotate_degrees=10.0, cutout=0.0, clahe=0.0, mosaic=0.0, photometric=True,
     channels=3, dtype="", image_mean=(), image_std=(), num_workers=0, check_samples=500,
 )  # fmt: skip
+CONCAT: dict[str, Any] = dict(name="", source="files", root="", train_split="", repeat=1)  # of each entry of config.dataset.concat
 EVALUATION: dict[str, Any] = dict(
     dataset="", source="", root="", resize=(0, 0), mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1
 )

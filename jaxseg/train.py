@@ -130,10 +130,15 @@ def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precis
     channels, told = config.dataset.get("channels", 3), ""
     variables = fresh(channels)
     if init_from:
-        rgb = channels != 3 and Path(init_from).suffix in train_state.WEIGHT_FILES  # published weights expect RGB
-        loaded, report = train_state.load_initial(fresh(3) if rgb else variables, init_from)
-        variables = train_state.adapt_channels(loaded, variables) if rgb else loaded
-        told = train_state.format_report(report, init_from) + (f"; its first convolution repeated for {channels} channels" if rgb else "")
+        try:
+            variables, report = train_state.load_initial(variables, init_from)
+            told = train_state.format_report(report, init_from)
+        except ValueError:
+            if channels == 3:
+                raise
+            loaded, report = train_state.load_initial(fresh(3), init_from)  # published weights expect RGB
+            variables = train_state.adapt_channels(loaded, variables)
+            told = f"{train_state.format_report(report, init_from)}; its first convolution, of RGB, now reads {channels} channels"
     return train_state.create(variables, optimizer, policy, config.seed), told
 
 
@@ -177,7 +182,7 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
     from jaxseg.config import resolve
     from jaxseg.data import datasets
 
-    config, workdir = resolve(config), Path(workdir)
+    config, workdir = resolve(checkpoint.recall_measured(workdir, config)), Path(workdir)
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
     datasets.check(config)

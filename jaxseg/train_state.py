@@ -82,21 +82,21 @@ def merge(variables: Mapping, source: Mapping) -> tuple[dict, InitReport]:
 
 
 def adapt_channels(loaded: Mapping, fresh: Mapping) -> dict:
-    """Variables of a model of RGB images, for one of C channels: first kernels [h, w, 3, out] become [h, w, C, out].
+    """Variables of a model of RGB images, for one of C channels: its first kernel [h, w, 3, out] becomes [h, w, C, out].
 
-    Red, green and blue are repeated over the channels and scaled by 3 / C, so that grey images keep their responses. What else
-    differs in shape keeps its fresh value.
+    Channels take red, green and blue in turn, divided so that a grey image, equal in all channels, keeps its response. Raises
+    ValueError if more than one variable depends on the channels.
     """
-
-    def adapt(old: Any, new: Any) -> np.ndarray:
-        if np.shape(old) == np.shape(new):
-            return old
-        channels = np.shape(new)[2] if np.ndim(new) == 4 else 0
-        if not channels or np.shape(old) != (*np.shape(new)[:2], 3, np.shape(new)[3]):
-            return new
-        return (np.asarray(old)[:, :, np.arange(channels) % 3] * (3 / channels)).astype(np.asarray(new).dtype)
-
-    return jax.tree.map(adapt, dict(loaded), dict(fresh))
+    old, new = (flax.traverse_util.flatten_dict(dict(tree), sep="/") for tree in (loaded, fresh))
+    differ = [path for path in new if np.shape(old[path]) != np.shape(new[path])]
+    if len(differ) != 1 or np.ndim(new[differ[0]]) != 4:
+        raise ValueError(f"{len(differ)} variables depend on the number of channels ({', '.join(differ[:3])}, ...): RGB weights cannot start this backbone")
+    kernel, channels = np.asarray(old[differ[0]]), np.shape(new[differ[0]])[2]
+    share = np.zeros((channels, 3), kernel.dtype)  # of each colour in each channel
+    for color in range(3):
+        takers = [c for c in range(channels) if c % 3 == color] or range(channels)
+        share[takers, color] = 1 / len(takers)
+    return flax.traverse_util.unflatten_dict(old | {differ[0]: np.einsum("hwio,ci->hwco", kernel, share)}, sep="/")
 
 
 def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:

@@ -20,11 +20,9 @@ OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if 
 
 
 def main(_: list[str]) -> None:
-    from jaxseg import checkpoint
     from jaxseg.predict import predict_checkpoint
 
-    config = CONFIG.value and checkpoint.fill_root(CONFIG.value, CHECKPOINT.value)
-    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=config, submission=SUBMISSION.value)
+    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=CONFIG.value, submission=SUBMISSION.value)
     print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
 
 

@@ -32,7 +32,7 @@ def main(_: list[str]) -> None:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if OVERFIT.value:
         summary = overfit(CONFIG.value, WORKDIR.value, OVERFIT.value)
-        print(f"overfitting worked: mIoU {summary['mIoU']:.4f} on {OVERFIT.value} training images, step {summary['step']}; reading, labels and model fit")
+        print(f"overfitting worked: mIoU {summary['mIoU']:.4f} on {summary['images']} training images, step {summary['step']}; reading, labels and model fit")
     else:
         train(CONFIG.value, WORKDIR.value)
 

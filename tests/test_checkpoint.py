@@ -18,7 +18,7 @@ from jaxseg import checkpoint, precision, presets, train_state
 
 CONFIG = ConfigDict({
     "name": "toy", "steps": 4, "batch_size": 2, "model": {"heads": {"decode": {"name": "fcn", "channels": 4}}},
-    "dataset": presets.DATASET | {"name": "folder", "root": "a", "crop_size": (4, 6)}, "eval": presets.EVALUATION,
+    "dataset": presets.DATASET | {"name": "folder", "root": "a", "crop_size": (4, 6), "dtype": "uint8"}, "eval": presets.EVALUATION,
 })  # fmt: skip
 DATASET = {"name": "folder", "classes": ["a", "b"]}
 
@@ -47,6 +47,27 @@ def test_fields_newer_than_a_run_have_their_defaults(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"dataset": {"name": "folder", "flip": 0.25}, "eval": {"flip": True}}))
     config = checkpoint.read_config(tmp_path)
     assert config.dataset.flip == 0.25 and config.dataset.source == "files" and config.eval.flip and config.eval.source == ""
+    assert config.dataset.dtype == "uint8"
+
+
+def test_a_continued_run_keeps_what_its_first_start_measured(tmp_path):
+    open_config = CONFIG.copy_and_resolve_references().unlock()
+    open_config.losses = ConfigDict({"decode": {"class_weight": ("auto",)}, "aux_0": {"class_weight": (1.0, 3.0)}})
+    open_config.dataset.dtype = ""
+    measured = open_config.copy_and_resolve_references()
+    measured.dataset.update(dict(dtype="uint16", image_mean=(1.0,), image_std=(2.0,), channels=1))
+    measured.losses.decode.class_weight = (0.5, 1.5)
+    checkpoint.write_config(tmp_path, measured, DATASET)
+    open_config.dataset.channels = 1
+    assert checkpoint.recall_measured(tmp_path, open_config) is open_config  # nothing was saved yet
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    recalled = checkpoint.recall_measured(tmp_path, open_config)
+    assert recalled.to_dict() == measured.to_dict() and open_config.dataset.dtype == ""
+    checkpoint.check_config(tmp_path, recalled)
+    given = open_config.copy_and_resolve_references()
+    given.dataset.image_mean, given.losses.decode.class_weight = (7.0,), (2.0, 2.0)
+    recalled = checkpoint.recall_measured(tmp_path, given)
+    assert recalled.dataset.image_mean == (7.0,) and recalled.losses.decode.class_weight == (2.0, 2.0)
 
 
 def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):

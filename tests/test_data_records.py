@@ -136,24 +136,15 @@ def test_records_of_another_data_set(prepared):
 # --- Splits -----------------------------------------------------------------------------------------------------------
 
 
-def test_tfds_grammar_of_splits(prepared):
+def test_splits(prepared):
     whole = open_split(prepared)
-    assert sorted(whole.names) == sorted(f"t{i}" for i in range(12))
-    parts = {"train[:50%]": whole.names[:6], "train[-2:]+validation": [*whole.names[-2:], "v0", "v1"], "train[3:5]": whole.names[3:5]}
-    for split, names in parts.items():
-        assert open_split(prepared, split).names == names
-    np.testing.assert_array_equal(open_split(prepared, "train[3:5]").read(1)[0], whole.read(4)[0])
-    assert whole.fingerprint() == open_split(prepared).fingerprint() != open_split(prepared, "train[3:5]").fingerprint()
-
-
-@pytest.mark.parametrize("split, message", [
-    ("test", "the data set 'folder' has no split 'test'; it has train and val"),
-    ("train[2:2]", "is empty; its sizes are train 12, val 2"),
-    ("train[:x]", "split 'train.:x.' of .* Unrecognized split format"),
-    ("train[20:]", "incompatible with 12 examples"),
-])  # fmt: skip
-def test_wrong_splits(prepared, split, message):
-    refused(message, prepared, split)
+    assert sorted(whole.names) == sorted(f"t{i}" for i in range(12)) and open_split(prepared, "validation").names == ["v0", "v1"]
+    spec = records.get_spec("folder", prepared)
+    part = sources.open_source(spec, prepared, "train[3:5]+val", source="tfds")
+    assert part.names == [*whole.names[3:5], "v0", "v1"] and part.fingerprint() != whole.fingerprint() == open_split(prepared).fingerprint()
+    np.testing.assert_array_equal(part.read(1)[0], whole.read(4)[0])
+    np.testing.assert_array_equal(part.read_image(1), whole.read_image(4))
+    refused("the data set 'folder' has no split 'test'; it has train and val", prepared, "test")
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------

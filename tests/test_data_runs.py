@@ -5,15 +5,18 @@ import pytest
 import tifffile
 from data_helpers import make_config, make_folder, write_png
 from make_data import draw_fields, draw_vessels
+from ml_collections import ConfigDict
 from narrow import narrow
 from PIL import Image
 
 from jaxseg import checkpoint, convert, optim, overfit, predict, train, train_state, visualize
-from jaxseg.config import fill_class_weights, get_experiment, resolve
+from jaxseg.config import get_experiment, resolve
 from jaxseg.data import histogram, pipeline, statistics
-from jaxseg.data.datasets import DataError
+from jaxseg.data.datasets import DataError, get_spec
+from jaxseg.data.prepare import prepare
 from jaxseg.evaluate import evaluate_checkpoint
 from jaxseg.inference import Predictor
+from jaxseg.resolve import fill_class_weights
 
 
 def small_run(root, steps=2, **dataset):
@@ -77,10 +80,22 @@ def test_published_weights_start_a_model_of_other_channels(fields, tmp_path, mon
     monkeypatch.setattr(train.train_state, "create", lambda variables, *rest: variables)
     variables, told = train.initial_state(config, model, None, None, str(tmp_path / "rgb.npz"))
     stem, published = (tree["params"]["backbone"]["stem.0"]["kernel"] for tree in (variables, rgb))
-    assert stem.shape[2] == 5 and "first convolution repeated for 5 channels" in told
-    np.testing.assert_allclose(stem, published[:, :, [0, 1, 2, 0, 1]] * 0.6, rtol=1e-6)
-    grey = np.full_like(published, published.mean(2, keepdims=True))  # answers to grey images stay
-    np.testing.assert_allclose(train_state.adapt_channels({"k": grey}, {"k": stem})["k"].sum(2), grey.sum(2), rtol=1e-5)
+    assert stem.shape[2] == 5 and "first convolution, of RGB, now reads 5 channels" in told
+    np.testing.assert_allclose(stem, published[:, :, [0, 1, 2, 0, 1]] / np.float32([2, 2, 1, 2, 2])[:, None], rtol=1e-6)
+    np.savez(tmp_path / "five.npz", **convert.to_mmseg(variables))
+    again, told = train.initial_state(config, model, None, None, str(tmp_path / "five.npz"))
+    np.testing.assert_array_equal(again["params"]["backbone"]["stem.0"]["kernel"], stem)
+    assert "channels" not in told
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6])
+def test_other_channels_keep_the_response_to_grey(channels):
+    rgb, other = np.random.default_rng(0).random((3, 3, 3, 4), np.float32), np.zeros((3, 3, channels, 4), np.float32)
+    adapted = train_state.adapt_channels({"a": rgb, "b": rgb}, {"a": other, "b": rgb})
+    np.testing.assert_allclose(adapted["a"].sum(2), rgb.sum(2), rtol=1e-5)
+    assert adapted["b"] is rgb
+    with pytest.raises(ValueError, match="2 variables depend on the number of channels"):
+        train_state.adapt_channels({"a": rgb, "b": rgb}, {"a": other, "b": other})
 
 
 def test_overfitting_proves_the_data_or_says_that_it_does_not(tmp_path, monkeypatch):
@@ -88,20 +103,27 @@ def test_overfitting_proves_the_data_or_says_that_it_does_not(tmp_path, monkeypa
 
     def fake(config, workdir, enough):
         seen.update(config=config, enough=enough)
-        return {"mIoU": seen["score"], "step": 50, "per_class": {"sky": {"IoU": 0.2}, "road": {"IoU": 0.9}, "car": {"IoU": None}}}
+        return {"mIoU": seen["score"], "step": 50, "images": 2, "per_class": {"sky": {"IoU": 0.2}, "road": {"IoU": 0.9}, "car": {"IoU": None}}}
 
     monkeypatch.setattr(overfit, "train", fake)
     config = small_run(make_folder(tmp_path / "data"), steps=5000, rotate=0.5, train_split="train+val", class_balance=0.5)
     seen["score"] = 0.96
     assert overfit.overfit(config, tmp_path / "run", 2)["mIoU"] == 0.96
     data = seen["config"].dataset
-    assert data.train_split == data.val_split == "train[:2]" and data.rotate == data.flip == data.class_balance == 0
+    assert data.train_split == data.val_split == "train[0:2]" and data.rotate == data.flip == data.class_balance == 0
     assert seen["config"].steps == 1000 and seen["enough"] == 0.95 and seen["config"].optimizer.name == "adam"
     assert seen["config"].batch_size == 4 and config.dataset.rotate == 0.5  # 4 devices
     assert optim.make_optimizer(seen["config"])[1](1000) == 0 < optim.make_optimizer(seen["config"])[1](500)
     seen["score"] = 0.5
     with pytest.raises(DataError, match=r"mIoU 0.5000 on the 2 training images .* after 1000 steps, below 0.95; lowest: sky 0.200, road 0.900"):
         overfit.overfit(config, tmp_path / "run", 2)
+
+
+@pytest.mark.parametrize("split, first", [("train", "train[0:4]"), ("train[10:]+extra", "train[10:14]"), ("train[:3]*2", "train[0:3]")])
+def test_overfitting_takes_the_first_of_a_split(split, first):
+    assert overfit.first_of(split, 4) == first
+    with pytest.raises(DataError, match="give numbers, 'train\\[100:\\]', not percents"):
+        overfit.first_of("train[10%:]", 4)
 
 
 def test_training_ends_when_it_is_good_enough(tmp_path, monkeypatch):
@@ -135,8 +157,39 @@ def test_several_data_sets_train_together(tmp_path):
     batches = pipeline.train_batches(config, devices=1)
     assert {file for k in range(8) for file in batches.names(k)} == set(source.files)
     (other / "classes.txt").write_text("sky\nroad\nvan\n")
-    with pytest.raises(DataError, match=r"config.dataset.concat.b .* has the classes sky, road, van, but .* has sky, road, car"):
+    with pytest.raises(DataError, match=r"concat.b: .* 3 classes, number 2 is 'van', but config.dataset 'folder' has 3 classes, number 2 is 'car'"):
         pipeline.train_source(config.dataset)
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"name": "folder", "repeats": 5}, "Did you mean 'repeat'"), ({"name": "folder", "repeat": 0}, "repeat is 0; it must be at least 1"),
+    ({"name": "folder", "source": "tdfs"}, "concat.b.source 'tdfs'. Did you mean 'tfds'"), ({"root": "x"}, "data set at config.dataset.concat.b.name"),
+])  # fmt: skip
+def test_entries_of_concat_are_checked(tmp_path, entry, message):
+    config = small_run(make_folder(tmp_path))
+    config.dataset.concat = ConfigDict({"b": entry})
+    with pytest.raises(ValueError, match=message):
+        resolve(config)
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"image_mean": (1.0, 2.0, 3.0)}, "mean and std must have 3 values each"), ({"image_mean": (1.0,) * 3, "image_std": (0.0, 1.0, 1.0)}, "above 0"),
+])  # fmt: skip
+def test_given_statistics_are_checked(tmp_path, given, message):
+    root = make_folder(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        resolve(small_run(root, **given))
+    statistics.write_statistics(root, [1.0], [2.0])
+    with pytest.raises(ValueError, match=r"statistics.json has 1 channels, but config.dataset.channels=3; remove the file"):
+        resolve(small_run(root))
+
+
+def test_batches_of_one(tmp_path):
+    config = make_config(root=str(make_folder(tmp_path)), batch_size=1)
+    batches = pipeline.train_batches(config, devices=1)
+    assert next(batches)["image"].shape == (1, 1, 16, 20, 3)
+    assert {file for k in range(5) for file in batches.names(k)} == {str(tmp_path / f"images/train/t{n}.png") for n in range(5)}
+    batches.close()
 
 
 def test_rare_classes_are_seen_more_often(tmp_path):
@@ -160,14 +213,21 @@ def test_any_image_becomes_a_picture():
     np.testing.assert_array_equal(visualize.to_rgb(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)), np.arange(12).reshape(2, 2, 3))
 
 
-@pytest.mark.parametrize("raw, dtype", [({0: 0, 7: 1, 8: 1, 255: 2}, np.uint8), ({300: 0, 7: 1, 1000: 2}, np.uint16)])
-def test_submissions_hold_the_data_sets_own_values(tmp_path, raw, dtype):
-    ids = predict.official_ids({"name": "folder", "label_map": {str(k): v for k, v in raw.items()}, "ignore_index": 255})
+@pytest.mark.parametrize("ids, dtype", [((0, 7, 255), "L"), ((300, 7, 1000), "I;16")])
+def test_submissions_hold_the_data_sets_own_values(tmp_path, ids, dtype):
     predict.save_official(tmp_path / "x.png", np.int32([[0, 1], [2, 1]]), ids)
-    values = [next(k for k, v in raw.items() if v == index) for index in (0, 1, 2, 1)]
-    stored = np.asarray(Image.open(tmp_path / "x.png"))
-    assert stored.ravel().tolist() == values and Image.open(tmp_path / "x.png").mode == {np.uint8: "L", np.uint16: "I;16"}[dtype]
-    assert predict.official_ids({"name": "cityscapes", "label_map": {"0": 0}, "ignore_index": 255})[0] == 7
+    with Image.open(tmp_path / "x.png") as stored:
+        assert stored.mode == dtype and np.asarray(stored).ravel().tolist() == [ids[0], ids[1], ids[2], ids[1]]
+
+
+def test_what_stands_for_a_class_in_submissions(tmp_path):
+    assert get_spec("cityscapes").official_ids[:3] == (7, 8, 11) and get_spec("ade20k").official_ids == tuple(range(1, 151))
+    assert get_spec("loveda").official_ids == () == get_spec("shapes").official_ids
+    root = make_folder(tmp_path)
+    (root / "label_map.txt").write_text("2 sky\n0\troad\n1 car\n7 ignore\n8 car\n")
+    assert get_spec("folder", root).official_ids == (2, 0, 1)
+    prepare("folder", root, tmp_path / "prepared")
+    assert get_spec("folder", tmp_path / "prepared", "tfds").official_ids == (2, 0, 1)
 
 
 def test_example_images():

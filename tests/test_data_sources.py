@@ -1,6 +1,8 @@
 """Reading pairs in place, and every way in which a folder can be wrong."""
 
 import logging
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -9,7 +11,7 @@ import tifffile
 from data_helpers import make_config, make_folder, write_png
 from PIL import Image
 
-from jaxseg.data import checks, datasets, pipeline, sources
+from jaxseg.data import checks, datasets, decode, pipeline, sources
 from jaxseg.data.datasets import DataError
 
 
@@ -241,8 +243,46 @@ def test_channels(folder):
 def test_evaluation_data_of_other_classes(folder):
     config = make_config(root=str(folder))
     config.eval.dataset, config.eval.root = "cityscapes", str(folder)
-    with pytest.raises(DataError, match="'cityscapes' has 19 classes but config.dataset.name 'folder' has 3"):
+    with pytest.raises(DataError, match="config.eval: the data set 'cityscapes' has 19 classes, number 0 is 'road', but config.dataset 'folder' has 3 classes"):
         datasets.check(config)
+
+
+def test_evaluation_data_with_classes_in_another_order(folder, tmp_path_factory):
+    other = make_folder(tmp_path_factory.mktemp("other"))
+    config = make_config(root=str(folder))
+    config.eval.root = str(other)
+    datasets.check(config)
+    (other / "classes.txt").write_text("car\nroad\nsky\n")
+    with pytest.raises(DataError, match="number 0 is 'car', but config.dataset 'folder' has 3 classes, number 0 is 'sky'"):
+        datasets.check(config)
+
+
+def test_images_in_folders_and_behind_links(folder, tmp_path_factory):
+    more = tmp_path_factory.mktemp("more")
+    for part in ("images", "labels"):
+        (folder / part / "train/t0.png").rename(more / f"{part}.png")
+        (folder / part / "train/sub").symlink_to(more / part)
+        (more / part).mkdir()
+        (more / f"{part}.png").rename(more / part / "t0.png")
+    assert "sub/t0" in sources.open_source(datasets.get_spec("folder", folder), folder, "train").names
+    check(folder)
+
+
+def test_ids_that_cannot_be_classes(folder):
+    (folder / "labels/train/t0.png").unlink()
+    np.save(folder / "labels/train/t0.npy", np.full((20, 24), 2**32 + 1))
+    refused(folder, "t0.npy: label value 2147483647")
+    np.save(folder / "labels/train/t0.npy", np.full((20, 24), -3, np.int16))
+    refused(folder, "t0.npy: label value -1")
+
+
+def test_label_of_4_bits(folder):
+    header = struct.pack(">IIBBBBB", 24, 20, 4, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes([0x01, 0x20] * 6) for _ in range(20))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    png = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    (folder / "labels/val/v0.png").write_bytes(decode.PNG + png)
+    np.testing.assert_array_equal(pipeline.eval_samples(check(folder))[0]["label"], np.resize([0, 1, 2, 0], (20, 24)))
 
 
 def test_raw_ids_and_label_formats(folder):

@@ -59,7 +59,7 @@ def test_a_view_at_scale_1_is_a_slice():
 
 
 def test_a_view_asks_for_the_pixels_it_needs_only():
-    """Once, so an image may be something that decodes what is asked of it."""
+    """Of the image only the box that the view needs is touched."""
     image, asked = noise((100, 200, 3)), []
 
     class Undecoded:

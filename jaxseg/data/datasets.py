@@ -13,12 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxseg.presets import IMAGENET
+
 IGNORE = 255
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
 IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt, or in label_map.txt, these are no class but ignored
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")  # formats without loss
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class DataError(ValueError):
@@ -56,7 +56,8 @@ class DatasetSpec:
     """A data set: classes, RGB palette, label map of its official label files, and image statistics (RGB, 0..255).
 
     An id that is not in the label map is an error, 255 excepted, which is always ignored. `colors`: RGB of each class
-    in colour labels, () if such labels cannot be read; `ignored_colors`: those that mean 255.
+    in colour labels, () if such labels cannot be read; `ignored_colors`: those that mean 255. official_ids: what stands for each class
+    in files for the data set's benchmark, () for the class numbers themselves.
     """
 
     name: str
@@ -65,10 +66,11 @@ class DatasetSpec:
     label_map: Mapping[int, int]
     layout: Layout | None = None
     ignore_index: int = IGNORE
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
+    image_mean: tuple[float, ...] = IMAGENET["image_mean"]
+    image_std: tuple[float, ...] = IMAGENET["image_std"]
     colors: tuple[tuple[int, int, int], ...] = ()
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
+    official_ids: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +119,7 @@ def _inside(folder: str, layout: Layout) -> Layout:
     )  # fmt: skip
 
 
-FOLDER = Layout("images/{split}/{stem}.*", tuple((f"labels/{{split}}/{{stem}}{suffix}", "identity") for suffix in LABEL_SUFFIXES))
+FOLDER = Layout("images/{split}/{stem}.*", tuple((f"labels/{{split}}/{{stem}}{suffix}", "identity") for suffix in LABEL_SUFFIXES), nested=True)
 # name: (key in classes.json, layout, other layouts that people have). Label maps: identity; from_one (0 is ignored, the rest moves down by one);
 # last_ignored (one id more than there are classes, ignored); or a key of classes.json.
 SPECS: dict[str, tuple] = {
@@ -174,9 +176,17 @@ for _name, _folders in {
     SPECS[_name] += tuple(_inside(folder, SPECS[_name][1]) for folder in _folders)
 
 
+NUMBERED = ("loveda",)  # whose benchmark wants class numbers, not the values of its labels
+
+
 @functools.cache
 def _facts() -> dict[str, Any]:
     return json.loads(resources.files("jaxseg.data").joinpath("classes.json").read_text())
+
+
+def first_ids(ids: Mapping[int, int], num_classes: int) -> tuple[int, ...]:
+    """The raw id of each class in a label map; of several the first."""
+    return tuple(next(raw for raw, index in ids.items() if index == wanted) for wanted in range(num_classes))
 
 
 def label_map(name: str, num_classes: int) -> dict[int, int]:
@@ -223,7 +233,8 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
     layout = next((layout for layout in layouts if root and layout.lies_in(Path(root))), layouts[0])
     classes, palette = _facts()["classes"][key], _facts()["palettes"][key]
     ids = label_map(layout.labels[-1][1], len(classes))
-    return DatasetSpec(name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout)
+    official = () if name in NUMBERED else first_ids(ids, len(classes))
+    return DatasetSpec(name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout, official_ids=official)
 
 
 def trained_spec(data: Any) -> DatasetSpec:
@@ -246,7 +257,7 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error}); save it as UTF-8, one class name a line.") from None
-    named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line]
+    named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     _check_lines(file, named)
     ignored = [bool(color) and name.lower() in IGNORED_NAMES for _, name, color in named]
     classes = [(name, color) for (_, name, color), skip in zip(named, ignored, strict=True) if not skip]
@@ -259,7 +270,7 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     declared = tuple(color for _, color in classes)
     palette = tuple(color or default for color, default in zip(declared, default_palette(len(classes)), strict=True))
     return DatasetSpec(
-        "folder", tuple(name for name, _ in classes), palette, ids, FOLDER,
+        "folder", tuple(name for name, _ in classes), palette, ids, FOLDER, official_ids=first_ids(ids, len(classes)),
         colors=declared if all(declared) else (),
         ignored_colors=tuple(color for (_, _, color), skip in zip(named, ignored, strict=True) if skip),
     )  # fmt: skip
@@ -299,11 +310,12 @@ def _read_label_map(file: Path, classes: list[str]) -> dict[int, int]:
         return {}
     ids: dict[int, int] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-        raw, _, name = line.split("#")[0].strip().partition(" ")
-        first, _, last = raw.partition("-")
-        if not raw:
+        words = line.split("#")[0].split(None, 1)
+        if not words:
             continue
-        if not (first.isdigit() and (last or first).isdigit() and int(last or first) <= 65535):
+        name = words[1] if len(words) > 1 else ""
+        first, _, last = words[0].partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) <= 65535):
             raise DataError(f"{file}, line {number}: '{line.strip()}' does not begin with a label value; write `7 road` or `0-6 ignore`.")
         name = name.strip()
         if name not in classes and name.lower() not in IGNORED_NAMES:
@@ -320,8 +332,8 @@ def _read_label_map(file: Path, classes: list[str]) -> dict[int, int]:
 
 def _class_line(line: str) -> tuple[str, tuple[int, ...]]:
     """'road 128 64 128' -> ('road', (128, 64, 128)); without three numbers at the end the line is the name."""
-    words = line.replace(",", " ").split() if line[-1].isdigit() else line.split()
-    if len(words) > 3 and all(word.isdigit() for word in words[-3:]):
+    words = line.replace(",", " ").split() if line[-1].isdecimal() else line.split()
+    if len(words) > 3 and all(word.isdecimal() for word in words[-3:]):
         return " ".join(words[:-3]), tuple(int(word) for word in words[-3:])
     return line, ()
 

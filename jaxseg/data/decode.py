@@ -21,13 +21,14 @@ UNKNOWN = 254  # what ids outside the label map become, until they are reported
 EXIF_ORIENTATION = 0x0112
 MEND_IMAGE = "it is damaged or of an unknown format: replace it, or remove it and its label"
 MEND_LABEL = "it is damaged: replace it, or remove it and its image"
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damaged files
+Image.MAX_IMAGE_PIXELS = None  # aerial photos are larger than what Pillow takes for an attack
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow's mode -> (channels, dtype); 16-bit PNGs are told by their tile, as Pillow makes 8 bits of them.
 MODES = {
-    "1": (1, "uint8"), "L": (1, "uint8"), "LA": (2, "uint8"), "P": (3, "uint8"), "PA": (4, "uint8"), "RGB": (3, "uint8"), "RGBA": (4, "uint8"),
+    "1": (1, "uint8"), "L": (1, "uint8"), "LA": (4, "uint8"), "P": (3, "uint8"), "PA": (4, "uint8"), "RGB": (3, "uint8"), "RGBA": (4, "uint8"),
     "CMYK": (3, "uint8"), "YCbCr": (3, "uint8"), "I": (1, "uint16"), "I;16": (1, "uint16"), "I;16B": (1, "uint16"), "F": (1, "float32"),
 }  # fmt: skip
 
@@ -124,7 +125,9 @@ def _stored(shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path,
         return 2
     if "S" in axes and len(axes) == 3:
         return axes.index("S")
-    return 0 if shape[0] == channels != shape[-1] else 2
+    if channels in (shape[0], shape[-1]):
+        return 2 if shape[-1] == channels else 0
+    return 0 if shape[0] < shape[-1] else 2
 
 
 def _as_image(array: np.ndarray, channels: int, file: str | Path, axes: str = "") -> np.ndarray:
@@ -175,6 +178,8 @@ def inspect_image(data: bytes | Path, file: str | Path, channels: int = 3, *, lo
             count, dtype = MODES.get(image.mode, (len(image.getbands()), "uint8"))
             if image.format == "PNG" and ";16" in str(image.tile):
                 dtype = "uint16"
+            if "transparency" in image.info:
+                count = 4
             turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
             size = image.size if turned else image.size[::-1]
             if load:
@@ -235,7 +240,12 @@ def decode_label(data: bytes, file: str | Path, spec: DatasetSpec) -> np.ndarray
             f"{file}: a label of mode {mode}, not one class id a pixel; save it as a single-channel or palette "
             "PNG whose values are class numbers, from 0 in the order of the classes (255: ignore)."
         )
-    return ids if ids.dtype == np.uint8 else ids.astype(np.uint8 if ids.dtype == bool else np.int32)
+    if ids.dtype == np.uint8 and data[:8] == PNG and data[24] in (2, 4) and data[25] == 0:
+        return ids // (255 // (2 ** data[24] - 1))  # Pillow stretches grey values of few bits over 0..255
+    if ids.dtype in (np.uint8, bool):
+        return ids.astype(np.uint8)
+    largest = min(np.iinfo(ids.dtype).max, 2**31 - 1)  # larger ones are unknown anyway, and must not wrap round
+    return np.maximum(np.minimum(ids, ids.dtype.type(largest)).astype(np.int64), -1).astype(np.int32)
 
 
 def _read_ids(data: bytes, file: str | Path) -> tuple[str, np.ndarray]:

@@ -19,9 +19,12 @@ from ml_collections import ConfigDict
 from jaxseg.data import histogram
 from jaxseg.data.datasets import DataError, get_spec
 from jaxseg.data.sources import Joined, Source, open_source
+from jaxseg.data.statistics import check_finite
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image
+from jaxseg.presets import CONCAT
 
 THREADS = min(max(os.cpu_count() or 1, 2), 16)  # that read ahead where num_workers is 0; each makes whole batches
+ENDLESS = 2**40  # samples
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 AHEAD = THREADS + 2  # batches ready or being made
 
@@ -93,6 +96,7 @@ def read(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray
     """(image, label) of a source; DataError if the image is of another dtype."""
     image, label = source.read(index)
     check_dtype(image.dtype.name, dtype, source.files[index])
+    check_finite(image, source.files[index])
     return image, label
 
 
@@ -125,7 +129,8 @@ def train_batches(
         source, augment, channels=data.channels, dtype=data.dtype, seed=config.seed, first=process_index * rows, devices=devices, rows=rows
     )
     indices = sample_indices(source, data.class_balance)
-    order = grain.MapDataset.source(indices).seed(config.seed).shuffle().repeat().batch(config.batch_size)
+    epochs = ENDLESS // len(indices) + 1  # Grain's own endlessness overflows with batches of one
+    order = grain.MapDataset.source(indices).seed(config.seed).shuffle().repeat(epochs).batch(config.batch_size)
     batches = order.map_with_index(load)[start:]
     if data.num_workers:
         _parse_flags()
@@ -157,21 +162,32 @@ def train_source(data: ConfigDict) -> Source:
     """
     main = open_named(data, data, data.train_split)
     sources, places = [main], [(0, index) for index in range(len(main))]
-    for key, part in data.concat.items():
-        sources.append(open_named(part, data, part.get("train_split", data.train_split)))
-        if sources[-1].spec.classes != main.spec.classes:
-            raise DataError(
-                f"config.dataset.concat.{key} ('{part.name}' at '{part.root}') has the classes {', '.join(sources[-1].spec.classes)}, "
-                f"but config.dataset '{data.name}' has {', '.join(main.spec.classes)}; list the same classes in the same order."
-            )
-        places += [(len(sources) - 1, index) for index in range(len(sources[-1]))] * part.get("repeat", 1)
+    for key, part in joined_sets(data).items():
+        sources.append(open_named(part, data, part.train_split))
+        same_classes(sources[-1].spec, main.spec, f"config.dataset.concat.{key}")
+        places += [(len(sources) - 1, index) for index in range(len(sources[-1]))] * part.repeat
     return Joined(sources, places) if len(sources) > 1 else main
+
+
+def joined_sets(data: ConfigDict) -> dict[str, ConfigDict]:
+    """The entries of config.dataset.concat, complete."""
+    return {key: ConfigDict(CONCAT | dict(train_split=data.train_split) | part.to_dict()) for key, part in data.concat.items()}
+
+
+def same_classes(spec: Any, trained: Any, field: str) -> None:
+    """DataError unless a data set has the classes of config.dataset, in their order."""
+    if spec.classes != trained.classes:
+        differ = next((i for i, (a, b) in enumerate(zip(spec.classes, trained.classes)) if a != b), min(spec.num_classes, trained.num_classes))
+        theirs, ours = (f"{s.num_classes} classes, number {differ} is '{(*s.classes, 'absent')[differ]}'" for s in (spec, trained))
+        raise DataError(
+            f"{field}: the data set '{spec.name}' has {theirs}, but config.dataset '{trained.name}' has {ours}; give a data set with the "
+            "same classes in the same order."
+        )
 
 
 def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
     """A split of the data set that `part` names (name, root, source), with the channels of config.dataset."""
-    kind = part.get("source", "files")
-    return open_source(get_spec(part.name, part.root, kind), part.root, split, channels=data.channels, source=kind)
+    return open_source(get_spec(part.name, part.root, part.source), part.root, split, channels=data.channels, source=part.source)
 
 
 def sample_indices(source: Source, class_balance: float) -> range | list[int]:
@@ -239,9 +255,6 @@ def evaluated(config: ConfigDict) -> tuple[ConfigDict, Any]:
         )
     )
     spec = get_spec(part.name, part.root, part.source)
-    if other and spec.num_classes != (trained := get_spec(data.name, data.root, data.source)).num_classes:
-        raise DataError(
-            f"config.eval.dataset '{spec.name}' has {spec.num_classes} classes but config.dataset.name "
-            f"'{trained.name}' has {trained.num_classes}; evaluate on a data set with the same classes."
-        )
+    if run.dataset or run.root or run.source:
+        same_classes(spec, get_spec(data.name, data.root, data.source), "config.eval")
     return part, spec

@@ -65,7 +65,7 @@ def get_spec(name: str, root: str | Path) -> DatasetSpec:
     file = find_prepared(name, root) / SPEC
     if file.is_file():
         return _read_spec(file, name)
-    return stock_spec(name) if name in STOCK else datasets.get_spec(name, root)
+    return stock_spec(name) if name in STOCK else dataclasses.replace(datasets.get_spec(name, root), layout=None)
 
 
 def stock_spec(name: str) -> DatasetSpec:
@@ -80,7 +80,7 @@ def _read_spec(file: Path, name: str) -> DatasetSpec:
         facts["label_map"] = {int(raw): index for raw, index in facts["label_map"].items()}
         for key in ("palette", "colors", "ignored_colors"):
             facts[key] = tuple(tuple(color) for color in facts[key])
-        for key in ("classes", "image_mean", "image_std"):
+        for key in ("classes", "image_mean", "image_std", "official_ids"):
             facts[key] = tuple(facts[key])
         spec = DatasetSpec(**facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -112,6 +112,9 @@ class Records:
         check_sizes(image.shape[:2], label.shape, where, f"in {where},")
         return image, label
 
+    def read_image(self, index: int) -> np.ndarray:
+        return decode_image(self._record(index)[0], self._where(index), self.channels)
+
     def read_label(self, index: int) -> np.ndarray:
         return self._decode_label(self._record(index)[1], self._where(index))
 
@@ -120,7 +123,7 @@ class Records:
 
     def fingerprint(self) -> str:
         """Changes with the shards' files and the label map."""
-        stats = [(path, skip, take, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path, skip, take in self._shards]
+        stats = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path, _ in self._shards]
         return hashlib.sha256(repr((stats, self.spec)).encode()).hexdigest()
 
     def _where(self, index: int) -> str:
@@ -135,8 +138,8 @@ class Records:
             fields = parse_example(self._data[index])
             return [fields[key] for key in self._keys]
         except (RuntimeError, ValueError, LookupError, OSError) as error:
-            ends = itertools.accumulate(take for _, _, take in self._shards)
-            shard = next(file for (file, _, _), end in zip(self._shards, ends) if index < end)
+            ends = itertools.accumulate(count for _, count in self._shards)
+            shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
             reason = str(error).splitlines()[0][:200]
             raise DataError(f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or prepare it again.") from None
 
@@ -182,8 +185,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int = 3) -> Records:
     """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; images have `channels`.
 
-    split: in TFDS's grammar, 'train', 'train[:10%]', 'train+validation'; 'val' and 'validation' stand for each other. Picklable;
-    shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
+    split: a plain name; 'val' and 'validation' stand for each other. Picklable; shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
     """
     import tensorflow_datasets as tfds
 
@@ -202,14 +204,16 @@ def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int 
     shape = builder.info.features[keys[1]].shape
     if shape and shape[-1] not in (None, 1) and not spec.colors:
         raise DataError(f"{folder}: the feature '{keys[1]}' {shape} holds no single class id a pixel, so it is no label for segmentation.")
-    split, places = _places(builder.info.splits, split, spec, folder)
-    shards = [(str(each.filename), each.skip, each.take) for each in builder.info.splits[split].file_instructions]
-    for file, _, _ in shards:
+    split = split if split in builder.info.splits else SYNONYMS.get(split, split)
+    if split not in builder.info.splits:
+        raise DataError(f"{folder}: the data set '{spec.name}' has no split '{split}'; it has {' and '.join(builder.info.splits)}.")
+    shards = [(str(each.filename), each.examples_in_shard) for each in builder.info.splits[split].file_instructions]
+    for file, _ in shards:
         if not Path(file).is_file():
             raise DataError(f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare the data set again.")
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     data = builder.as_data_source(split, deserialize_method=raw, file_format="array_record").data_source
-    return Records(spec, data, keys=keys, names=_names(folder, spec, places), shards=shards, folder=folder, channels=channels)
+    return Records(spec, data, keys=keys, names=_names(folder, spec, split, len(data)), shards=shards, folder=folder, channels=channels)
 
 
 def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
@@ -224,29 +228,7 @@ def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
     raise DataError(f"{folder}: none of its features is an image named {' or '.join(wanted)}; it has {there}.")
 
 
-def _places(splits: Any, split: str, spec: DatasetSpec, folder: Path) -> tuple[str, list[tuple[str, int, int]]]:
-    """`split` in the data set's own names, and the (name, first, last + 1) that it is made of."""
-    import tensorflow_datasets as tfds
-
-    own = []
-    for part in split.split("+"):
-        name, *rest = re.split(r"(?=\[)", part.strip(), maxsplit=1)
-        name = name if name in splits else SYNONYMS.get(name, name)
-        if name not in splits:
-            raise DataError(f"{folder}: the data set '{spec.name}' has no split '{name}'; it has {' and '.join(splits)}.")
-        own.append("".join([name, *rest]))
-    try:
-        parts = tfds.core.ReadInstruction.from_spec("+".join(own)).to_absolute(splits)
-    except (ValueError, AssertionError) as error:
-        raise DataError(f"split '{split}' of {folder}: {str(error).strip().splitlines()[-1]}") from None
-    places = [(part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to) for part in parts]
-    if any(first >= last for _, first, last in places):
-        raise DataError(f"split '{split}' of {folder} is empty; its sizes are {', '.join(f'{n} {s.num_examples}' for n, s in splits.items())}.")
-    return "+".join(own), places
-
-
-def _names(folder: Path, spec: DatasetSpec, places: Sequence[tuple[str, int, int]]) -> list[str]:
+def _names(folder: Path, spec: DatasetSpec, split: str, count: int) -> list[str]:
     """The records' names: those that scripts/prepare_data.py noted, else numbers."""
     noted = json.loads((folder / NAMES).read_text()) if (folder / NAMES).is_file() else {}
-    numbers = [(split, index) for split, first, last in places for index in range(first, last)]
-    return [noted[split][index] if split in noted else f"{spec.name}-{split}-{index:05d}" for split, index in numbers]
+    return noted.get(split) or [f"{spec.name}-{split}-{index:05d}" for index in range(count)]

@@ -1,13 +1,14 @@
 """Reading: find image/label pairs, decode them, apply the label map. Whatever is wrong is a DataError naming the file.
 
 A source has len, `spec`, `names` (file stems), `files` and `label_files` (of records: names again), `read(i)` -> (image [H, W, C],
-label uint8 [H, W] of classes and 255), `read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
+label uint8 [H, W] of classes and 255), `read_image(i)`, `read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
 """
 
 import dataclasses
 import glob
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_image(self, index: int) -> np.ndarray: ...
     def read_label(self, index: int) -> np.ndarray: ...
     def header(self, index: int) -> Header: ...
     def fingerprint(self) -> str: ...
@@ -84,9 +86,9 @@ def find_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
     suffixes = IMAGE_SUFFIXES if suffix == ".*" else (suffix,)
     folder = root / prefix
     found: dict[str, Path] = {}
-    for file in sorted(folder.glob("**/*" if layout.nested else "*")):
+    for file in _files_in(folder, layout.nested):
         ending = next((s for s in suffixes if file.name.lower().endswith(s.lower())), None)
-        if ending is None or file.name.startswith(".") or not file.is_file():
+        if ending is None or file.name.startswith("."):
             continue
         stem = str(file.relative_to(folder))[: -len(ending)]
         if stem in found:
@@ -95,6 +97,13 @@ def find_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
             )
         found[stem] = file
     return found
+
+
+def _files_in(folder: Path, nested: bool) -> list[Path]:
+    """The files of a folder, sorted; `nested`: of the folders in it, too, which may be links."""
+    if not nested:
+        return sorted(file for file in folder.glob("*") if file.is_file())
+    return sorted(Path(path) / name for path, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def _official_hint(spec: DatasetSpec) -> str:
@@ -206,6 +215,9 @@ class Joined:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._at(index, "read")
 
+    def read_image(self, index: int) -> np.ndarray:
+        return self._at(index, "read_image")
+
     def read_label(self, index: int) -> np.ndarray:
         return self._at(index, "read_label")
 
@@ -234,10 +246,11 @@ def _read_bytes(file: Path) -> bytes:
 
 def split_names(split: str) -> list[str]:
     """The plain names in a split: 'train[:4]+extra*2' -> ['train', 'extra']. Raises DataError."""
-    return [part["name"] for part in _parse_split(split)]
+    return [part["name"] for part in parse_split(split)]
 
 
-def _parse_split(split: str) -> list[re.Match]:
+def parse_split(split: str) -> list[re.Match]:
+    """The parts of a split, each with name, first, last and times. Raises DataError."""
     parts = [SPLIT.fullmatch(part.strip()) for part in split.split("+")]
     if not all(parts):
         raise DataError(f"split '{split}': write a name, a slice 'train[:4]', a repetition 'train*3', or several joined by '+'.")
@@ -258,7 +271,7 @@ def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: in
 
     source: 'files' in place, or 'tfds' (whose own split names may be used). `shapes` is written into the user's cache first.
     """
-    parts = _parse_split(split)
+    parts = parse_split(split)
     sources = [_open_part(spec, root, part["name"], channels, source) for part in parts]
     if len(parts) == 1 and split == parts[0]["name"]:
         return sources[0]

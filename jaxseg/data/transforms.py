@@ -7,7 +7,6 @@ so a sample is a function of its seed. No function changes its arguments.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -21,15 +20,7 @@ HOLE_SIDES = (1 / 16, 1 / 4)  # of the crop's
 TOGETHER = (1, 3, 4)  # channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils more than 4
 
 
-class Pixels(Protocol):
-    """An image [H, W, C] as an array, or as something that decodes what is asked of it: image[top:bottom, left:right]."""
-
-    shape: tuple[int, ...]
-
-    def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray: ...
-
-
-Draw = Callable[[], tuple[Pixels, np.ndarray]]
+Draw = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
@@ -46,11 +37,6 @@ def rescaled_size(size: tuple[int, int], target: Sequence[int]) -> tuple[int, in
 def resize_image(image: np.ndarray, target: Sequence[int]) -> np.ndarray:
     """Image [H, W, C] (or [H, W]) resized bilinearly to `rescaled_size`."""
     return _resize(image, rescaled_size(image.shape[:2], target), cv2.INTER_LINEAR)
-
-
-def resize_label(label: np.ndarray, target: Sequence[int]) -> np.ndarray:
-    """Label uint8 [H, W] resized to `rescaled_size` by nearest neighbour."""
-    return _resize(label, rescaled_size(label.shape[:2], target), cv2.INTER_NEAREST)
 
 
 def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
@@ -97,7 +83,7 @@ def view_label(label: np.ndarray, view: View) -> np.ndarray:
     return label.take(rows, 0).take(columns, 1)
 
 
-def view_image(image: Pixels, view: View) -> np.ndarray:
+def view_image(image: np.ndarray, view: View) -> np.ndarray:
     """Image [h, w, C] of a view, bilinear: that of cv2.resize but for rounding; turned: 0 outside of the image.
 
     OpenCV before 5 also rounds positions, to 1/32 pixel. A slice of `image` itself where nothing is resized or turned.
@@ -108,7 +94,7 @@ def view_image(image: Pixels, view: View) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def _warp(array: Pixels, view: View, interpolation: int, fill: int) -> np.ndarray:
+def _warp(array: np.ndarray, view: View, interpolation: int, fill: int) -> np.ndarray:
     """What a view shows of an image or label; beyond the border is `fill` if it is turned, else the border goes on."""
     matrix, (height, width) = _matrix(array.shape[:2], view), view.shape
     corners = matrix @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
@@ -193,7 +179,7 @@ def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] 
 
 
 def _count(label: np.ndarray) -> np.ndarray:
-    """Pixels of each class, float32 [255]; 255 is left out."""
+    """np.ndarray of each class, float32 [255]; 255 is left out."""
     return cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).ravel()
 
 
@@ -238,7 +224,7 @@ class Augment:
 
     flip, vertical_flip, rotate, cutout, clahe, mosaic and class_crop are probabilities. rotate: by an angle uniform in
     +-rotate_degrees; what comes from outside of the image is 0 and 255, before colours change. class_crop: the crop
-    holds a random pixel of a class drawn evenly from those in the label, at the cost of `cat_max_ratio` where both
+    lies around a random pixel of a class drawn evenly from those in the label, at the cost of `cat_max_ratio` where both
     cannot be had. clahe and photometric see the crop only: see `photometric`. mosaic: see `_join`.
     """
 
@@ -257,7 +243,7 @@ class Augment:
     class_crop: float = 0.0
 
     def __call__(
-        self, rng: np.random.Generator, image: Pixels, label: np.ndarray, draw: Draw | None = None
+        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, draw: Draw | None = None
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """(image [*crop_size, C] of the same dtype, label uint8 [*crop_size], size (H, W) before padding).
 
@@ -268,7 +254,7 @@ class Augment:
         image, label = self._crop(rng, image, label, self.crop_size)
         return *pad(image, label, self.crop_size), label.shape
 
-    def _crop(self, rng: np.random.Generator, image: Pixels, label: np.ndarray, crop_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, crop_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Everything but mosaic and padding: both of one size, at most `crop_size`."""
         size = rescaled_size(label.shape, random_target(rng, label.shape, self.resize, self.ratio_range))
         angle = rng.uniform(-self.rotate_degrees, self.rotate_degrees) if _happens(rng, self.rotate) else 0.0
@@ -287,7 +273,7 @@ class Augment:
         return image, label
 
     def _join(
-        self, rng: np.random.Generator, image: Pixels, label: np.ndarray, draw: Draw | None
+        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, draw: Draw | None
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Mosaic: four crops, this sample's at the top left, that meet at a random point of the middle half.
 
