@@ -112,24 +112,14 @@ def _fill_images(data: ml_collections.ConfigDict) -> None:
             raise
         data.dtype = data.dtype or "uint8"  # without training images: a converted model is evaluated or shown photos
     if unknown:
-        stored = statistics.read_statistics(records.find_prepared(data.name, data.root) if data.source == "tfds" else data.root)
-        if stored:
+        folder = records.find_prepared(data.name, data.root) if data.source == "tfds" else data.root
+        if stored := statistics.read_statistics(folder, data.channels):
             data.image_mean, data.image_std = stored
-            check_statistics(data)
         elif data.channels == 3 and data.dtype == "uint8":
             data.image_mean, data.image_std = IMAGENET["image_mean"], IMAGENET["image_std"]
         else:
             log.info("measuring mean and std of %d channels of %s (once for all: check_data.py --statistics)", data.channels, data.dtype)
             data.image_mean, data.image_std = statistics.image_statistics(source, STATISTICS_SAMPLES)
-
-
-def check_statistics(data: ml_collections.ConfigDict) -> None:
-    """ConfigError if statistics.json, which the config took over, is of images with another number of channels."""
-    if len(data.image_mean) != data.channels:
-        raise ConfigError(
-            f"{data.root}/statistics.json has {len(data.image_mean)} channels, but config.dataset.channels={data.channels}; remove the file, or "
-            f"write it anew: python scripts/check_data.py --root={data.root} --channels={data.channels} --statistics"
-        )
 
 
 def fill_class_weights(config: ml_collections.ConfigDict) -> None:

@@ -1,18 +1,23 @@
 """Every way in which people's data sets are broken stops training before step 0, with one message: file, value, fix."""
 
 import os
+from collections import Counter
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-from data_helpers import make_folder, write_png
+from data_helpers import make_config, make_folder, write_png
 from PIL import Image
+from test_data_report import ERRORS, cut_pixels, found, kinds, label, relabel, two_classes
 
 from jaxseg.config import get_experiment
+from jaxseg.data import checks, sources
 from jaxseg.data.datasets import DataError
 from jaxseg.train import train
 
 LABEL, IMAGE = "labels/train/t2.png", "images/train/t2.png"
+LARGE = (1000, 1100)  # more than a megapixel
 
 
 def labels(root, change):
@@ -37,18 +42,30 @@ def colour_outside(root):
     write_png(root / LABEL, label)
 
 
-def truncated_jpeg(root):
+def random_pair(root, size):
+    """t2 of another size, its image written by the caller."""
     (root / IMAGE).unlink()
+    write_png(root / LABEL, np.indices(size).sum(0, np.uint8) % 3)
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def truncated_jpeg(root, size=(20, 24)):
     file = (root / IMAGE).with_suffix(".jpg")
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    cv2.imwrite(str(file), random_pair(root, size))
     file.write_bytes(file.read_bytes()[:-200])
 
 
-def not_a_number(root):
+def truncated_png(root, size):
+    write_png(root / IMAGE, random_pair(root, size))
+    (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:-2000])
+
+
+def not_a_number(root, size=(20, 24)):
     for file in (root / "images").glob("*/*.png"):
         np.save(file.with_suffix(".npy"), np.asarray(Image.open(file), np.float32))
-        file.unlink()
-    image = np.zeros((20, 24, 3), np.float32)
+        if file != root / IMAGE:
+            file.unlink()
+    image = random_pair(root, size).astype(np.float32)
     image[5, 6, 1] = np.nan
     np.save((root / IMAGE).with_suffix(".npy"), image)
 
@@ -77,11 +94,13 @@ BROKEN = {
                                         "the nearest is (128, 64, 128), 'road'. Correct the label or the table")),
     "damaged image": (lambda root: (root / IMAGE).write_bytes(b"\x89PNG nothing"), (f"{IMAGE}: cannot be read as an image", "replace it")),
     "truncated image": (truncated_jpeg, ("images/train/t2.jpg: cannot be read as an image", "truncated", "replace it")),
+    "large truncated image": (partial(truncated_jpeg, size=LARGE), ("images/train/t2.jpg: cannot be read as an image", "truncated")),
+    "large truncated PNG": (partial(truncated_png, size=LARGE), (f"{IMAGE}: cannot be read as an image", "replace it")),
     "damaged label": (lambda root: (root / LABEL).write_bytes(b"\x89PNG"), (f"{LABEL}: cannot be read as a label", "replace it")),
     "masks of 0 and 255": (lambda root: labels(root, lambda ids: (ids == 1) * np.uint8(255)),
                            ("labels/train: ", "hold only 0 and 255, e.g. ", "t0.png", "write 1 instead of 255", "label_map.txt")),
     "ignored throughout": (lambda root: labels(root, lambda ids: np.full_like(ids, 255)),
-                           ("labels/train: ", "nothing but 255 (ignore), e.g. ", "write class numbers into them")),
+                           ("labels/train: ", "nothing but 255 (ignore), e.g. ", "write class numbers there")),
     "one class": (lambda root: labels(root, lambda ids: np.ones_like(ids)), ("hold one class only, 'road' (1), e.g. ", "correct the values")),
     "16 bits among 8": (lambda root: write_png(root / IMAGE, np.ones((20, 24, 3), np.uint16)),
                         (f"{IMAGE}: an image of uint16", "is uint8", "save all images of a data set alike")),
@@ -89,6 +108,7 @@ BROKEN = {
                        write_png(root / "labels/train/t9.png", np.eye(20, 24, dtype=np.uint8)),
                        ("images/train/t9.npy: has 5 channels", "config.dataset.channels=5 if all images are like this")),
     "not a number": (not_a_number, ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1", "write a number there")),
+    "large, not a number": (partial(not_a_number, size=LARGE), ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1")),
     "one name twice": (same_name, ("t2.png and ", "t2.webp have one name", "rename or remove one")),
     "label map": (lambda root: (root / "label_map.txt").write_text("0 sky\n1 roads\n2 car\n"),
                   ("label_map.txt, line 2: 'roads' is no class of classes.txt", "'road' for instance, or 'ignore'")),
@@ -106,3 +126,106 @@ def test_broken_data_stops_before_step_0(tmp_path, kind):
         train(config, workdir)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert "\n" not in str(caught.value) and not workdir.exists()  # one message, and nothing written
+
+
+# --- check_data.py says the same --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path / "cache"))
+    return make_folder(tmp_path / "data")
+
+
+def checked(root, **dataset):
+    checks.check(make_config(**(dict(root=str(root)) | dataset)))
+
+
+@pytest.mark.parametrize("name", ["all masks", "masks of val", "all ignored", "one class"])
+def test_the_check_before_step_0_refuses_in_the_same_words(root, name):
+    damage, kind, *_ = ERRORS[name]
+    damage(root)
+    (text,) = (problem.text for problem in found(root).problems if problem.kind == kind)
+    with pytest.raises(DataError) as caught:
+        checked(root)
+    assert str(caught.value) == text and "\n" not in text
+
+
+@pytest.mark.parametrize("values_", [(0,), (2,), (0, 255)])
+def test_evaluation_labels_may_hold_one_class(root, values_):
+    relabel(root, "val", *values_)
+    checked(root)
+    assert found(root).ok and {kind for kind, _ in kinds(found(root))} == {"absent from val"}
+
+
+def test_masks_are_meant_where_nobody_said_what_255_is(root):
+    two_classes(root)
+    (root / "label_map.txt").write_text("0 sky\n1 road\n255 ignore\n")
+    relabel(root, "val", 0, 255)
+    checked(root)
+    assert found(root).ok
+    relabel(root, "train", 0, 255)
+    with pytest.raises(DataError, match="hold one class only, 'sky' "):
+        checked(root)
+
+
+@pytest.mark.parametrize("train, refused", [((0, 1, 255), False), ((0, 255), True)])
+def test_cityscapes_of_class_0_and_ignored(tmp_path, train, refused):
+    for split, values_ in (("train", train), ("val", (0, 255))):
+        write_png(tmp_path / f"leftImg8bit/{split}/a/a_1_leftImg8bit.png", np.full((8, 8, 3), len(split), np.uint8))
+        write_png(tmp_path / f"gtFine/{split}/a/a_1_gtFine_labelTrainIds.png", np.resize(np.uint8(values_), (8, 8)))
+    assert ("one class", "train") in kinds(found(tmp_path, name="cityscapes")) if refused else found(tmp_path, name="cityscapes").ok
+    if refused:
+        with pytest.raises(DataError, match=r"split 'train' hold one class only, 'road' \(0\), e.g. .*: label the other classes too"):
+            checked(tmp_path, name="cityscapes")
+    else:
+        checked(tmp_path, name="cityscapes")
+
+
+def test_rules_for_a_whole_split_need_all_of_it(root, monkeypatch):
+    label(root, "train/t0", 2)
+    monkeypatch.setattr(checks, "CHECKED_WHOLE", 0)
+    checked(root, check_samples=1)
+    relabel(root, "train", 2)
+    checked(root, check_samples=4)
+    with pytest.raises(DataError, match="one class only, 'car'"):
+        checked(root, check_samples=5)
+    (root / "labels/train/t1.png").write_bytes(b"damaged")
+    assert kinds(found(root)) == {("damaged label", "train"): 1}
+
+
+def test_one_class_of_two_data_sets_is_enough(root, tmp_path):
+    other = make_folder(tmp_path / "other", train=3)
+    for one in (root, other):
+        relabel(one, "train", 2)
+        checked(root, concat=dict(more=dict(name="folder", root=str(other))))
+        assert found(root, concat=dict(more=dict(name="folder", root=str(other)))).ok
+        relabel(one, "train", 0, 1, 2)
+
+
+def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    cut_pixels(root)
+    (root / "images/train/t2.png").write_bytes((root / "images/train/t2.png").read_bytes()[:-100])
+    (root / "images/train/t0.jpg").rename(root / "images/train/t1.jpg")  # of five the first, third and last are decoded
+    (root / "images/train/t1.png").rename(root / "images/train/t0.png")
+    monkeypatch.setattr(checks, "DECODED_PIXELS", 3 * 480)
+    with pytest.raises(DataError, match=r"t2\.png: cannot be read"):
+        checked(root)
+    write_png(root / "images/train/t2.png", np.ones((20, 24, 3), np.uint8))
+    checked(root)
+    assert "decoded 3 images of split train, of others read the header; scripts/check_data.py decodes all" in caplog.text
+    label(root, "train/t1", 9)
+    with pytest.raises(DataError, match=r"t1\.png: label value 9"):  # every label is read
+        checked(root)
+
+
+def test_the_check_reads_everything_once(root, monkeypatch):
+    reads = Counter()
+    for method in ("read_image", "read_label"):
+        original = getattr(sources.Files, method)
+        monkeypatch.setattr(sources.Files, method, lambda self, i, m=method, f=original: reads.update([(m, self.files[i])]) or f(self, i))
+    find = sources.find_pairs
+    monkeypatch.setattr(sources, "find_pairs", lambda spec, folder, split: reads.update([split]) or find(spec, folder, split))
+    checked(root)
+    assert len(reads) == 2 * 7 + 2 and set(reads.values()) == {1}

@@ -21,8 +21,8 @@ class Images:
     def __len__(self):
         return len(self.images)
 
-    def read(self, index):
-        return self.images[index], np.zeros(self.images[index].shape[:2], np.uint8)
+    def read_image(self, index):
+        return self.images[index]
 
 
 def folder_source(root, split="train"):
@@ -57,6 +57,23 @@ def test_a_changed_label_is_counted_anew(root):
     after = histogram.count_labels(folder_source(root), 3)
     assert after[1].tolist() == [0, 0, 480, 0]
     np.testing.assert_array_equal(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_cache_is_no_cache(root, damage):
+    counts = histogram.count_labels(folder_source(root), 3)
+    (file,) = root.parent.glob("cache/labels/*.npz")
+    file.write_bytes(file.read_bytes()[:100] if damage is None else damage)
+    np.testing.assert_array_equal(histogram.count_labels(folder_source(root), 3), counts)
+    with np.load(file) as stored:
+        np.testing.assert_array_equal(stored["counts"], counts)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(root, monkeypatch, caplog):
+    (root / "file").touch()
+    monkeypatch.setenv("JAXSEG_CACHE", str(root / "file"))  # no folder can be made below a file
+    assert histogram.count_labels(folder_source(root), 3).shape == (5, 4)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "set JAXSEG_CACHE to another folder" in caplog.text
 
 
 def test_a_label_beyond_what_float32_counts():
@@ -129,6 +146,18 @@ def test_a_value_that_is_no_number_is_refused(value):
     images[2][1, 2, 0] = value
     with pytest.raises(DataError, match=rf"image2: holds {value} .*row 1, column 2, channel 0.*write a number"):
         statistics.image_statistics(Images(images))
+
+
+def test_statistics_need_no_labels(root):
+    (root / "labels/train/t1.png").write_bytes(b"damaged")
+    assert len(statistics.image_statistics(folder_source(root))[0]) == 3
+
+
+def test_statistics_of_other_channels_are_refused(tmp_path):
+    statistics.write_statistics(tmp_path, (1.5, 2.0), (0.25, 0.5))
+    assert statistics.read_statistics(tmp_path, 2)
+    with pytest.raises(DataError, match=r"statistics.json: 2 channels, but config.dataset.channels=5; .*--channels=5 --statistics"):
+        statistics.read_statistics(tmp_path, 5)
 
 
 def test_statistics_file_returns_what_was_written(tmp_path):

@@ -57,9 +57,10 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:200])
 
 
-def cut_pixels(root):
+def cut_pixels(root, size=(20, 24)):
     file = root / "images/train/t0.jpg"
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+    write_png(root / "labels/train/t0.png", np.indices(size).sum(0, np.uint8) % 3)
     file.write_bytes(file.read_bytes()[:-100])
     (root / "images/train/t0.png").unlink()
 
@@ -71,6 +72,18 @@ def split_files(root, pattern, how):
 
 def relabel(root, split, *values_):
     split_files(root, f"labels/{split}/*", lambda file: label(root, f"{split}/{file.stem}", *values_))
+
+
+def nested(root):
+    label(root, "train/a/x", 0, 1)
+    label(root, "train/a/y", 0, 1)
+    write_png(root / "images/train/a/x.png", np.ones((20, 24, 3), np.uint8))
+
+
+def two_classes(root):
+    (root / "classes.txt").write_text("sky\nroad\n")
+    relabel(root, "train", 0, 1)
+    relabel(root, "val", 0, 1)
 
 
 def colors(root):
@@ -85,10 +98,12 @@ def five_channels(root):
     (root / "images/train/t0.png").unlink()
 
 
-def nan(root):
+def nan(root, size=(20, 24)):
     image = np.zeros((20, 24, 3), np.float32)
     split_files(root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), image), file.unlink()))
+    image = np.zeros((*size, 3), np.float32)
     image[3, 4, 1] = np.nan
+    write_png(root / "labels/val/v1.png", np.indices(size).sum(0, np.uint8) % 3)
     np.save(root / "images/val/v1.npy", image)
 
 
@@ -98,18 +113,27 @@ ERRORS = {
     "missing label": (lambda r: (r / "labels/train/t3.png").unlink(), "missing label", "train", 1, "t3.png is missing; add it"),
     "damaged image": (lambda r: cut(r / "images/train/t0.png"), "damaged image", "train", 1, "images/train/t0.png: cannot be read"),
     "damaged pixels": (cut_pixels, "damaged image", "train", 1, "images/train/t0.jpg: cannot be read"),
+    "large damaged pixels": (
+        lambda r: cut_pixels(r, (1000, 1100)), "damaged image", "train", 1, "images/train/t0.jpg: cannot be read as an image"
+    ),
     "damaged label": (lambda r: cut(r / "labels/train/t0.png"), "damaged label", "train", 1, "labels/train/t0.png: cannot be read"),
     "size": (
         lambda r: write_png(r / "labels/val/v1.png", np.zeros((10, 12), np.uint8)), "size", "val", 1,
         "images/val/v1.png is 24x20 (width x height) but its label",
     ),
-    "all masks": (lambda r: relabel(r, "train", 0, 255), "all masks", "train", 5, "t0.png: holds only 0 and 255, and 255 means ignore"),
-    "all ignored": (lambda r: relabel(r, "val", 255), "all ignored", "val", 2, "v0.png: holds nothing but 255 (ignore); write"),
-    "one class": (lambda r: relabel(r, "train", 2), "one class", "train", 1, "split 'train' holds 'car' (2) only; label the other"),
-    "not learned": (lambda r: relabel(r, "train", 0, 1), "not learned", "train", 1, "class 2 'car': only evaluation labels hold it"),
+    "all masks": (lambda r: relabel(r, "train", 0, 255), "all masks", "train", 1, "the labels of split 'train' hold only 0 and 255, e.g. "),
+    "masks of val": (lambda r: two_classes(r) or relabel(r, "val", 0, 255), "all masks", "val", 1, "split 'val' hold only 0 and 255, "),
+    "all ignored": (lambda r: relabel(r, "val", 255), "all ignored", "val", 1, "the labels of split 'val' hold nothing but 255 "),
+    "one class": (lambda r: relabel(r, "train", 2), "one class", "train", 1, "split 'train' hold one class only, 'car' (2), e.g. "),
     "colors": (colors, "color", "train", 1, "t2.png: label colour (41, 50, 60), 480 pixels"),
     "channels": (five_channels, "channels", "train", 1, "t0.npy: has 5 channels, but config.dataset.channels=3"),
     "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
+    "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
+    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: Expecting"),
+    "std 0": (lambda r: statistics.write_statistics(r, (1, 1, 1), (1, 0, 1)), "statistics", "train", 1, "json: std 0.0 is not above 0"),
+    "statistics of 5": (
+        lambda r: statistics.write_statistics(r, [1] * 5, [1] * 5), "statistics", "train", 1, "5 channels, but config.dataset.channels=3"
+    ),
     "dtype": (
         lambda r: write_png(r / "images/train/t4.png", np.zeros((20, 24, 3), np.uint16)), "dtype", "train", 1,
         "t4.png: uint16, where most images have uint8; save it",
@@ -124,8 +148,10 @@ WARNINGS = {
     "unused label": (
         lambda r: label(r, "train/zebra", 0, 1), "unused label", "train", 1, "zebra.png: not used; add its image, or give both one name"
     ),
-    "masks": (lambda r: label(r, "train/t1", 0, 255), "masks", "train", 1, "t1.png: holds only 0 and 255"),
-    "ignored": (lambda r: label(r, "train/t1", 255), "ignored", "train", 1, "t1.png: holds nothing but 255"),
+    "unused label in a folder": (nested, "unused label", "train", 1, "a/y.png: not used"),
+    "masks": (lambda r: two_classes(r) or label(r, "train/t1", 0, 255), "masks", "train", 1, "t1.png: holds only 0 and 255; 255 means"),
+    "ignored": (lambda r: label(r, "train/t1", 255), "ignored", "train", 1, "t1.png: holds nothing but 255 (ignore); write"),
+    "not learned": (lambda r: relabel(r, "train", 0, 1), "not learned", "train", 1, "class 2 'car': only evaluation labels hold it"),
     "absent from val": (lambda r: relabel(r, "val", 0, 1), "absent from val", "val", 1, "class 2 'car': no evaluation label holds it"),
     "absent": (
         lambda r: (r / "classes.txt").write_text("sky\nroad\ncar\nbus\n"), "absent", "train and val", 1, "class 3 'bus': no label holds it"
@@ -171,7 +197,7 @@ def test_a_warning(root, name):
 
 
 def test_every_kind_of_problem_is_tested():
-    assert {case[1] for case in (ERRORS | WARNINGS).values()} | {"statistics"} == set(report.KINDS)
+    assert {case[1] for case in (ERRORS | WARNINGS).values()} == set(report.KINDS)
     assert all(report.KINDS[case[1]][0] for case in ERRORS.values())
     assert not any(report.KINDS[case[1]][0] for case in WARNINGS.values())
 
@@ -206,8 +232,11 @@ def test_slices_repetitions_and_sums_of_splits(root):
     cut(root / "labels/train/t0.png")
     assert kinds(found(root, train_split="train*3")) == {("damaged label", "train"): 1}
     (root / "labels/train/t0.png").write_bytes((root / "labels/train/t1.png").read_bytes())
-    leaky = found(root, train_split="train+val")
-    assert kinds(leaky) == {("leak", "val"): 2}
+    leaky = found(root, train_split="train + val")
+    assert kinds(leaky) == {("leak", "val"): 2} and "v1.png: training reads this file, too; take it out" in report.as_text(leaky)
+    (root / "labels/train/t3.png").unlink()
+    broken = found(root, train_split="train + val")
+    assert kinds(broken) == {("missing label", "train"): 1, ("leak", "val"): 2}
 
 
 def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
@@ -245,6 +274,8 @@ def test_statistics_are_written_and_a_failure_is_told(root):
     result = report.check_data(config, write_statistics=True)
     assert statistics.read_statistics(root) == statistics.image_statistics(result.splits[0].source)
     assert f"Wrote {root}/statistics.json, which train.py reads: mean (" in report.as_text(result)
+    cut(root / "labels/train/t0.png")  # which statistics do not need
+    assert report.check_data(config, write_statistics=True).statistics
     cut(root / "images/train/t1.png")
     result = report.check_data(config, write_statistics=True)
     assert ("statistics", "train") in kinds(result) and result.statistics is None

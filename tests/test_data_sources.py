@@ -193,9 +193,6 @@ def test_label_suffix_in_any_case(folder):
     spec = datasets.get_spec("folder", folder)
     assert sources.find_pairs(spec, folder, "train")[1].label.name == "t1.Png"
     check(folder)
-    assert sources.unused_labels(spec, folder, "train") == []
-    (folder / "images/train/t0.png").unlink()
-    assert [file.name for file in sources.unused_labels(spec, folder, "train")] == ["t0.PNG"]
 
 
 def test_mask_of_0_and_255(folder):

@@ -1,52 +1,172 @@
-"""The data check before step 0: says, with file and value, what would train without an error and score nothing."""
+"""What is checked of data: which splits, what labels hold together, and the check before step 0, which stops at the first error.
 
+report.py collects all errors, by the same rules.
+"""
+
+import dataclasses
+import itertools
 import logging
+import math
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxseg.data import pipeline
-from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
-from jaxseg.data.decode import check_channels, check_sizes
-from jaxseg.data.sources import Source, split_names, unused_labels
-from jaxseg.data.statistics import check_finite
+from jaxseg.data import histogram, pipeline
+from jaxseg.data.datasets import IGNORE, LABEL_SUFFIXES, DataError, DatasetSpec, get_spec
+from jaxseg.data.decode import Header, check_channels, check_sizes
+from jaxseg.data.sources import IMAGE_SUFFIXES, Source, open_source
+from jaxseg.presets import CONCAT
 
 log = logging.getLogger(__name__)
 
-DECODED_PIXELS = 2**20  # images up to this size are decoded whole by the check; of larger ones the header is read
 CHECKED_WHOLE = 5000  # pairs up to which every one of a `folder` is checked: people make mistakes anywhere
+DECODED_PIXELS = 2**31  # of a `folder`'s images that the check before step 0 decodes, some 20 seconds of one core; of others an eighth
 
 
-def check(config: Any) -> None:
+@dataclasses.dataclass
+class Split:
+    """A split of the data set that `part` names (name, root, source), and what was found there.
+
+    repeat: how often an epoch of training shows it, 0 for evaluation; alone: it is all that training sees. counts: pixels of every
+    class and of 255, int64 [N, K + 1], zeros where a label is unreadable.
+    """
+
+    title: str
+    part: ConfigDict
+    spec: DatasetSpec
+    split: str
+    repeat: int
+    alone: bool = False
+    source: Source | None = None
+    counts: np.ndarray | None = None
+    headers: Sequence[Header | None] = ()
+
+    def open(self, channels: int) -> None:
+        """Find the files or records. Raises DataError."""
+        self.source = open_source(self.spec, self.part.root, self.split, channels=channels, source=self.part.source)
+
+    def tally(self, *fields: str) -> list[tuple[tuple, int]]:
+        """((values of these fields of Header), how many images have them), most frequent first."""
+        return Counter(tuple(getattr(header, field) for field in fields) for header in self.headers if header).most_common()
+
+    def totals(self) -> np.ndarray:
+        """Pixels of every class and of 255: int64 [K + 1]."""
+        return np.zeros(self.spec.num_classes + 1, np.int64) if self.counts is None else self.counts.sum(0)
+
+    def all_read(self) -> bool:
+        """Whether `counts` tells of every label, so that rules about the whole split can be applied."""
+        return self.counts is not None and len(self.counts) == len(self.source) and bool(self.counts.any(1).all())
+
+
+def find_splits(config: ConfigDict) -> list[Split]:
+    """What an epoch of training reads, then what evaluation does; not opened. Raises DataError for other classes."""
+    data = config.dataset
+    splits = [Split("train", data, get_spec(data.name, data.root, data.source), data.train_split, 1, alone=not data.concat)]
+    for key, fields in data.concat.items():
+        part = ConfigDict(CONCAT | fields.to_dict())
+        spec = get_spec(part.name, part.root, part.source)
+        pipeline.same_classes(spec, splits[0].spec, f"config.dataset.concat.{key}")
+        splits.append(Split(f"train, concat.{key}", part, spec, part.train_split or data.train_split, part.repeat))
+    part, spec = pipeline.evaluated(config)
+    return [*splits, Split("val", part, spec, data.val_split, 0)]
+
+
+# --- Before step 0 ----------------------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
     """Raise DataError if the training or the evaluation split of `config` is incomplete, damaged or wrongly labelled.
 
-    Files are always looked for. Sizes and label values are checked, in parallel: of every pair of a `folder` of at most
-    `CHECKED_WHOLE` a split, else of config.dataset.check_samples pairs of each split, evenly spread; check_samples=0
-    checks none. What that misses the loader reports in the same words. The label map is logged as a table.
+    Files are always looked for. Pairs are read in parallel: every one of a `folder` of at most `CHECKED_WHOLE` a split, else
+    config.dataset.check_samples of each split, evenly spread; check_samples=0 reads none. Beyond `DECODED_PIXELS` only the headers
+    of images are read. What that misses the loader reports in the same words. The label map is logged as a table.
     """
-    data = config.dataset
-    part, spec = pipeline.evaluated(config)
-    log.info("%s", format_label_map(get_spec(data.name, data.root, data.source)))
-    parts = [(data, data.train_split), *((other, other.get("train_split", data.train_split)) for other in data.concat.values())]
-    pipeline.train_source(data)  # which tells of other classes
-    for number, (named, split) in enumerate([*parts, (part, data.val_split)]):
-        source = pipeline.open_named(named, data, split)
-        names = split_names(split) if named.name == "folder" and source.spec.layout else ()
-        if unused := [file for name in names for file in unused_labels(source.spec, named.root, name)]:
+    data, splits = config.dataset, find_splits(config)
+    log.info("%s", format_label_map(splits[0].spec))
+    for split in splits:
+        split.open(data.channels)
+        if unused := unused_labels(split):
             log.warning("%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1)
-        if data.check_samples and named.name != "shapes":
-            whole = named.name == "folder" and len(source) <= CHECKED_WHOLE
-            indices = spread(len(source), len(source) if whole else data.check_samples)
-            check_pairs(source, indices, split, data.channels, data.dtype, training=number < len(parts))
-            if len(indices) < len(source):
-                log.info(
-                    "checked %d of %d pairs of split %s; config.dataset.check_samples=%d checks all",
-                    len(indices), len(source), split, len(source),
-                )  # fmt: skip
+        if data.check_samples and split.spec.name != "shapes":
+            _check_pairs(split, data)
+            if problem := judge(split):
+                raise DataError(problem[1])
+
+
+def _check_pairs(split: Split, data: ConfigDict) -> None:
+    """Read pairs of a split: its `counts`. Raises the first pair's DataError."""
+    source, name, count = split.source, split.split, len(split.source)
+    whole = split.spec.name == "folder" and count <= CHECKED_WHOLE
+    chosen = histogram.spread(count, count if whole else data.check_samples)
+    room = DECODED_PIXELS // (1 if whole else 8) // math.prod(source.header(chosen[0]).size)
+    decoded = {chosen[place] for place in histogram.spread(len(chosen), max(room, 1))}
+
+    def count_pixels(index: int) -> np.ndarray:
+        if index in decoded:
+            label = pipeline.read(source, index, data.dtype)[1]
+        else:
+            file, label, header = source.files[index], source.read_label(index), source.header(index)
+            check_channels(header.channels, data.channels, file)
+            pipeline.check_dtype(header.dtype, data.dtype, file)
+            check_sizes(header.size, label.shape, file, source.label_files[index])
+        return histogram.count_pixels(label, split.spec.num_classes)
+
+    split.counts = np.stack(list(histogram.in_parallel(count_pixels, chosen, f"checking {split.title}", progress=True)))
+    if len(chosen) < count:
+        log.info("checked %d of %d pairs of split %s; config.dataset.check_samples=%d checks all", len(chosen), count, name, count)
+    if len(decoded) < len(chosen):
+        log.info("decoded %d images of split %s, of others read the header; scripts/check_data.py decodes all", len(decoded), name)
+
+
+# --- Rules ------------------------------------------------------------------------------------------------------------
+
+
+def judge(split: Split) -> tuple[str, str] | None:
+    """(kind of problem, message) if every label of a split was read and they are all valid, yet teach nothing."""
+    if not split.all_read() or not (found := teach_nothing(split.spec, split.totals(), split.alone)):
+        return None
+    (kind, held, fix), first = found, split.source.label_files[0]
+    folder = os.path.dirname(first) or split.spec.name
+    return kind, f"{folder}: the labels of split '{split.split}' hold {held}, e.g. {first}; {fix}."
+
+
+def teach_nothing(spec: DatasetSpec, counts: np.ndarray, training: bool = False) -> tuple[str, str, str] | None:
+    """(kind, what labels of `counts` pixels [K + 1] hold, what to do) if nothing, or something else, would be learned from them.
+
+    training: all that is learned comes from them, so they need two classes.
+    """
+    present, ignored = np.flatnonzero(counts[:-1]).tolist(), counts[-1] > 0
+    if not present:
+        return ("all ignored", f"nothing but {IGNORE} (ignore)", "write class numbers there") if ignored else None
+    undeclared = spec.name == "folder" and not spec.colors and IGNORE not in spec.label_map.values()  # nobody said what 255 means
+    if present == [0] and ignored and undeclared and (training or spec.num_classes == 2):
+        first, second = spec.classes[:2]
+        fix = (
+            f"{IGNORE} means ignore, so only '{first}' would be learned: write 1 instead of {IGNORE} for '{second}', or say what they mean "
+            f"in label_map.txt beside classes.txt: `0 {first}` and `{IGNORE} {second}`"
+        )
+        return "all masks", f"only 0 and {IGNORE}", fix
+    if training and len(present) == 1:
+        held = f"one class only, '{spec.classes[present[0]]}' ({present[0]})"
+        return "one class", held, "nothing could be learned from them: label the other classes too, or correct the values"
+    return None
+
+
+def unused_labels(split: Split) -> list[str]:
+    """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
+    layout = split.spec.layout
+    if split.part.source != "files" or layout is None or not layout.images.endswith(".*"):
+        return []
+    unused, pairs = [], zip(split.source.label_files, split.source.files)
+    for folders in {tuple(map(os.path.dirname, pair)) for pair in pairs}:
+        labels, images = (map(os.path.splitext, os.listdir(folder)) for folder in folders)
+        stems = {stem for stem, suffix in images if suffix.lower() in IMAGE_SUFFIXES}
+        extra = (stem + suffix for stem, suffix in labels if suffix.lower() in LABEL_SUFFIXES and stem not in stems)
+        unused += [os.path.join(folders[0], name) for name in extra if not name.startswith(".")]
+    return sorted(unused)
 
 
 def format_label_map(spec: DatasetSpec) -> str:
@@ -68,62 +188,6 @@ def format_label_map(spec: DatasetSpec) -> str:
 
 def _ranges(values: list[int]) -> str:
     """[0, 1, 2, 5] -> '0-2,5'."""
-    values, runs = sorted(values), []
-    for value in values:
-        if runs and runs[-1][1] == value - 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def spread(count: int, samples: int) -> list[int]:
-    """At most `samples` of `count` indices, evenly spread."""
-    return list(range(count)) if count <= samples else np.linspace(0, count - 1, samples).round().astype(int).tolist()
-
-
-def check_pairs(source: Source, indices: Iterable[int], split: str, channels: int, dtype: str, training: bool = True) -> None:
-    """Check these pairs of a source, then what their labels hold together. Raises the first pair's DataError."""
-    check_one = partial(check_pair, source, channels=channels, dtype=dtype)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        futures = [pool.submit(check_one, index) for index in indices]
-        try:
-            present = {value for future in futures for value in future.result()}
-        finally:
-            for future in futures:
-                future.cancel()
-    _check_values(source.spec, present, source, split, training)
-
-
-def check_pair(source: Source, index: int, *, channels: int, dtype: str) -> set[int]:
-    """Check one pair; the values (class ids and 255) of its label."""
-    file, label, header = source.files[index], source.read_label(index), source.header(index)
-    check_channels(header.channels, channels, file)
-    pipeline.check_dtype(header.dtype, dtype, file)
-    check_sizes(header.size, label.shape, file, source.label_files[index])
-    if label.size <= DECODED_PIXELS:
-        check_finite(source.read(index)[0], file)
-    return set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist())
-
-
-def _check_values(spec: DatasetSpec, present: set[int], source: Source, split: str, training: bool) -> None:
-    """Labels that are all valid, and yet teach nothing."""
-    first = source.label_files[0]
-    folder = os.path.dirname(first) or spec.name
-    if present == {IGNORE}:
-        raise DataError(
-            f"{folder}: the labels of split '{split}' hold nothing but {IGNORE} (ignore), e.g. {first}; write class numbers into them."
-        )
-    if present == {0, IGNORE}:
-        fix = f"in label_map.txt beside classes.txt: `0 {spec.classes[0]}` and `{IGNORE} {spec.classes[1]}`"
-        raise DataError(
-            f"{folder}: the labels of split '{split}' hold only 0 and {IGNORE}, e.g. {first}, and {IGNORE} means ignore, so only "
-            f"'{spec.classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class"
-            + (f", or say what they mean {fix}." if spec.name == "folder" else ".")
-        )
-    if training and len(present - {IGNORE}) == 1:
-        only = spec.classes[min(present)]
-        raise DataError(
-            f"{folder}: the labels of split '{split}' hold one class only, '{only}' ({min(present)}), e.g. {first}; nothing could be "
-            "learned from them: label the other classes too, or correct the values."
-        )
+    groups = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
+    runs = ([value for _, value in run] for _, run in groups)
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,6 +1,8 @@
 """How many pixels of every class the labels hold, and what follows from it: class weights, how often to repeat an image."""
 
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ import numpy as np
 from jaxseg.cache import cache_dir
 from jaxseg.data.datasets import IGNORE
 from jaxseg.data.sources import Source
+
+log = logging.getLogger(__name__)
 
 THREADS = min(os.cpu_count() or 1, 16)
 EXACT = 2**24  # OpenCV counts in float32, which holds every whole number up to this one
@@ -45,19 +49,29 @@ def count_pixels(label: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def save_counts(source: Source, counts: np.ndarray) -> None:
-    """Keep what `count_labels` gives for this source."""
+    """Keep what `count_labels` gives for this source; where the cache cannot be written, a warning tells."""
     file = cache_dir() / "labels" / f"{source.fingerprint()}-{counts.shape[1] - 1}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as part:
-        np.savez_compressed(part, counts=counts)
-    os.replace(part.name, file)  # never half a file, whoever writes it besides
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as part:
+            np.savez_compressed(part, counts=counts)
+        os.replace(part.name, file)  # never half a file, whoever writes it besides
+    except OSError as error:
+        log.warning("%s: cannot be written (%s): labels will be counted anew; set JAXSEG_CACHE to another folder", file, error.strerror)
 
 
 def _load(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    if not file.is_file():
+    try:
+        with file.open("rb") as stream, np.load(stream) as stored:
+            counts = stored["counts"]
+    except Exception:  # no such file, or a damaged one: NumPy raises whatever its parsing runs into
         return None
-    with np.load(file) as stored:
-        return stored["counts"] if stored["counts"].shape == shape else None
+    return counts if counts.shape == shape else None
+
+
+def spread(count: int, samples: int) -> list[int]:
+    """At most `samples` of `count` indices, evenly spread."""
+    return list(range(count)) if count <= samples else np.linspace(0, count - 1, samples).round().astype(int).tolist()
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any], what: str, progress: bool = False) -> Iterator[Any]:
@@ -65,15 +79,15 @@ def in_parallel(function: Callable[[Any], Any], items: Iterable[Any], what: str,
 
     The first error of the function ends it.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
     with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        silent = not (progress and console.is_terminal)
+        shown = futures = [pool.submit(function, item) for item in items]
+        if progress and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            shown = track(futures, what, console=Console(stderr=True), transient=True)
         try:
-            for future in track(futures, what, console=console, transient=True, disable=silent):
+            for future in shown:
                 yield future.result()
         finally:
             for future in futures:

@@ -213,6 +213,8 @@ def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int 
             raise DataError(f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare the data set again.")
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     data = builder.as_data_source(split, deserialize_method=raw, file_format="array_record").data_source
+    if not len(data):
+        raise DataError(f"{folder}: its split '{split}' is empty; prepare the data set again, or set config.dataset.train_split or val_split.")
     return Records(spec, data, keys=keys, names=_names(folder, spec, split, len(data)), shards=shards, folder=folder, channels=channels)
 
 

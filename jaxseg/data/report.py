@@ -3,9 +3,12 @@
 `check_data` collects, `as_text` and `as_json` tell. The check before step 0 (checks.py) stops at the first error instead.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data import histogram, pipeline, sources, statistics
-from jaxseg.data.checks import DECODED_PIXELS
-from jaxseg.data.datasets import IGNORE, LABEL_SUFFIXES, DataError, DatasetSpec, get_spec
+from jaxseg.data import checks, histogram, records, sources, statistics
+from jaxseg.data.checks import Split
+from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 from jaxseg.data.decode import Header, check_channels, check_sizes, decode_label
 from jaxseg.presets import DATASET, EVALUATION
 
@@ -31,15 +34,15 @@ KINDS: dict[str, tuple[bool, str]] = {
     "channels": (True, "images that do not have config.dataset.channels (--channels)"),
     "not finite": (True, "images that hold NaN or infinity"),
     "dtype": (True, "images whose values are of another type than the rest"),
-    "statistics": (True, "statistics.json, which could not be made"),
+    "statistics": (True, "statistics.json, which could not be made or is wrong"),
     "damaged label": (True, "labels that cannot be read"),
     "value": (True, "labels with values that are no class"),
     "color": (True, "labels with colours that are not in the table"),
     "size": (True, "labels of another size than their image"),
     "one class": (True, "splits whose labels hold one class only"),
-    "all masks": (True, "labels that hold only 0 and 255, all of them"),
-    "all ignored": (True, "labels that hold nothing but 255 (ignore), all of them"),
-    "not learned": (True, "classes that evaluation asks for and no training label holds"),
+    "all masks": (True, "splits whose labels hold only 0 and 255"),
+    "all ignored": (True, "splits whose labels hold nothing but 255 (ignore)"),
+    "not learned": (False, "classes that evaluation asks for and no training label holds"),
     "masks": (False, "labels that hold only 0 and 255"),
     "ignored": (False, "labels that hold nothing but 255 (ignore)"),
     "unused label": (False, "labels without an image of the same name"),
@@ -65,39 +68,6 @@ class Problem(NamedTuple):
     text: str
 
 
-class Finding(NamedTuple):
-    """What one sample is: header of its image, pixels of every class and 255 in its label (None: unreadable), problems."""
-
-    header: Header | None
-    counts: np.ndarray | None
-    problems: list[Problem]
-
-
-@dataclasses.dataclass
-class Split:
-    """A split of the data set that `part` names (name, root, source), as it was found.
-
-    counts: int64 [N, K + 1], zeros where a label is unreadable. repeat: how often an epoch of training shows it, 0 for evaluation.
-    """
-
-    title: str
-    part: ConfigDict
-    spec: DatasetSpec
-    split: str
-    repeat: int
-    source: sources.Source | None = None
-    counts: np.ndarray | None = None
-    headers: list[Header | None] = dataclasses.field(default_factory=list)
-
-    def tally(self, *fields: str) -> list[tuple[tuple, int]]:
-        """((values of these fields of Header), how many images have them), most frequent first."""
-        return Counter(tuple(getattr(header, field) for field in fields) for header in self.headers if header).most_common()
-
-    def totals(self) -> np.ndarray:
-        """Pixels of every class and of 255: int64 [K + 1]."""
-        return np.zeros(self.spec.num_classes + 1, np.int64) if self.counts is None else self.counts.sum(0)
-
-
 @dataclasses.dataclass
 class Report:
     """All splits, all problems, suggested weights of the classes, and what statistics.json was given (None: not asked)."""
@@ -121,39 +91,36 @@ def folder_config(root: str, name: str = "folder", channels: int = 3) -> ConfigD
 def check_data(config: ConfigDict, *, write_statistics: bool = False, progress: bool = False) -> Report:
     """Read all that training and evaluation on `config` would read, and collect what is wrong with it.
 
-    Every label and image header is read once, images of up to checks.DECODED_PIXELS whole, in parallel. write_statistics:
-    root/statistics.json is written, too. Raises DataError only where not even the classes are known.
+    Every label and every image is decoded once, in parallel. write_statistics: root/statistics.json is written, too, else read if
+    training would. Raises DataError only where not even the classes are known.
     """
     data = config.dataset
-    report = Report(_splits(config), [])
+    report = Report(checks.find_splits(config), [])
     *training, val = report.splits
     for split in report.splits:
         report.problems += _open(split, data.channels) + _scan(split, data.channels, progress) + _look_at_labels(split)
     report.problems += _odd_ones(report.splits, {problem.file for problem in report.problems})
     totals = sum(split.totals() * split.repeat for split in training)
-    report.problems += _compare(training[0].spec.classes, totals, val.totals()) + _leaks(training, val, progress)
+    if all(split.all_read() for split in report.splits):  # else there are graver problems
+        report.problems += _compare(training[0].spec.classes, totals, val.totals())
+    report.problems += _leaks(training, val, progress)
     report.weights = histogram.class_weights(totals[:-1])
-    if write_statistics and training[0].source is not None:
-        try:
-            mean, std = statistics.image_statistics(training[0].source, progress=progress)
-            file = statistics.write_statistics(data.root, mean, std)
-            report.statistics = {"mean": mean, "std": std, "file": str(file)}
-        except DataError as error:
-            report.problems.append(Problem("statistics", "train", data.root, str(error)))
+    try:
+        report.statistics = _look_at_statistics(data, training[0].source if write_statistics else None, progress)
+    except DataError as error:
+        report.problems.append(Problem("statistics", "train", str(data.root), str(error)))
     return report
 
 
-def _splits(config: ConfigDict) -> list[Split]:
-    """What an epoch of training reads, then what evaluation does."""
-    data = config.dataset
-    part, spec = pipeline.evaluated(config)
-    splits = [Split("train", data, get_spec(data.name, data.root, data.source), data.train_split, 1)]
-    for key, other in data.concat.items():
-        found = get_spec(other.name, other.root, other.get("source", "files"))
-        if found.classes != splits[0].spec.classes:
-            pipeline.train_source(data)  # tells so
-        splits.append(Split(f"train, concat.{key}", other, found, other.get("train_split", data.train_split), other.get("repeat", 1)))
-    return [*splits, Split("val", part, spec, data.val_split, 0)]
+def _look_at_statistics(data: ConfigDict, measured: sources.Source | None, progress: bool) -> dict[str, Any] | None:
+    """Write statistics.json where training looks for it, from the images of `measured`, else check what is there. Raises DataError."""
+    root = records.find_prepared(data.name, data.root) if data.source == "tfds" else data.root
+    if measured is not None:
+        mean, std = statistics.image_statistics(measured, progress=progress)
+        return {"mean": mean, "std": std, "file": str(statistics.write_statistics(root, mean, std))}
+    if not (data.image_mean and data.image_std):
+        statistics.read_statistics(root, data.channels)
+    return None
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -161,37 +128,35 @@ def _splits(config: ConfigDict) -> list[Split]:
 
 def _open(split: Split, channels: int) -> list[Problem]:
     """Open a split; where labels are missing, the pairs that are whole."""
-    problems, part, kind = [], split.part, split.part.get("source", "files")
-    pairs = _find_pairs(split, problems) if kind == "files" and split.spec.layout is not None else []
+    problems, pairs = [], []
     try:
-        split.source = sources.open_source(split.spec, part.root, split.split, channels=channels, source=kind)
+        split.open(channels)
     except DataError as error:
-        if not any(KINDS[problem.kind][0] for problem in problems):
-            problems.append(Problem("split", split.title, str(part.root), str(error)))
+        if split.part.source == "files" and split.spec.layout and os.path.isdir(split.part.root):
+            with contextlib.suppress(DataError):  # the split's name cannot be parsed
+                pairs = _find_pairs(split, problems)
         split.source = sources.Files(split.spec, pairs, channels) if pairs else None
+        if not problems:
+            problems.append(Problem("split", split.title, str(split.part.root), str(error)))
+    for file in checks.unused_labels(split) if split.source else ():
+        problems.append(Problem("unused label", split.title, file, f"{file}: not used; add its image, or give both one name."))
     return problems
 
 
 def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
-    """The whole pairs of a split; images without label and labels without image go to `problems`."""
+    """The whole pairs of a split; images without label go to `problems`."""
     pairs, root, layout = [], Path(split.part.root), split.spec.layout
-    for name in (match["name"] for match in map(sources.SPLIT.fullmatch, split.split.split("+")) if match):
-        for part in layout.parts(name):
+    for part in (part for name in sources.split_names(split.split) for part in layout.parts(name)):
+        try:
+            images = sources.find_images(split.spec, root, part)
+        except DataError as error:
+            problems.append(Problem("split", split.title, str(root), str(error)))
+            continue
+        for stem, image in images.items():
             try:
-                images = sources.find_images(split.spec, root, part)
+                pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
             except DataError as error:
-                problems.append(Problem("split", split.title, str(root), str(error)))
-                continue
-            for stem, image in images.items():
-                try:
-                    pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
-                except DataError as error:
-                    problems.append(Problem("missing label", split.title, str(image), str(error)))
-    used = {pair.label for pair in pairs}
-    folders = {label.parent for label in used} if layout.images.endswith(".*") else ()
-    labels = (file for folder in folders for file in folder.iterdir() if file.suffix.lower() in LABEL_SUFFIXES)
-    for file in sorted(file for file in labels if file not in used and not file.name.startswith(".")):
-        problems.append(Problem("unused label", split.title, str(file), f"{file}: not used; add its image, or give both one name."))
+                problems.append(Problem("missing label", split.title, str(image), str(error)))
     return pairs
 
 
@@ -199,46 +164,38 @@ def _scan(split: Split, channels: int, progress: bool) -> list[Problem]:
     """Read the samples of a split."""
     if split.source is None:
         return []
-    found = list(histogram.in_parallel(partial(_examine, split, channels), range(len(split.source)), f"reading {split.title}", progress))
-    unread = np.zeros(split.spec.num_classes + 1, np.int64)
-    split.counts = np.stack([unread if finding.counts is None else finding.counts for finding in found])
-    if all(finding.counts is not None for finding in found):
+    found = histogram.in_parallel(partial(_examine, split, channels), range(len(split.source)), f"reading {split.title}", progress)
+    split.headers, counts, problems = zip(*found)
+    split.counts = np.stack(counts)
+    if split.all_read():
         histogram.save_counts(split.source, split.counts)
-    split.headers = [finding.header for finding in found]
-    return list(dict.fromkeys(problem for finding in found for problem in finding.problems))  # of a repeated image once
+    return list(dict.fromkeys(itertools.chain(*problems)))  # of a repeated image once
 
 
-def _examine(split: Split, channels: int, index: int) -> Finding:
+def _examine(split: Split, channels: int, index: int) -> tuple[Header | None, np.ndarray, list[Problem]]:
+    """Header of an image, pixels of every class and 255 in its label (zeros: unreadable), problems."""
     source, problems = split.source, []
     file, label_file = source.files[index], source.label_files[index]
 
-    def attempt(kind: str, function: Callable, *args: Any) -> Any:
+    def attempt(kind: str, where: str, function: Callable, *args: Any) -> Any:
         try:
             return function(*args)
         except DataError as error:
-            problems.append(Problem(kind, split.title, file, str(error)))
+            kind = _label_kind(label_file, split.spec) if kind == "damaged label" else kind
+            problems.append(Problem(kind, split.title, where, str(error)))
 
-    header = attempt("damaged image", source.header, index)
+    header = attempt("damaged image", file, source.header, index)
     if header is not None:
-        attempt("channels", check_channels, header.channels, channels, file)
-    image = label = failed = None
-    if header is not None and not problems and np.prod(header.size) <= DECODED_PIXELS:
-        try:
-            image, label = source.read(index)
-        except DataError as error:
-            failed = str(error)
+        attempt("channels", file, check_channels, header.channels, channels, file)
+    image = None if problems else attempt("damaged image", file, source.read_image, index)
     if image is not None:
-        attempt("not finite", statistics.check_finite, image, file)
-    else:
-        try:
-            label = source.read_label(index)
-        except DataError as error:
-            problems.append(Problem(_label_kind(label_file, split.spec), split.title, label_file, str(error)))
-    if label is not None and header is not None:
-        attempt("size", check_sizes, header.size, label.shape, file, label_file)
-        if failed and not problems:
-            problems.append(Problem("damaged image", split.title, file, failed))
-    return Finding(header, None if label is None else histogram.count_pixels(label, split.spec.num_classes), problems)
+        attempt("not finite", file, statistics.check_finite, image, file)
+    label = attempt("damaged label", label_file, source.read_label, index)
+    if label is None:
+        return header, np.zeros(split.spec.num_classes + 1, np.int64), problems
+    if header is not None:
+        attempt("size", file, check_sizes, header.size, label.shape, file, label_file)
+    return header, histogram.count_pixels(label, split.spec.num_classes), problems
 
 
 def _label_kind(file: str, spec: DatasetSpec) -> str:
@@ -266,61 +223,41 @@ def _odd_ones(splits: Sequence[Split], known: set[str]) -> list[Problem]:
 
 
 def _look_at_labels(split: Split) -> list[Problem]:
-    """Labels that are all valid, and yet teach nothing."""
-    if split.counts is None:
-        return []
-    held, files, classes = split.counts > 0, split.source.label_files, split.spec.classes
-    read = held.any(1)
-    first = (
-        f"{IGNORE} means ignore, so only '{classes[0]}' would be learned; write 1 instead of {IGNORE} for the second class, or say "
-        f"what they mean in label_map.txt beside classes.txt: `0 {classes[0]}` and `{IGNORE} {classes[1]}`."
-    )
-    own = split.spec.name == "folder"  # labels of others are mapped, and one class in a picture is no mistake there
-    nothing, second = ~held[:, :-1].any(1) & read, held[:, 0] & held[:, -1] & ~held[:, 1:-1].any(1) & own
+    """Labels that are all valid, and yet teach nothing: all of a split, or some of them."""
+    if found := checks.judge(split):
+        return [Problem(found[0], split.title, split.source.label_files[0], found[1])]
     problems = []
-    for kind, chosen, words in (
-        ("ignored", nothing, f"nothing but {IGNORE} (ignore); write class numbers into it."),
-        ("masks", second, f"only 0 and {IGNORE}, and {first}"),
-    ):
-        kind = f"all {kind}" if read.any() and chosen[read].all() else kind
-        chosen = sorted({files[index] for index in np.flatnonzero(chosen)})
-        problems += [Problem(kind, split.title, file, f"{file}: holds {words}") for file in chosen]
-    present = np.flatnonzero(held[:, :-1].any(0))
-    if len(present) == 1 and not any(problem.kind == "all masks" for problem in problems):
-        text = f"split '{split.split}' holds '{classes[present[0]]}' ({present[0]}) only; label the other classes too, or correct the values."
-        problems.append(Problem("one class", split.title, files[0], text))
+    for file, counts in sorted(dict(zip(split.source.label_files, split.counts)).items()) if split.source else ():
+        if found := checks.teach_nothing(split.spec, counts):
+            problems.append(Problem(found[0].removeprefix("all "), split.title, file, f"{file}: holds {found[1]}; {found[2]}."))
     return problems
 
 
 def _compare(classes: Sequence[str], train: np.ndarray, val: np.ndarray) -> list[Problem]:
     """Classes that a split lacks; train and val: pixels of every class and 255."""
-    if not train.any() or not val.any():
-        return []  # there are graver problems
-    problems = []
-    for index, name in enumerate(classes):
-        if found := LACKING.get((bool(train[index]), bool(val[index]))):
-            kind, title, text = found
-            problems.append(Problem(kind, title, name, f"class {index} '{name}': {text}"))
-    return problems
+    held = ((index, name, LACKING.get((bool(train[index]), bool(val[index])))) for index, name in enumerate(classes))
+    return [Problem(*found[:2], name, f"class {index} '{name}': {found[2]}") for index, name, found in held if found]
 
 
 def _leaks(training: Sequence[Split], val: Split, progress: bool) -> list[Problem]:
-    """Image files of val whose bytes some image file of train has, too; only files of one size are read."""
+    """Image files of val that train has, too, or whose bytes some image file of train has; only files of one size are read."""
     sides = [[split.source for split in side if split.source is not None] for side in (training, [val])]
     files = [sorted({file for source in side for file in source.files if Path(file).is_file()}) for side in sides]  # records are none
     sizes = [[Path(file).stat().st_size for file in side] for side in files]
     common = set(sizes[0]) & set(sizes[1])
     files = [[file for file, size in zip(*pair) if size in common] for pair in zip(files, sizes)]
-    digests = [list(histogram.in_parallel(_digest, side, "comparing train and val", progress)) for side in files]
+
+    def digest(file: str) -> bytes:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+
+    digests = [list(histogram.in_parallel(digest, side, "comparing train and val", progress)) for side in files]
     owners = dict(zip(digests[0], files[0]))
-    text = "{}: the same image as {}; take it out of one of them: scores on images that training sees are too high."
-    found = ((file, owners[digest]) for file, digest in zip(files[1], digests[1]) if digest in owners)
-    return [Problem("leak", "val", file, text.format(file, owner)) for file, owner in found]
-
-
-def _digest(file: str) -> bytes:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    problems = []
+    for file, owner in ((file, owners[key]) for file, key in zip(files[1], digests[1]) if key in owners):
+        same = "training reads this file, too" if file == owner else f"the same image as {owner}"
+        text = f"{file}: {same}; take it out of one of them: scores on images that training sees are too high."
+        problems.append(Problem("leak", "val", file, text))
+    return problems
 
 
 # --- Telling ----------------------------------------------------------------------------------------------------------

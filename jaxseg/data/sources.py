@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxseg.cache import cache_dir
-from jaxseg.data.datasets import LABEL_SUFFIXES, DataError, DatasetSpec, Layout, get_spec, label_map
+from jaxseg.data.datasets import DataError, DatasetSpec, Layout, get_spec, label_map
 from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
@@ -145,15 +145,6 @@ def _in_any_case(file: Path) -> Path | None:
     endings = itertools.product(*zip(file.suffix.lower(), file.suffix.upper(), strict=True))
     candidates = (file, *(file.with_suffix("".join(ending)) for ending in endings))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def unused_labels(spec: DatasetSpec, root: str | Path, split: str) -> list[Path]:
-    """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
-    if spec.layout is None or not spec.layout.images.endswith(".*"):
-        return []
-    used = {pair.label for pair in find_pairs(spec, root, split)}
-    files = (file for folder in {label.parent for label in used} for file in folder.iterdir())
-    return sorted(file for file in files if file.suffix.lower() in LABEL_SUFFIXES and not file.name.startswith(".") and file not in used)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

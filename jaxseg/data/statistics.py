@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxseg.data.datasets import DataError
-from jaxseg.data.histogram import in_parallel
+from jaxseg.data.histogram import in_parallel, spread
 from jaxseg.data.sources import Source
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
     """
 
     def moments(index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        image = source.read(index)[0]
+        image = source.read_image(index)
         check_finite(image, source.files[index])
         channels = [image[..., c].astype(np.float64) for c in range(image.shape[-1])]
         means = np.array([channel.mean() for channel in channels])
@@ -35,7 +35,7 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
         return channels[0].size, means, np.array(squares)
 
     count, mean, square = 0, np.float64(0), np.float64(0)
-    indices = np.linspace(0, len(source) - 1, min(samples, len(source))).round().astype(int)
+    indices = spread(len(source), samples)
     # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all digits of small ones.
     for more, means, squares in in_parallel(moments, indices, "reading images", progress):
         delta, total = means - mean, count + more
@@ -77,28 +77,30 @@ def as_flag(values: Sequence[float]) -> str:
     return f"'({','.join(f'{value:.6g}' for value in values)}{',' * (len(values) == 1)})'"
 
 
-def read_statistics(root: str | Path) -> Statistics | None:
-    """(mean, std) of root/statistics.json, None if there is no such file. DataError if it is malformed."""
+def read_statistics(root: str | Path, channels: int = 0) -> Statistics | None:
+    """(mean, std) of root/statistics.json, None if there is no such file. DataError if it is malformed or of other `channels`."""
     file = Path(root) / NAME
-    if not file.is_file():
+    if not root or not file.is_file():
         return None
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         mean, std = (tuple(float(value) for value in stored[key]) for key in ("mean", "std"))
-        wrong = _wrong(mean, std)
+        wrong = _wrong(mean, std, channels)
     except (ValueError, TypeError, KeyError) as error:
         wrong = f"no key {error}" if isinstance(error, KeyError) else str(error)
     if wrong:
         raise DataError(
             f'{file}: {wrong}; it must read {{"mean": [...], "std": [...]}}, one number a channel each: correct it, or write it '
-            f"anew: python scripts/check_data.py --root={root} --statistics"
+            f"anew: python scripts/check_data.py --root={root}{f' --channels={channels}' * (channels not in (0, 3))} --statistics"
         )
     return mean, std
 
 
-def _wrong(mean: Sequence[float], std: Sequence[float]) -> str:
+def _wrong(mean: Sequence[float], std: Sequence[float], channels: int) -> str:
     if not mean or len(mean) != len(std):
         return f"{len(mean)} means and {len(std)} stds"
+    if channels not in (0, len(mean)):
+        return f"{len(mean)} channels, but config.dataset.channels={channels}"
     bad = next((value for value in (*mean, *std) if not math.isfinite(value)), None)
     if bad is not None:
         return f"holds {bad}"
