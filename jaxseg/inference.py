@@ -55,6 +55,8 @@ def make_settings(config) -> Settings:
         raise ValueError(
             f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}"
         )
+    if run.mode == "slide" and any(step > side for step, side in zip(stride, crop)):
+        raise ValueError(f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out")
     scales = tuple(float(s) for s in run.scales)
     if not scales or min(scales) <= 0:
         raise ValueError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none")

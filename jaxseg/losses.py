@@ -287,7 +287,7 @@ def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int
         choose({"": False, "ohem": True}, sampler["name"], f"config.losses.{key}.sampler.name")
     count = len(options.get("class_weight") or ())
     if classes is not None and count not in (0, classes):
-        raise ValueError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, or none.")
+        raise ValueError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, 'auto', or none.")
 
 
 def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:

@@ -88,5 +88,5 @@ def format_table(summary: dict) -> str:
         return "  ".join(cells).rstrip()
 
     rule = "-" * (sum(wide) + 6)
-    means = "  ".join(f"{key} {_percent(summary[key])}" for key in ("mIoU", "aAcc", "mAcc", "mDice", "mFscore"))
+    means = "  ".join(f"{key} {_percent(summary[key])}" for key in ("mIoU", "aAcc", "mAcc", "mDice"))
     return "\n".join([line(header), rule, *map(line, rows), rule, means])

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,57 +22,66 @@ class InputError(ValueError):
     """Input or output paths that cannot be used; the message names the path and what to do."""
 
 
-def find_images(source: str | Path) -> list[Path]:
-    """The image files of a folder (not of folders in it), sorted, or the one file given; InputError if there is none."""
+def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
+    """The image files of a folder and of the folders in it, sorted, or the one file given; InputError if there is none.
+
+    Hidden files and what lies in `output` are left out.
+    """
     source = Path(source)
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise InputError(f"no such file or folder: {source}")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.name[0] != ".")
-    if not files:
+    files = (Path(path) / name for path, _, names in os.walk(source, followlinks=True) for name in names)
+    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
+    found = sorted(file for file in images if not output or Path(output).resolve() not in file.resolve().parents or Path(output).resolve() == source.resolve())
+    if not found:
         raise InputError(f"no images in {source}: it holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
-    return files
+    return found
 
 
 def predict_files(
     segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None
 ) -> list[Path]:
-    """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png.
+    """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png, in folders
+    as the images lie in.
 
     official_ids: what stands for each class in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
     overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
     a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
-    files, output = find_images(source), Path(output)
-    if output.resolve() == files[0].parent.resolve():
+    source, output = Path(source), Path(output)
+    base = source.parent if source.is_file() else source
+    if output.resolve() == base.resolve():
         raise InputError(f"the output folder {output} is the input's own: predictions would overwrite images")
-    endings = ("",) if official_ids else ("", "_overlay")
-    written = collections.Counter(f"{path.stem}{ending}" for path in files for ending in endings)
+    files, endings = find_images(source, output), ("",) if official_ids else ("", "_overlay")
+    targets = [output / path.relative_to(base).with_suffix("") for path in files]
+    written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:
-        raise InputError(f"two images in {source} would both be written as {doubled[0]}.png: rename one")
+        raise InputError(f"two images in {source} would both be written as {Path(doubled[0]).name}.png: rename one")
     data = segment.config.dataset
     for path in files:
         header = inspect_image(path, path, data.channels)
-        check_channels(header.channels, data.channels, path)
+        check_channels(header.channels, data.channels, path, header.alpha)
         check_dtype(header.dtype, data.dtype, str(path))
-    output.mkdir(parents=True, exist_ok=True)
-    for path in files:
+    for path, target in zip(files, targets):
+        target.parent.mkdir(parents=True, exist_ok=True)
         image = decode_image(path.read_bytes(), path, data.channels)
         mask = segment(image)
         if official_ids:
-            save_official(output / f"{path.stem}.png", mask, official_ids)
+            save_official(target.with_name(f"{target.name}.png"), mask, official_ids)
         else:
-            visualize.save_label_png(output / f"{path.stem}.png", mask, segment.palette)
+            visualize.save_label_png(target.with_name(f"{target.name}.png"), mask, segment.palette)
             picture = visualize.overlay(visualize.to_rgb(image), mask, segment.palette, segment.classes)
-            visualize.save_picture(output, f"{path.stem}_overlay", picture)
-        log.info("%s: %s", path.name, " x ".join(map(str, mask.shape)))
-    return [output / f"{path.stem}.png" for path in files]
+            visualize.save_picture(target.parent, f"{target.name}_overlay", picture)
+        log.info("%s: %s", path.relative_to(base), " x ".join(map(str, mask.shape)))
+    return [target.with_name(f"{target.name}.png") for target in targets]
 
 
-def save_official(path: Path, mask: np.ndarray, ids: Sequence[int]) -> None:
-    """Write class ids [H, W] as a single-channel PNG of the values that stand for them, 8 bits, or 16 where these are needed."""
-    table = np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
+def save_official(path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]) -> None:
+    """Write class ids [H, W] as a PNG of the values or RGB colours that stand for them, 8 bits, or 16 where these are needed."""
+    table = np.array(ids)
+    table = table.astype(np.uint8 if table.max() < 256 else np.uint16)
     Image.fromarray(table[mask]).save(path, optimize=True)
 
 
@@ -87,5 +97,5 @@ def predict_checkpoint(
     ids = None
     if submission:
         facts = read_dataset_facts(checkpoint)
-        ids = facts.get("official_ids") or range(len(facts["classes"]))
+        ids = facts.get("colors") or facts.get("official_ids") or range(len(facts["classes"]))
     return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from jaxseg.inference import make_settings
 from jaxseg.models.names import choose
 from jaxseg.presets import CONCAT, DATASETS, IMAGENET
 
@@ -19,17 +20,20 @@ PROBABILITIES = ("class_crop", "flip", "vertical_flip", "rotate", "cutout", "cla
 # Field -> (how many values it has, 0 for a plain number; what they must satisfy; in words).
 NUMBERS: dict[str, tuple[int, Callable[..., bool], str]] = {
     **{field: (0, lambda n: n >= 1, "at least 1") for field in ("steps", "batch_size", "log_every", "keep_checkpoints", "eval.batch_size")},
-    **{field: (0, lambda n: n >= 0, "0 (never) or more") for field in ("eval_every", "checkpoint_every")},
+    **{field: (0, lambda n: n >= 0, "0 (at the end only) or more") for field in ("eval_every", "checkpoint_every")},
     **{field: (0, lambda n: n >= 0, "0 or more") for field in ("seed", "dataset.num_workers", "dataset.check_samples", "loss_scale")},
     **{f"dataset.{field}": (0, lambda p: 0 <= p <= 1, "a probability, 0 to 1") for field in PROBABILITIES},
     "dataset.class_balance": (0, lambda t: 0 <= t <= 1, "a share of the images, 0 (off) to 1"),
     "dataset.rotate_degrees": (0, lambda a: 0 <= a <= 180, "an angle in degrees, 0 to 180"),
     "dataset.channels": (0, lambda n: n >= 1, "at least 1"),
+    "optimizer.learning_rate": (0, lambda r: r > 0, "above 0"),
+    "optimizer.clip_norm": (0, lambda n: n >= 0, "0 (off) or more"),
+    "model.dropout_rate": (0, lambda p: 0 <= p < 1, "a probability, 0 or more and below 1"),
     "dataset.cat_max_ratio": (0, lambda p: 0 < p <= 1, "a share above 0, 1 for no limit"),
     "dataset.crop_size": (2, lambda h, w: h >= 1 and w >= 1, "(height, width) in pixels"),
     "dataset.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
     "eval.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
-    "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), both above 0"),
+    "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), in this order and above 0"),
 }
 
 
@@ -45,9 +49,11 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         if len(values) != (length or 1) or not holds(*values):
             raise ConfigError(f"config.{field} is {value}; it must be {words}.")
     data = config.dataset
-    for field in ("image_mean", "image_std"):
-        if len(data[field]) not in (0, data.channels) or len(data.image_mean) != len(data.image_std):
-            raise ConfigError(f"config.dataset.{field} is {data[field]}; mean and std must have {data.channels} values each, one a channel, or be ().")
+    for field, other in (("image_mean", "image_std"), ("image_std", "image_mean")):
+        if len(data[field]) not in (0, data.channels) or len(data[field]) > len(data[other]) == 0:
+            raise ConfigError(
+                f"config.dataset.{field} is {data[field]} and {other} is {data[other]}; both must have {data.channels} values, one a channel, or be ()."
+            )
     if data.image_std and not min(data.image_std) > 0:
         raise ConfigError(f"config.dataset.image_std is {data.image_std}; it must be above 0.")
 
@@ -78,6 +84,7 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int = 0) -> ml_colle
     choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
     choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
     check_numbers(config)
+    make_settings(config)
     _check_concat(data)
     if not num_classes:
         from jaxseg.data.datasets import get_spec

@@ -59,9 +59,11 @@ def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, 
             pending.clear()
         if saving:
             with progress.paused():
-                summary = hooks.evaluate(done, state) if evaluating else {}
-                position = {"batches": int(batches.position), **progress.spent()}
-                checkpoint.save(hooks.manager, state, position, summary.get("mIoU"))
+                position, summary = {"batches": int(batches.position), **progress.spent()}, {}
+                try:
+                    summary = hooks.evaluate(done, state) if evaluating else {}
+                finally:  # whatever goes wrong there, the training until here is kept
+                    checkpoint.save(hooks.manager, state, position, summary.get("mIoU"))
             if (summary.get("mIoU") or 0) >= hooks.enough:
                 break
     return state

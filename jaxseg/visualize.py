@@ -18,13 +18,14 @@ LARGEST_SIDE = 768  # a panel's columns are no longer than this
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """An image [H, W, C] of any dtype and number of channels as RGB uint8 [H, W, 3]: its first three channels, or the first alone.
 
-    8 bits stay as they are; of other dtypes each channel is stretched between its 2nd and 98th percentile.
+    8 bits stay as they are; others are stretched between their 2nd and 98th percentile, RGB as a whole, of more channels each.
     """
+    bands = image.shape[-1]
     image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
     if image.dtype == np.uint8:
         return image
     image = image.astype(np.float32)
-    low, high = np.percentile(image, (2, 98), axis=(0, 1)).astype(np.float32)
+    low, high = np.percentile(image, (2, 98), axis=(0, 1) if bands > 3 else None, keepdims=True).astype(np.float32)
     return np.clip((image - low) * (255 / np.maximum(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 

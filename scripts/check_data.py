@@ -18,7 +18,7 @@ from jaxseg import door
 CONFIG = door.define_config()
 ROOT = flags.DEFINE_string("root", "", "The folder of the data set, where there is no --config yet.")
 NAME = flags.DEFINE_string("name", "folder", "With --root: the data set, one of those a config can name.")
-CHANNELS = flags.DEFINE_integer("channels", 0, "With --root: channels of the images; 0: 3, or those of the first image if it has more than 4.", lower_bound=0)
+CHANNELS = flags.DEFINE_integer("channels", 0, "With --root: channels of the images; 0: 3, or those of the first image if it has more.", lower_bound=0)
 STATISTICS = flags.DEFINE_bool("statistics", False, "Also write mean and std of the training images' channels into ROOT/statistics.json.")
 JSON = flags.DEFINE_string("json", "", "A file to write the whole report to.")
 
@@ -29,13 +29,14 @@ def _one_of(values: dict) -> bool:
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.data import report, sources
+    from jaxseg.data import report
 
-    config = CONFIG.value or report.folder_config(ROOT.value, NAME.value, CHANNELS.value or sources.guess_channels(NAME.value, ROOT.value))
+    config = CONFIG.value or report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
     found = report.check_data(config, write_statistics=STATISTICS.value, progress=True)
     losses = [key for key, loss in config.get("losses", {}).items() if "class_weight" in loss]
     print(report.as_text(found, losses or ["decode"]))
     if JSON.value:
+        Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
         Path(JSON.value).write_text(report.as_json(found))
     sys.exit(0 if found.ok else 1)
 

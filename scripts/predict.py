@@ -15,7 +15,7 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.", required=True
 )
 INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.", required=True)
-SUBMISSION = flags.DEFINE_bool("submission", False, "Write the data set's own label values (Cityscapes: 7 for road, ...), as servers want them.")
+SUBMISSION = flags.DEFINE_bool("submission", False, "Write only <stem>.png, with the data set's own label values or colours, as benchmarks want them.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
 
 

@@ -11,6 +11,7 @@ its two zips). --codec:
 """
 
 import json
+import shlex
 
 from absl import flags
 
@@ -37,11 +38,11 @@ def main(_: list[str]) -> None:
         channels=CHANNELS.value,
     )  # fmt: skip
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder} holds {size / 1e6:.0f} MB. Train on it:\n")
-    print(f"  python scripts/train.py --config=configs/pspnet.py:r50-d8_512x512_40k_{NAME.value} --workdir=runs/{NAME.value} \\")
-    channels = json.loads((folder / PLAN).read_text())["channels"]
+    channels, crop = json.loads((folder / PLAN).read_text())["channels"], "512x1024" if NAME.value == "cityscapes" else "512x512"
     more = f" --config.dataset.channels={channels}" if channels != 3 else ""
-    print(f"    --config.dataset.source=tfds --config.dataset.root={OUTPUT.value}{more}")
+    print(f"{folder} holds {size / 1e6:.1f} MB. Train on it (with crops and steps that suit it), for example:\n")
+    print(f"  python scripts/train.py --config=configs/pspnet.py:r50-d8_{crop}_40k_{NAME.value} --workdir=runs/{NAME.value} \\")
+    print(f"    --config.dataset.source=tfds --config.dataset.root={shlex.quote(OUTPUT.value)}{more}")
 
 
 if __name__ == "__main__":

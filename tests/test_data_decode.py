@@ -41,10 +41,24 @@ def test_header_agrees_with_pixels_about_depth_and_channels(tmp_path, suffix, ch
     order = [2, 1, 0, 3][:channels] if channels > 1 else [0]
     file = tmp_path / f"x{suffix}"
     cv2.imwrite(str(file), pixels[..., order])
-    assert decode.inspect_image(file, file) == ((4, 6), channels, np.dtype(dtype).name)
+    assert decode.inspect_image(file, file)[:3] == ((4, 6), channels, np.dtype(dtype).name)
     np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file, channels), pixels)
-    if channels == 4:
+    if channels == 4 and suffix == ".png":
         np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file), pixels[..., :3])
+    elif channels == 4:  # OpenCV's TIFF does not call the fourth one transparency, so it may be infrared
+        with pytest.raises(DataError, match="has 4 channels, but config.dataset.channels=3; set --config.dataset.channels=4"):
+            decode.decode_image(file.read_bytes(), file)
+
+
+def test_transparency_of_a_tiff_is_dropped_and_a_fourth_band_is_not(tmp_path):
+    pixels = np.arange(96, dtype=np.uint8).reshape(4, 6, 4)
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    np.testing.assert_array_equal(decode.decode_image((tmp_path / "x.tif").read_bytes(), "x"), pixels[..., :3])
+    assert decode.inspect_image(tmp_path / "x.tif", "x").alpha
+    np.save(tmp_path / "x.npy", pixels)
+    header = decode.inspect_image(tmp_path / "x.npy", "x")
+    with pytest.raises(DataError, match="x: has 4 channels, but config.dataset.channels=3; set --config.dataset.channels=4"):
+        decode.check_channels(header.channels, 3, "x", header.alpha)
 
 
 @pytest.mark.parametrize("options", [{}, {"planarconfig": "separate"}, {"planarconfig": "contig"}, {"compression": "zlib", "predictor": True}])
@@ -52,7 +66,7 @@ def test_tiff_of_many_channels(tmp_path, options):
     pixels = np.random.default_rng(0).integers(0, 60000, (20, 24, 5)).astype(np.uint16)
     file, planar = tmp_path / "x.tif", options.get("planarconfig") == "separate"
     tifffile.imwrite(file, pixels.transpose(2, 0, 1) if planar else pixels, photometric="minisblack", **options)
-    assert decode.inspect_image(file, file, 5) == ((20, 24), 5, "uint16")
+    assert decode.inspect_image(file, file, 5)[:3] == ((20, 24), 5, "uint16")
     np.testing.assert_array_equal(decode.decode_image(file.read_bytes(), file, 5), pixels)
     with pytest.raises(DataError, match="x.tif: has 5 channels, but config.dataset.channels=3; set --config.dataset.channels=5"):
         decode.decode_image(file.read_bytes(), file)
@@ -65,7 +79,7 @@ def test_arrays(tmp_path, stored, dtype):
     for array in (pixels, pixels.transpose(2, 0, 1)):
         np.save(file, array.astype(stored))
         image = decode.decode_image(file.read_bytes(), file, 5)
-        assert decode.inspect_image(file, file, 5) == ((20, 24), 5, dtype) and image.dtype == dtype
+        assert decode.inspect_image(file, file, 5)[:3] == ((20, 24), 5, dtype) and image.dtype == dtype
         np.testing.assert_array_equal(image, pixels)
     np.save(file, pixels[..., 0].astype(stored))
     assert decode.decode_image(file.read_bytes(), file, 3).shape == (20, 24, 3)

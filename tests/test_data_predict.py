@@ -22,3 +22,25 @@ def test_one_bad_image_stops_before_anything_is_written(tmp_path, bad):
     with pytest.raises(DataError, match=r"in/z\.(JPG|PNG)"):
         predict_files(types.SimpleNamespace(config=make_config()), tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
+    for name in ("a", "b/a", "b/.hidden", "out/a"):
+        write_png(tmp_path / f"in/{name}.png", np.full((4, 6, 3), 9, np.uint8))
+    segment = Segment()
+    files = predict_files(segment, tmp_path / "in", tmp_path / "in/out")
+    assert [file.relative_to(tmp_path / "in/out").as_posix() for file in files] == ["a.png", "b/a.png"]
+    assert (tmp_path / "in/out/b/a_overlay.png").is_file()
+    assert [file.name for file in predict_files(segment, tmp_path / "in/b/a.png", tmp_path / "one", official_ids=(7, 8))] == ["a.png"]
+    assert sorted(file.name for file in (tmp_path / "one").iterdir()) == ["a.png"] and cv2.imread(str(tmp_path / "one/a.png"), 0)[0, 0] == 8
+    predict_files(segment, tmp_path / "in/b/a.png", tmp_path / "rgb", official_ids=((1, 2, 3), (4, 5, 6)))
+    assert cv2.imread(str(tmp_path / "rgb/a.png"))[0, 0].tolist() == [6, 5, 4]
+
+
+class Segment:
+    """A predictor that finds class 1 everywhere."""
+
+    config, palette, classes = make_config(), ((0, 0, 0), (255, 0, 0)), ("a", "b")
+
+    def __call__(self, image):
+        return np.ones(image.shape[:2], np.int32)

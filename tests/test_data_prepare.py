@@ -111,7 +111,7 @@ def test_many_channels_of_many_bits_stay_lossless(tmp_path, codec, dtype):
     prepare.prepare("folder", root, tmp_path / "out", codec=codec)
     ours, prepared = both(root, tmp_path / "out", channels=5)
     same(ours, prepared)
-    assert prepared.header(1) == ((20, 24), 5, dtype)
+    assert prepared.header(1)[:3] == ((20, 24), 5, dtype)
     with pytest.raises(DataError, match=f"jpeg holds 8 bits of 1 or 3 channels, not {dtype} of 5"):
         prepare.prepare("folder", root, tmp_path / "lossy", codec="jpeg")
 

@@ -126,6 +126,15 @@ def test_overfitting_takes_the_first_of_a_split(split, first):
         overfit.first_of("train[10%:]", 4)
 
 
+def test_what_an_evaluation_cannot_do_is_refused_before_step_0(tmp_path):
+    for changes, words in (({"scales": ()}, "config.eval.scales"), ({"mode": "slide", "crop_size": (8, 8), "stride": (9, 9)}, "config.eval.stride")):
+        config = small_run(make_folder(tmp_path / "data"))
+        config.eval.update(changes)
+        with pytest.raises(ValueError, match=words):
+            train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_ends_when_it_is_good_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(train.cache, "enable_compilation_cache", lambda: "")
     config = small_run(make_folder(tmp_path / "data"), steps=4)
@@ -173,7 +182,7 @@ def test_entries_of_concat_are_checked(tmp_path, entry, message):
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"image_mean": (1.0, 2.0, 3.0)}, "mean and std must have 3 values each"), ({"image_mean": (1.0,) * 3, "image_std": (0.0, 1.0, 1.0)}, "above 0"),
+    ({"image_mean": (1.0, 2.0, 3.0)}, "both must have 3 values, one a channel"), ({"image_mean": (1.0,) * 3, "image_std": (0.0, 1.0, 1.0)}, "above 0"),
 ])  # fmt: skip
 def test_given_statistics_are_checked(tmp_path, given, message):
     root = make_folder(tmp_path)

@@ -108,9 +108,9 @@ def test_image_without_label(folder):
     (folder / "labels/train/t1.png").unlink()
     refused(folder, "images/train/t1.png", "its label", "labels/train/t1.png is missing")
     (folder / "labels/train/t1.jpg").touch()
-    refused(folder, "There is t1.jpg: labels must be PNG, not compressed with loss.")
+    refused(folder, "There is t1.jpg: labels must be PNG, TIFF, BMP, GIF or NPY, not compressed with loss.")
     (folder / "labels/train/t1.jpg").rename(folder / "labels/train/t1.txt")
-    refused(folder, "There is t1.txt: labels must be PNG.")
+    refused(folder, "There is t1.txt: labels must be PNG, TIFF, BMP, GIF or NPY.")
 
 
 def test_label_without_image_is_told(folder, caplog):

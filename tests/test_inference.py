@@ -119,7 +119,7 @@ def test_slide_keeps_several_images_apart():
 
 def make_config(**run):
     defaults = dict(mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1, resize=(0, 0))
-    data = dict(channels=3, dtype="uint8", image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))
+    data = dict(name="shapes", root="", source="files", channels=3, dtype="uint8", image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))
     return ConfigDict({"precision": "float32", "model": {"align_corners": False}, "dataset": data, "eval": defaults | run})
 
 
@@ -130,6 +130,16 @@ def test_overriding_replaces_data_and_eval_only():
     merged = inference.override_data(trained, other.lock())
     assert merged.eval.flip and not merged.model.align_corners and not trained.eval.flip
     assert merged.dataset.image_mean == trained.dataset.image_mean != other.dataset.image_mean
+
+
+def test_an_empty_root_is_that_of_the_run_if_the_data_set_is_the_same():
+    trained, other = make_config(), make_config()
+    trained.dataset.update(dict(name="folder", root="photos", source="tfds"))
+    other.dataset.name = "folder"
+    merged = inference.override_data(trained, other)
+    assert merged.dataset.root == "photos" and merged.dataset.source == "tfds" and other.dataset.root == ""
+    other.dataset.name = "cityscapes"
+    assert inference.override_data(trained, other).dataset.root == ""
 
 
 def make_predictor(**run):

@@ -29,7 +29,8 @@ def browse(config: ConfigDict, output: str | Path, count: int = 16, *, raw: bool
     files, cells, labels = [], [], []
     for number, (name, image, label) in enumerate(itertools.islice(_samples(config, raw), count)):
         photo = visualize.to_rgb(image)
-        title = f"{name}  {label.shape[1]}x{label.shape[0]}"
+        padded = "" if raw or label.shape == tuple(data.crop_size) else f", padded to {data.crop_size[1]}x{data.crop_size[0]}"
+        title = f"{name}  {label.shape[1]}x{label.shape[0]}{padded}"
         files.append(visualize.save_picture(output, f"{number:03d}_{name}", panel(photo, label, spec, title)))
         cells.append(_pair(photo, label, spec, CELL))
         labels.append(label)

@@ -109,7 +109,7 @@ def _check_pairs(split: Split, data: ConfigDict) -> None:
             label = pipeline.read(source, index, data.dtype)[1]
         else:
             file, label, header = source.files[index], source.read_label(index), source.header(index)
-            check_channels(header.channels, data.channels, file)
+            check_channels(header.channels, data.channels, file, header.alpha)
             pipeline.check_dtype(header.dtype, data.dtype, file)
             check_sizes(header.size, label.shape, file, source.label_files[index])
         return histogram.count_pixels(label, split.spec.num_classes)

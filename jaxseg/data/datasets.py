@@ -252,7 +252,9 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; config.dataset.root must hold images/, labels/ and classes.txt.")
     if not file.is_file():
-        raise DataError(f"{file}: no such file; write the class names into it, one a line, the first is label value 0.")
+        prepared = next(Path(root).glob("**/dataset_info.json"), None)
+        hint = f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)" if prepared else ""
+        raise DataError(f"{file}: no such file; write the class names into it, one a line, the first is label value 0{hint}.")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

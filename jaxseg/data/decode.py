@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
-import imagecodecs
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import tifffile
+from imagecodecs import PngError, png_decode
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 - the formats beyond preinit's
 
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 
@@ -22,6 +23,8 @@ EXIF_ORIENTATION = 0x0112
 MEND_IMAGE = "it is damaged or of an unknown format: replace it, or remove it and its label"
 MEND_LABEL = "it is damaged: replace it, or remove it and its image"
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damaged files
+# Threads read files while others import TFDS, which replaces __import__ for a while: what is imported at first use must be there before.
+Image.preinit()
 Image.MAX_IMAGE_PIXELS = None  # aerial photos are larger than what Pillow takes for an attack
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY = b"\x93NUMPY"
@@ -42,6 +45,7 @@ class Header(NamedTuple):
     size: tuple[int, int]
     channels: int
     dtype: str
+    alpha: bool = True  # whether the last of 2 or 4 channels is transparency, which RGB can do without
 
 
 def decode_image(data: bytes, file: str | Path, channels: int = 3) -> np.ndarray:
@@ -53,14 +57,14 @@ def decode_image(data: bytes, file: str | Path, channels: int = 3) -> np.ndarray
     if data[:4] in TIFF:
         return _decode_tiff(data, file, channels)
     if data[:6] == NPY:
-        return _fit(_as_image(_load_npy(io.BytesIO(data), file), channels, file), channels, file)
+        return _fit(_as_image(_load_npy(io.BytesIO(data), file), channels, file), channels, file, alpha=False)
     # libjpeg fills what is missing with grey and OpenCV does not tell; a whole file ends with this marker.
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in bytes(data[-256:]):
         inspect_image(data, file, load=True)
     if channels == 3 and _is_plain_png(data):
         try:
-            return imagecodecs.png_decode(data)  # up to a quarter faster than OpenCV's libpng
-        except imagecodecs.PngError as error:
+            return png_decode(data)  # up to a quarter faster than OpenCV's libpng
+        except PngError as error:
             raise DataError(f"{file}: cannot be read as an image ({error}); {MEND_IMAGE}.") from None
     return _decode_photo(data, file, channels)
 
@@ -98,16 +102,15 @@ def _decode_photo(data: bytes, file: str | Path, channels: int) -> np.ndarray:
 
 
 def _decode_tiff(data: bytes, file: str | Path, channels: int) -> np.ndarray:
-    import tifffile
-
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             image, axes, page = tiff.series[0].asarray(), tiff.series[0].axes, tiff.pages[0]
+            alpha = any(page.extrasamples)
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
                 image, axes = (page.colormap[:, image] >> 8).astype(np.uint8), "SYX"
     except Exception as error:  # tifffile raises whatever its parsing runs into
         raise DataError(f"{file}: cannot be read as a TIFF ({error}); {MEND_IMAGE}.") from None
-    return _fit(_as_image(image, channels, file, axes), channels, file)
+    return _fit(_as_image(image, channels, file, axes), channels, file, alpha)
 
 
 def _load_npy(stream: Any, file: str | Path) -> np.ndarray:
@@ -142,10 +145,10 @@ def _kept(dtype: np.dtype) -> str:
     return dtype.name if dtype.name in ("uint8", "uint16") else "float32"
 
 
-def _fit(image: np.ndarray, channels: int, file: str | Path) -> np.ndarray:
+def _fit(image: np.ndarray, channels: int, file: str | Path, alpha: bool = True) -> np.ndarray:
     """An image [H, W, C] with the channels asked for; DataError if it has not these."""
     have = image.shape[2]
-    check_channels(have, channels, file)
+    check_channels(have, channels, file, alpha)
     if have == channels:
         return image
     if channels == 1:
@@ -153,9 +156,9 @@ def _fit(image: np.ndarray, channels: int, file: str | Path) -> np.ndarray:
     return image[..., :3] if have == 4 else np.repeat(image[..., :1], 3, -1)
 
 
-def check_channels(have: int, channels: int, file: str | Path) -> None:
-    """DataError unless an image of so many channels can be read as `channels`: equal, 1, 2 and 4 as RGB, or 3 and 4 as grey."""
-    if have != channels and (channels, have) not in ((3, 1), (3, 2), (3, 4), (1, 2), (1, 3), (1, 4)):
+def check_channels(have: int, channels: int, file: str | Path, alpha: bool = True) -> None:
+    """DataError unless an image of so many channels can be read as `channels`: equal, grey as RGB, RGB as grey, without its `alpha`."""
+    if have != channels and (channels, have - (alpha and have in (2, 4))) not in ((3, 1), (3, 3), (1, 1), (1, 3)):
         raise DataError(
             f"{file}: has {have} channels, but config.dataset.channels={channels}; set --config.dataset.channels={have} "
             "if all images are like this one, else correct or remove it."
@@ -197,23 +200,22 @@ def _first_bytes(file: Path) -> bytes:
 
 
 def _inspect_tiff(data: bytes | Path, file: str | Path, channels: int) -> Header:
-    import tifffile
-
     try:
         with tifffile.TiffFile(data if isinstance(data, Path) else io.BytesIO(data)) as tiff:
             shape, dtype, axes = tiff.series[0].shape, tiff.series[0].dtype, tiff.series[0].axes
             palette = tiff.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE
+            alpha = any(tiff.pages[0].extrasamples)
     except Exception as error:  # tifffile raises whatever its parsing runs into
         raise DataError(f"{file}: cannot be read as a TIFF ({error}); {MEND_IMAGE}.") from None
     header = _header(shape, dtype, channels, file, axes)
-    return header._replace(channels=3, dtype="uint8") if palette else header
+    return header._replace(channels=3, dtype="uint8") if palette else header._replace(alpha=alpha)
 
 
 def _header(shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = "") -> Header:
     """The Header of an array as `_as_image` would read it."""
     axis = _stored(shape, dtype, channels, file, axes)
     sizes = [*shape, 1] if len(shape) == 2 else [*shape[:axis], *shape[axis + 1 :], shape[axis]]
-    return Header((sizes[0], sizes[1]), sizes[2], _kept(np.dtype(dtype)))
+    return Header((sizes[0], sizes[1]), sizes[2], _kept(np.dtype(dtype)), alpha=False)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,10 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import logging
+import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,8 @@ from jaxseg.data.sources import Joined, Source, open_source
 from jaxseg.data.statistics import check_finite
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image
 from jaxseg.presets import CONCAT
+
+log = logging.getLogger(__name__)
 
 THREADS = min(max(os.cpu_count() or 1, 2), 16)  # that read ahead where num_workers is 0; each makes whole batches
 ENDLESS = 2**40  # samples
@@ -75,6 +80,7 @@ class LoadRows:
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         _keep_memory()
+        _end_with_parent()
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
@@ -151,6 +157,13 @@ def _keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)
 
 
+@functools.cache
+def _end_with_parent() -> None:
+    """In a worker process: end when the training process does, however it ends; a killed one cannot stop its workers."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, Sequence) else value
 
@@ -198,6 +211,8 @@ def sample_indices(source: Source, class_balance: float) -> range | list[int]:
     if not class_balance:
         return range(len(source))
     factors = histogram.repeat_factors(histogram.count_labels(source, source.spec.num_classes, progress=True)[:, :-1], class_balance)
+    log.info("config.dataset.class_balance=%g: %d of %d images are shown more than once an epoch, up to %d times", class_balance,
+             (factors > 1).sum(), len(factors), factors.max())  # fmt: skip
     return np.repeat(np.arange(len(source)), factors).tolist()
 
 
@@ -217,7 +232,8 @@ class EvalSamples(Sequence):
 
     def __init__(self, source: Source, resize: Sequence[int], dtype: str):
         self._source, self.spec, self._resize, self._dtype = source, source.spec, tuple(resize), dtype
-        self.names = [name.rsplit("/", 1)[-1] for name in source.names]
+        short = [name.rsplit("/", 1)[-1] for name in source.names]
+        self.names = short if len(set(short)) == len(short) else list(source.names)
 
     def __len__(self) -> int:
         return len(self._source)

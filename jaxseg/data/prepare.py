@@ -26,6 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxseg.data import datasets, official, records, sources, statistics
 from jaxseg.data.datasets import DataError, DatasetSpec
@@ -101,8 +102,8 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> Split:
         if download is None:
             raise
         raise DataError(f"{download} Nor can it be read in place: {error}") from None
-    if not channels and source.header(0).channels > 4:
-        return _split(name, root, split, source.header(0).channels)
+    if not channels and (guess := sources.guess_channels(source)) != 3:
+        return _split(name, root, split, guess)
     jobs = [Job(stem, functools.partial(_pair, source, index)) for index, stem in enumerate(source.names)]
     return Split(split, jobs, _hash(source.fingerprint(), _stats(file for file in source.files if os.path.isfile(file))), channels or 3)
 
@@ -213,8 +214,6 @@ class Encoder:
 
 
 def _serialize(fields: dict[str, bytes]) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
-
     feature = {key: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[value])) for key, value in fields.items()}
     return tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature)).SerializeToString(deterministic=True)
 

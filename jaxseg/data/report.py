@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data import checks, histogram, records, sources, statistics
+from jaxseg.data import checks, datasets, histogram, records, sources, statistics
 from jaxseg.data.checks import Split
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 from jaxseg.data.decode import Header, check_channels, check_sizes, decode_label
@@ -83,8 +83,13 @@ class Report:
         return not any(KINDS[problem.kind][0] for problem in self.problems)
 
 
-def folder_config(root: str, name: str = "folder", channels: int = 3) -> ConfigDict:
-    """As much of a config as `check_data` reads, for a data set that has none yet."""
+def folder_config(root: str, name: str = "folder", channels: int = 0) -> ConfigDict:
+    """As much of a config as `check_data` reads, for a data set that has none yet. channels: 0 for those of the first image."""
+    if not channels:
+        try:
+            channels = sources.guess_channels(sources.open_source(datasets.get_spec(name, root), root, "train"))
+        except DataError:
+            channels = 3  # check_data will tell
     return ConfigDict(dict(dataset=DATASET | dict(name=name, root=root, channels=channels), eval=EVALUATION))
 
 
@@ -186,7 +191,7 @@ def _examine(split: Split, channels: int, index: int) -> tuple[Header | None, np
 
     header = attempt("damaged image", file, source.header, index)
     if header is not None:
-        attempt("channels", file, check_channels, header.channels, channels, file)
+        attempt("channels", file, check_channels, header.channels, channels, file, header.alpha)
     image = None if problems else attempt("damaged image", file, source.read_image, index)
     if image is not None:
         attempt("not finite", file, statistics.check_finite, image, file)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxseg.cache import cache_dir
-from jaxseg.data.datasets import DataError, DatasetSpec, Layout, get_spec, label_map
+from jaxseg.data.datasets import DataError, DatasetSpec, Layout, label_map
 from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
@@ -119,9 +119,10 @@ def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> str:
     folder = (root / pattern).parent
     known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
     if not folder.is_dir():
+        part = " (a part of another split will do: train_split='train[:80%]' with val_split='train[80%:]')" if split == "val" else ""
         return (
             f"{folder}: no such folder; put the images of split '{split}' there, or set config.dataset.root, train_split or val_split"
-            f"{_official_hint(spec)}."
+            f"{part}{_official_hint(spec)}."
         )
     present = sorted(file.name for file in folder.glob("*") if not file.name.startswith("."))[:3]
     there = f"it holds {', '.join(present)}, ... " if present else "it is empty"
@@ -136,7 +137,7 @@ def find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) ->
     wanted = candidates[0][0] if layout.images.endswith(".*") else " or ".join(str(file) for file, _ in candidates)
     similar = sorted(file.name for file in candidates[0][0].parent.glob(f"{glob.escape(Path(stem).name)}.*"))
     lossy = ", not compressed with loss" if similar and similar[0].lower().endswith((".jpg", ".jpeg")) else ""
-    hint = f" There is {similar[0]}: labels must be PNG{lossy}." if similar else ""
+    hint = f" There is {similar[0]}: labels must be PNG, TIFF, BMP, GIF or NPY{lossy}." if similar else ""
     raise DataError(f"{image}: its label {wanted} is missing; add it, or take the image out.{hint}")
 
 
@@ -248,13 +249,10 @@ def parse_split(split: str) -> list[re.Match]:
     return parts
 
 
-def guess_channels(name: str, root: str | Path, split: str = "train") -> int:
-    """3, or the channels of a split's first image where they are more than 4; 3 if there is none to look at."""
-    try:
-        channels = open_source(get_spec(name, root), root, split).header(0).channels
-    except DataError:
-        return 3
-    return channels if channels > 4 else 3
+def guess_channels(source: Source) -> int:
+    """How the images of a source want to be read: 3, or as many channels as the first one has beyond RGB and transparency."""
+    header = source.header(0)
+    return header.channels if header.channels > 4 or (header.channels in (2, 4) and not header.alpha) else 3
 
 
 def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: int = 3, source: str = "files") -> Source:
@@ -278,6 +276,8 @@ def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: in
 
 def _place(text: str | None, count: int) -> int | None:
     """'12' -> 12, '25%' -> a quarter of `count`, nothing -> None."""
+    if text and text.endswith("%") and int(text[:-1]) > 100:
+        raise DataError(f"a split's slice cannot end at {text}; write at most 100%.")
     return None if not text else round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
 

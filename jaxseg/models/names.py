@@ -11,4 +11,5 @@ def choose(table: Mapping[Any, Any], name: Any, what: str) -> Any:
         return table[name]
     near = difflib.get_close_matches(str(name), map(str, table), 1, 0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(map(str, table))}.")
+    known = ", ".join(str(key) or "'' (empty)" for key in table)
+    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {known}.")
