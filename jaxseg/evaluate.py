@@ -318,10 +318,10 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     """Evaluate a workdir (its best step) or one step; writes metrics.json and pictures/ there. Returns the summary.
 
     config: overrides config.dataset and config.eval of the trained run; an empty dataset.root means the run's, if the data
-    set is the same. What metrics.json says about training stays.
+    set is the same. What metrics.json says about training stays; `evaluated` there says on what, and how, it was measured.
     """
     from jaxseg import checkpoint  # orbax is slow to import
-    from jaxseg.data.pipeline import eval_samples
+    from jaxseg.data.pipeline import eval_samples, evaluated
 
     cache.enable_compilation_cache()
     step = checkpoint.find_step(path)
@@ -331,7 +331,10 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
     training = checkpoint.read_training(folder)
-    summary |= {"step": step} | ({"training": training} if training else {})
+    part, run = evaluated(config)[0], config.eval
+    how = dict(mode=run.mode, resize=list(run.resize), scales=list(run.scales), flip=run.flip)
+    summary |= {"step": step, "evaluated": part.to_dict() | dict(split=config.dataset.val_split) | how}
+    summary |= {"training": training} if training else {}
     if jax.process_index() == 0:
         checkpoint.write_json(folder / "metrics.json", summary)
     return summary

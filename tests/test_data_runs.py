@@ -51,7 +51,8 @@ def test_a_16_bit_set_of_5_channels_trains_evaluates_and_predicts(fields, tmp_pa
     np.testing.assert_allclose(config.dataset.image_mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(config.dataset.image_std, pixels.std(0), rtol=1e-6)
     assert config.dataset.dtype == "uint16" and summary["images"] == 2
-    assert evaluate_checkpoint(tmp_path / "run")["mIoU"] == summary["mIoU"]
+    again = evaluate_checkpoint(tmp_path / "run")
+    assert again["mIoU"] == summary["mIoU"] and again["evaluated"]["root"] == str(fields) and again["evaluated"]["split"] == "val"
     files = predict.predict_checkpoint(tmp_path / "run", fields / "images/val", tmp_path / "out")
     raw = predict.predict_checkpoint(tmp_path / "run", fields / "images/val", tmp_path / "raw", submission=True)
     for ids, official in zip(files, raw):
@@ -137,10 +138,19 @@ def test_what_an_evaluation_cannot_do_is_refused_before_step_0(tmp_path):
 
 def test_training_ends_when_it_is_good_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(train.cache, "enable_compilation_cache", lambda: "")
-    config = small_run(make_folder(tmp_path / "data"), steps=4)
+    config = small_run(make_folder(tmp_path / "data"), steps=6)
     config.eval_every = 2
-    assert train.train(config, tmp_path / "run", enough=0.0)["step"] == 2
-    assert sorted(int(folder.name) for folder in (tmp_path / "run/checkpoints").iterdir()) == [2]
+
+    def fail(*arguments, **options):
+        raise RuntimeError("evaluation failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxseg.evaluate.evaluate", fail)
+        with pytest.raises(RuntimeError, match="evaluation failed"):
+            train.train(config, tmp_path / "run")
+    saved = [int(folder.name) for folder in (tmp_path / "run/checkpoints").iterdir()]
+    assert saved == [2]  # though its evaluation failed
+    assert train.train(config, tmp_path / "run", enough=0.0)["step"] == 4  # not 6
 
 
 def test_class_weights_follow_the_labels(tmp_path):

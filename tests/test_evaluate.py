@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, door, evaluate, metrics
+from jaxseg import checkpoint, door, evaluate, metrics, presets
 from jaxseg.inference import Settings
 
 SETTINGS = Settings(mean=(128.0,) * 3, std=(64.0,) * 3)
@@ -116,9 +116,8 @@ def test_unreadable_sample_is_reported(model, samples):
 
 
 def make_config(num_classes=3):
-    run = dict(mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1, resize=(0, 0))
-    data = dict(name="toy", image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    return ConfigDict({"model": {"align_corners": False, "num_classes": num_classes}, "dataset": data, "eval": run})
+    data = presets.DATASET | dict(name="shapes", image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    return ConfigDict({"model": {"align_corners": False, "num_classes": num_classes}, "dataset": data, "eval": presets.EVALUATION})
 
 
 def test_evaluate_returns_metrics_and_pictures(model, samples, tmp_path):
@@ -161,6 +160,7 @@ def test_checkpoint_door_writes_metrics_and_pictures(model, samples, tmp_path, m
     assert json.loads((tmp_path / "metrics.json").read_text()) == summary
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["sample0.png", "sample6.png"]
     assert summary["step"] == 7 and summary["training"] == {"seconds": 5.0}
+    assert summary["evaluated"]["name"] == "shapes" and summary["evaluated"]["split"] == "val" and summary["evaluated"]["scales"] == [1.0]
 
 
 def test_overrides_are_of_the_run_where_no_config_is_given(tmp_path):
