@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,36 @@ def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path)
         for key, value in next(here).items():
             np.testing.assert_array_equal(value, stored[f"{key}{k}"])
     here.close()
+
+
+KILLED = """
+import multiprocessing, sys, time
+from data_helpers import make_config
+from jaxseg.data import pipeline
+if __name__ == "__main__":
+    batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=1), devices=1)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def is_running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_a_killed_run(root, tmp_path):
+    (tmp_path / "main.py").write_text(KILLED)
+    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), root], env=environment, stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in run.stdout.readline().split()]
+    assert workers and all(map(is_running, workers))
+    run.kill()
+    run.communicate()
+    for _ in range(100):
+        if not any(map(is_running, workers)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"workers {workers} outlived their run")

@@ -142,6 +142,10 @@ ERRORS = {
         lambda r: split_files(r, "images/val/*", lambda f: write_png(f, np.full((20, 24, 3), len(f.stem), np.uint16))), "dtype", "val", 2,
         "v0.png: uint16, where most images have uint8; save it",
     ),
+    "shared name": (
+        lambda r: os.link(r / "images/train/t1.png", r / "images/train/t1.webp"), "shared name", "train", 1,
+        "t1.webp have one name, so they would share one label; rename",
+    ),
     "split": (lambda r: shutil.rmtree(r / "images/val"), "split", "val", 1, "images/val: no such folder; put the images"),
 }  # fmt: skip
 WARNINGS = {
@@ -204,12 +208,13 @@ def test_every_kind_of_problem_is_tested():
 
 def test_problems_are_collected_not_stopped_at(root):
     values(root)
+    os.link(root / "images/train/t1.png", root / "images/train/t1.webp")
     cut(root / "images/train/t0.png")
     (root / "labels/train/t3.png").unlink()
     (root / "labels/val/v1.png").unlink()
     result = found(root)
     assert kinds(result).keys() == {
-        ("value", "train"), ("value", "val"), ("damaged image", "train"), ("missing label", "train"), ("missing label", "val"),
+        ("shared name", "train"), ("value", "train"), ("value", "val"), ("damaged image", "train"), ("missing label", "train"), ("missing label", "val"),
     }  # fmt: skip
     assert "999" in report.as_text(result) and not list(root.parent.glob("cache/labels/*"))
 

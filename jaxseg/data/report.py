@@ -30,6 +30,7 @@ SHOWN = 3  # files of every kind of problem that are printed
 KINDS: dict[str, tuple[bool, str]] = {
     "split": (True, "splits that cannot be opened"),
     "missing label": (True, "images without label"),
+    "shared name": (True, "images of one name, which would share one label"),
     "damaged image": (True, "images that cannot be read"),
     "channels": (True, "images that do not have config.dataset.channels (--channels)"),
     "not finite": (True, "images that hold NaN or infinity"),
@@ -149,11 +150,12 @@ def _open(split: Split, channels: int) -> list[Problem]:
 
 
 def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
-    """The whole pairs of a split; images without label go to `problems`."""
+    """The whole pairs of a split; images without label, and those that share one, go to `problems`."""
+    shared: list[tuple[Path, str]] = []
     pairs, root, layout = [], Path(split.part.root), split.spec.layout
     for part in (part for name in sources.split_names(split.split) for part in layout.parts(name)):
         try:
-            images = sources.find_images(split.spec, root, part)
+            images = sources.find_images(split.spec, root, part, shared)
         except DataError as error:
             problems.append(Problem("split", split.title, str(root), str(error)))
             continue
@@ -162,6 +164,7 @@ def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
                 pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
             except DataError as error:
                 problems.append(Problem("missing label", split.title, str(image), str(error)))
+    problems += [Problem("shared name", split.title, str(file), wrong) for file, wrong in shared]
     return pairs
 
 

@@ -69,8 +69,11 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     return pairs
 
 
-def find_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
-    """{stem: image file} of one of a layout's parts, in the order of names. Raises DataError for what a listing has not."""
+def find_images(spec: DatasetSpec, root: Path, part: str, shared: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
+    """{stem: image file} of one of a layout's parts, in the order of names. Raises DataError for what a listing has not.
+
+    Images of one stem are an error, too, or, with `shared`, go there with what is wrong with them.
+    """
     layout = spec.layout
     prefix, suffix = layout.images.replace("{split}", part).split("{stem}")
     if layout.listing:
@@ -92,9 +95,11 @@ def find_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
             continue
         stem = str(file.relative_to(folder))[: -len(ending)]
         if stem in found:
-            raise DataError(
-                f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them."
-            )
+            wrong = f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them."
+            if shared is None:
+                raise DataError(wrong)
+            shared.append((file, wrong))
+            continue
         found[stem] = file
     return found
 
