@@ -1,5 +1,7 @@
 """Batches: their shapes, and that a sample depends on (seed, batch, row) and on nothing else."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -170,9 +172,12 @@ def test_workers_end_with_a_killed_run(root, tmp_path):
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert workers and all(map(is_running, workers))
     run.kill()
-    run.communicate()
+    run.wait()
+    run.stdout.close()  # not read to its end: what outlived the run would hold it open
     for _ in range(100):
         if not any(map(is_running, workers)):
             return
         time.sleep(0.1)
+    for pid in filter(is_running, workers):
+        os.kill(pid, signal.SIGKILL)
     raise AssertionError(f"workers {workers} outlived their run")
