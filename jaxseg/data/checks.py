@@ -18,7 +18,6 @@ from jaxseg.data import histogram, pipeline
 from jaxseg.data.datasets import IGNORE, LABEL_SUFFIXES, DataError, DatasetSpec, get_spec
 from jaxseg.data.decode import Header, check_channels, check_sizes
 from jaxseg.data.sources import IMAGE_SUFFIXES, Source, open_source
-from jaxseg.presets import CONCAT
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +64,10 @@ def find_splits(config: ConfigDict) -> list[Split]:
     """What an epoch of training reads, then what evaluation does; not opened. Raises DataError for other classes."""
     data = config.dataset
     splits = [Split("train", data, get_spec(data.name, data.root, data.source), data.train_split, 1, alone=not data.concat)]
-    for key, fields in data.concat.items():
-        part = ConfigDict(CONCAT | fields.to_dict())
+    for key, part in pipeline.joined_sets(data).items():
         spec = get_spec(part.name, part.root, part.source)
         pipeline.same_classes(spec, splits[0].spec, f"config.dataset.concat.{key}")
-        splits.append(Split(f"train, concat.{key}", part, spec, part.train_split or data.train_split, part.repeat))
+        splits.append(Split(f"train, concat.{key}", part, spec, part.train_split, part.repeat))
     part, spec = pipeline.evaluated(config)
     return [*splits, Split("val", part, spec, data.val_split, 0)]
 

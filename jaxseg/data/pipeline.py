@@ -150,7 +150,7 @@ def train_batches(
 
 @functools.cache
 def _keep_memory() -> None:
-    """Let glibc keep freed memory: getting each image's megabytes from the system anew took a quarter of the loading time."""
+    """Let glibc keep freed memory: getting each image's megabytes from the system anew took a tenth of the loading time."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it accepts
