@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from jaxseg.errors import JaxsegError as JaxsegError
+
 __version__ = "0.1.0"
 
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxseg import inference, losses, optim, precision, train_state
+from jaxseg.errors import ConfigError
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.names import choose
 from jaxseg.train_step import AXIS, make_step
@@ -208,7 +209,7 @@ def measure(
     if what == "data":
         return row | _time_data(config, batch or config.batch_size, timing)
     if devices > len(jax.devices()):
-        raise ValueError(f"devices is {devices}, but JAX sees {len(jax.devices())}")
+        raise ConfigError(f"devices is {devices}, but JAX sees {len(jax.devices())}")
     before = _allocator_peak()
     with jax.default_matmul_precision("tensorfloat32") if name == "tf32" else contextlib.nullcontext():
         if what == "train":
@@ -305,6 +306,6 @@ def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     except json.JSONDecodeError:
         old = None
     if not isinstance(old, list):
-        raise ValueError(f"{path} does not hold a JSON list of earlier measurements; choose another --json")
+        raise ConfigError(f"{path} does not hold a JSON list of earlier measurements; choose another --json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([*old, *rows], indent=1) + "\n")

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxseg.precision import NonFiniteError
+from jaxseg.errors import CheckpointError, NonFiniteError
 from jaxseg.presets import DATASET, EVALUATION
 from jaxseg.train_state import TrainState, to_host
 
@@ -32,10 +32,6 @@ FREE_FIELDS = (
     "name", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "init_from", "pretrained", "eval",
     "dataset.root", "dataset.num_workers", "dataset.check_samples",
 )  # fmt: skip
-
-
-class CheckpointError(ValueError):
-    """A workdir or checkpoint that cannot be used; the message says which and what to do."""
 
 
 def open_manager(workdir: str | Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:

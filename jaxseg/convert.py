@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.state_dict import StateDictError, read_state_dict, write_state_dict
 
 __all__ = [
@@ -64,7 +65,7 @@ class Report:
                 if lines:
                     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
                     text += [f"  {what} ({len(lines)}):", *(f"    {line}".rstrip() for line in [*lines[:LISTED], *more])]
-            raise ValueError("\n".join(text))
+            raise WeightsError("\n".join(text))
 
 
 def torch_name(path: tuple[Any, ...]) -> str:
@@ -174,13 +175,13 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
     from jaxseg.models import create_model
 
     if any(Path(workdir, "checkpoints").glob("*")):
-        raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
+        raise CheckpointError(f"{workdir} holds checkpoints already; choose another folder")
     config = resolve(config)
     state_dict = read_state_dict(weights, ema=ema)
     try:
         variables = from_mmseg(state_dict, create_model(config.model), config.dataset.channels)
     except ValueError as error:
-        raise ValueError(f"{weights} is not of {config.name}. {error}") from error
+        raise WeightsError(f"{weights} is not of {config.name}. {error}") from error
     checkpoint.save_variables(workdir, config, variables, trained_spec(config.dataset).to_json())
     names = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return Report(tuple(names), (), (), {})

@@ -1,7 +1,7 @@
 """The door of every script: flags that teach the config grammar, and mistakes answered with a message, not a traceback.
 
-An error is the user's if jaxseg raised it (a ValueError of ours says what to change); whatever a library raises below
-us is a bug and keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
+A JaxsegError says what to change and is shown as one message; any other exception is a bug and keeps its traceback.
+JAXSEG_TRACEBACK=1 shows every traceback.
 """
 
 import inspect
@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
+
+from jaxseg.errors import JaxsegError
 
 
 def define_config() -> Any:
@@ -57,8 +58,8 @@ def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True, of_
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if not _is_users(error) or os.environ.get("JAXSEG_TRACEBACK"):
+    except JaxsegError as error:
+        if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         _stop(str(error))
 
@@ -87,7 +88,7 @@ def _parse(argv: list[str], of_run: bool) -> list[str]:
     except flags.Error as error:
         # absl and config_flags wrap what a config raised into text with its traceback: look for the original
         cause = error
-        while cause is not None and not _is_users(cause):
+        while cause is not None and not isinstance(cause, JaxsegError):
             cause = cause.__context__
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
@@ -147,14 +148,3 @@ def _require_variant(argv: list[str], grammar: str) -> None:
     parameter = inspect.signature(load_builder(file)).parameters.get("variant")
     if parameter and not variant:
         _stop(f"{file} needs a variant, for example --config={file}:{parameter.default}\n\n{grammar}")
-
-
-def _is_users(error: BaseException) -> bool:
-    """Whether jaxseg (or a config file) itself raised this error on purpose."""
-    from jaxseg.precision import NonFiniteError
-
-    if isinstance(error, NonFiniteError):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    house = (Path(__file__).parent, Path(__file__).parent.parent / "configs")
-    return isinstance(error, ValueError) and bool(frames) and any(Path(frames[-1].filename).is_relative_to(f) for f in house)

@@ -9,12 +9,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxseg.errors import WeightsError
+
 ADDRESS = "https://download.openmmlab.com"  # MMSegmentation's own; JAXSEG_MMSEG_URL replaces it
 ATTEMPTS = 5  # connections in a row that bring nothing new before giving up
 CHUNK = 1 << 20
 
 
-class DownloadError(ValueError):
+class DownloadError(WeightsError):
     """A file that could not be fetched or is not what was published; the message says what to do."""
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import cache, inference, precision, visualize
+from jaxseg.errors import DataError
 from jaxseg.metrics import IGNORE, confusion_matrix, summarize
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def check_label(sample: dict, num_classes: int) -> None:
     label = sample["label"]
     wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
     if wrong.size:
-        raise ValueError(
+        raise DataError(
             f"the label of {sample['name']} holds {int(wrong[0])}, which is neither one of the {num_classes} classes "
             f"(0..{num_classes - 1}) nor {IGNORE} (ignore)"
         )
@@ -208,10 +209,10 @@ def evaluate(
     ValueError: no samples, labels that are not classes, a model with another number of classes.
     """
     if not len(samples):
-        raise ValueError("there is nothing to evaluate: the split holds no samples")
+        raise DataError("there is nothing to evaluate: the split holds no samples")
     spec, start = samples.spec, time.perf_counter()
     if config.model.num_classes != len(spec.classes):
-        raise ValueError(
+        raise DataError(
             f"the model has {config.model.num_classes} classes, the data set {spec.name!r} has {len(spec.classes)}: "
             "evaluate on a data set with the classes it was trained for"
         )

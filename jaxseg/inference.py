@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import precision
+from jaxseg.errors import CheckpointError, ConfigError, DataError
 from jaxseg.models.layers import normalize, resize_bilinear
 
 log = logging.getLogger(__name__)
@@ -49,19 +50,19 @@ def make_settings(config) -> Settings:
     """Settings from config.eval, .dataset (image statistics) and .model; ValueError names what does not fit."""
     run = config.eval
     if run.mode not in ("whole", "slide"):
-        raise ValueError(f"config.eval.mode is {run.mode!r}: choose 'whole' or 'slide'")
+        raise ConfigError(f"config.eval.mode is {run.mode!r}: choose 'whole' or 'slide'")
     crop, stride = (tuple(int(n) for n in value) for value in (run.crop_size, run.stride))
     if run.mode == "slide" and (len(crop) != 2 or len(stride) != 2 or min(crop + stride) < 1):
-        raise ValueError(
+        raise ConfigError(
             f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}"
         )
     if run.mode == "slide" and any(step > side for step, side in zip(stride, crop)):
-        raise ValueError(f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out")
+        raise ConfigError(f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out")
     scales = tuple(float(s) for s in run.scales)
     if not scales or min(scales) <= 0:
-        raise ValueError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none")
+        raise ConfigError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none")
     if run.batch_size < 1:
-        raise ValueError(f"config.eval.batch_size is {run.batch_size}: it must be 1 or more")
+        raise ConfigError(f"config.eval.batch_size is {run.batch_size}: it must be 1 or more")
     mean, std = (tuple(float(v) for v in value) for value in (config.dataset.image_mean, config.dataset.image_std))
     align, flip = bool(config.model.align_corners), bool(run.flip)
     return Settings(mean, std, align, run.mode, crop, stride, scales, flip, int(run.batch_size))
@@ -326,14 +327,14 @@ def check_image(image: np.ndarray, channels: int, expected: str = "uint8") -> No
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
     what, colors = f"{expected} [H, W, {channels}]", " RGB" if channels == 3 else ""
     if shape is None or dtype is None:
-        raise TypeError(f"an image must be a numpy array {what}{colors}, not {type(image).__name__}")
+        raise DataError(f"an image must be a numpy array {what}{colors}, not {type(image).__name__}")
     if dtype != np.dtype(expected):
         values = " with values 0..255" if expected == "uint8" else ", as those the model was trained on"
-        raise TypeError(f"an image must be {expected}{values}, not {dtype} (shape {shape}); do not normalise it")
+        raise DataError(f"an image must be {expected}{values}, not {dtype} (shape {shape}); do not normalise it")
     if len(shape) == 4:
-        raise ValueError(f"one image is [H, W, {channels}], not {shape}: pass several as a list")
+        raise DataError(f"one image is [H, W, {channels}], not {shape}: pass several as a list")
     if len(shape) != 3 or shape[2] != channels or not min(shape):
-        raise ValueError(f"an image must have the shape [H, W, {channels}]{colors and ' (RGB)'}, not {shape}")
+        raise DataError(f"an image must have the shape [H, W, {channels}]{colors and ' (RGB)'}, not {shape}")
 
 
 def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:
@@ -374,4 +375,4 @@ def read_dataset_facts(path: str | Path) -> dict:
     for folder in (path, *path.parents[:2]):
         if (folder / "dataset.json").is_file():
             return json.loads((folder / "dataset.json").read_text())
-    raise ValueError(f"no dataset.json in {path} or above it: give the workdir of a run, or one of its steps")
+    raise CheckpointError(f"no dataset.json in {path} or above it: give the workdir of a run, or one of its steps")

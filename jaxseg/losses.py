@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.heads.point import sample_nearest
 from jaxseg.models.layers import per_channel, resize_bilinear
 from jaxseg.models.names import choose
@@ -35,14 +36,14 @@ def _one_hot(label: jax.Array, classes: int) -> jax.Array:
 def _weights(class_weight: Sequence[float], classes: int) -> jax.Array:
     """float32 [K]; ones where no weights are given. ValueError unless there is one a class."""
     if len(class_weight) not in (0, classes):
-        raise ValueError(f"class_weight has {len(class_weight)} values for {classes} classes; give one a class, or none.")
+        raise ConfigError(f"class_weight has {len(class_weight)} values for {classes} classes; give one a class, or none.")
     return jnp.asarray(class_weight or [1.0] * classes, jnp.float32)
 
 
 def _mean(loss: jax.Array, label: jax.Array, average: str, axis_name: str | None) -> jax.Array:
     """The sum of loss over the number of all pixels ('all') or of those that are not ignored ('valid')."""
     if average not in ("all", "valid"):
-        raise ValueError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.")
+        raise ConfigError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.")
     count = label != IGNORE if average == "valid" else jnp.ones_like(label)
     return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name), 1)
 
@@ -243,7 +244,7 @@ def lovasz(
     otherwise of the device's batch as a whole, and the devices' mean.
     """
     if classes not in ("present", "all"):
-        raise ValueError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.")
+        raise ConfigError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.")
     terms = _regions(logits, label)
     if not per_image:
         terms = [x.reshape(1, -1, x.shape[-1]) for x in terms]
@@ -287,7 +288,7 @@ def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int
         choose({"": False, "ohem": True}, sampler["name"], f"config.losses.{key}.sampler.name")
     count = len(options.get("class_weight") or ())
     if classes is not None and count not in (0, classes):
-        raise ValueError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, 'auto', or none.")
+        raise ConfigError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, 'auto', or none.")
 
 
 def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from jaxseg.errors import ConfigError
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("poly", "step", "cosine", "constant")
 
@@ -38,7 +40,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     elif options.name == "adamw":
         direction = [adam, decay]
     else:
-        raise ValueError(f"config.optimizer.name is {options.name!r}; known: {', '.join(OPTIMIZERS)}")
+        raise ConfigError(f"config.optimizer.name is {options.name!r}; known: {', '.join(OPTIMIZERS)}")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     rate = [_scale_by_multipliers(multipliers), optax.scale_by_learning_rate(schedule)]
     return optax.chain(*clip, *direction, *rate), schedule
@@ -63,7 +65,7 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     elif name == "constant":
         main = optax.constant_schedule(learning_rate)
     else:
-        raise ValueError(f"config.schedule.name is {name!r}; known: {', '.join(SCHEDULES)}")
+        raise ConfigError(f"config.schedule.name is {name!r}; known: {', '.join(SCHEDULES)}")
     if not warmup_steps:
         return main
     start = warmup_factor * learning_rate
@@ -108,7 +110,7 @@ def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientT
         paths = parameter_paths(params)
         for label, rule in multipliers.items():
             if not any(re.search(rule["pattern"], path) for path in paths):
-                raise ValueError(
+                raise ConfigError(
                     f"config.optimizer.multipliers.{label}.pattern={rule['pattern']!r} matches none of the {len(paths)} "
                     f"parameters; their paths look like {paths[0]!r} and {paths[-1]!r}"
                 )

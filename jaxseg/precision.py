@@ -18,14 +18,13 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
+from jaxseg.errors import ConfigError
+from jaxseg.errors import NonFiniteError as NonFiniteError  # its earlier place
+
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 INITIAL_SCALE = 2.0**15
 GROWTH_INTERVAL = 2000  # finite steps in a row after which a dynamic scale doubles
 LARGEST_SCALE = 2.0**24
-
-
-class NonFiniteError(RuntimeError):
-    """The loss, its gradient or a variable is not a number; the message names the step and what it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +59,10 @@ class LossScale(struct.PyTreeNode):
 def make_policy(config: ConfigDict) -> Policy:
     """The policy of `config.precision` and `config.loss_scale` (0 = dynamic; read for float16 only)."""
     if config.precision not in PRECISIONS:
-        raise ValueError(f"config.precision is {config.precision!r}; known: {', '.join(PRECISIONS)}")
+        raise ConfigError(f"config.precision is {config.precision!r}; known: {', '.join(PRECISIONS)}")
     scale = float(config.get("loss_scale", 0.0))
     if scale < 0:
-        raise ValueError(f"config.loss_scale is {scale}; give 0 for a dynamic scale or a positive number")
+        raise ConfigError(f"config.loss_scale is {scale}; give 0 for a dynamic scale or a positive number")
     return Policy(config.precision, PRECISIONS[config.precision], scale)
 
 

@@ -13,13 +13,13 @@ from jaxseg import cache, visualize
 from jaxseg.data.decode import check_channels, decode_image, inspect_image
 from jaxseg.data.pipeline import check_dtype
 from jaxseg.data.sources import IMAGE_SUFFIXES
+from jaxseg.errors import DataError
 from jaxseg.inference import Predictor, read_dataset_facts
 
 log = logging.getLogger(__name__)
 
 
-class InputError(ValueError):
-    """Input or output paths that cannot be used; the message names the path and what to do."""
+InputError = DataError  # its earlier name
 
 
 def find_images(source: str | Path, output: str | Path = "") -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from jaxseg.errors import ConfigError
 from jaxseg.inference import make_settings
 from jaxseg.models.names import choose
 from jaxseg.presets import CONCAT, DATASETS, IMAGENET
@@ -35,10 +36,6 @@ NUMBERS: dict[str, tuple[int, Callable[..., bool], str]] = {
     "eval.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
     "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), in this order and above 0"),
 }
-
-
-class ConfigError(ValueError):
-    """A config that cannot run; the message says which part and what is possible."""
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:

@@ -9,14 +9,14 @@ import ml_dtypes  # noqa: F401  (makes bfloat16 known to NumPy, which safetensor
 import numpy as np
 
 from jaxseg import torch_file
+from jaxseg.errors import WeightsError
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 KEYS = ("state_dict", "model")  # where programs keep the weights among other things
 EMA_KEYS = ("state_dict_ema", "model_ema")
 
 
-class StateDictError(ValueError):
-    """A weight file that cannot be read or written; the message names it."""
+StateDictError = WeightsError  # its earlier name
 
 
 def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # zipfile and NumPy meet damaged files with errors of every kind
-        raise ValueError(f"it is no .npz of plain arrays, or damaged ({error})") from error
+        raise WeightsError(f"it is no .npz of plain arrays, or damaged ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"it is no .safetensors, damaged, or of a number type that NumPy lacks ({error})") from error
+        raise WeightsError(f"it is no .safetensors, damaged, or of a number type that NumPy lacks ({error})") from error
 
 
 def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], bool]:
@@ -107,22 +107,22 @@ def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], bool]:
         tensors = {n: value for n, value in entries.items() if isinstance(n, str) and isinstance(value, torch_file.Tensor)}
         if not tensors:
             held = ", ".join([n for n in entries if isinstance(n, str)][:10]) or "nothing"
-            raise ValueError(f"it holds no tensors where weights are looked for (top level, {', '.join(KEYS)}); it holds {held}")
+            raise WeightsError(f"it holds no tensors where weights are looked for (top level, {', '.join(KEYS)}); it holds {held}")
         if entries is not content and foreign:
-            raise ValueError(f"its state dict holds what is not a plain tensor: {'; '.join(foreign[:5])}")
+            raise WeightsError(f"its state dict holds what is not a plain tensor: {'; '.join(foreign[:5])}")
         arrays = {}
         for name, tensor in tensors.items():
             try:
                 arrays[name] = tensor.numpy()
             except Exception as error:  # as in torch_file.read
-                raise ValueError(f"{name} cannot be read: {error}") from error
+                raise WeightsError(f"{name} cannot be read: {error}") from error
         return arrays, averaged
 
 
 def _find(content: Any, ema: bool) -> tuple[Mapping[Any, Any], bool]:
     """(the dict of tensors inside what a file holds, whether it is the moving average)."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"it holds a {getattr(content, 'origin', type(content).__name__)}, not a dict of tensors; save model.state_dict()")
+        raise WeightsError(f"it holds a {getattr(content, 'origin', type(content).__name__)}, not a dict of tensors; save model.state_dict()")
     for key in (*(EMA_KEYS if ema else ()), *KEYS):
         if isinstance(content.get(key), Mapping):
             # MMEngine swaps them on saving: beside `ema_state_dict`, `state_dict` is the average.
@@ -138,7 +138,7 @@ def _tidy(tensors: Mapping[str, np.ndarray], ema: bool) -> dict[str, np.ndarray]
         while short.startswith("module."):
             short = short.removeprefix("module.")
         if short in named:
-            raise ValueError(f"two tensors are named {short}, with and without 'module.'")
+            raise WeightsError(f"two tensors are named {short}, with and without 'module.'")
         floating = np.issubdtype(value.dtype, np.floating) or value.dtype == ml_dtypes.bfloat16
         named[short] = np.asarray(value, np.float32) if floating else value
     plain = {name: value for name, value in named.items() if not name.startswith("ema_")}
@@ -146,5 +146,5 @@ def _tidy(tensors: Mapping[str, np.ndarray], ema: bool) -> dict[str, np.ndarray]
         return plain
     copies = {name: f"ema_{name.replace('.', '_')}" for name in plain}
     if not any(copy in named for copy in copies.values()):
-        raise ValueError("it has no moving average of the weights (state_dict_ema, model_ema, or tensors named ema_...)")
+        raise WeightsError("it has no moving average of the weights (state_dict_ema, model_ema, or tensors named ema_...)")
     return {name: named.get(copies[name], value) for name, value in plain.items()}

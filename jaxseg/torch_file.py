@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from jaxseg.errors import WeightsError
+
 STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
@@ -27,7 +29,7 @@ STORAGES = {
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
-class TorchFileError(ValueError):
+class TorchFileError(WeightsError):
     """A file that is not what torch.save writes, is damaged, or was made to harm."""
 
 

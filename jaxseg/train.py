@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg.errors import ConfigError
 from jaxseg.precision import NonFiniteError
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
@@ -121,7 +122,7 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     """ValueError unless the global batch divides among all devices."""
     if batch_size < 1 or batch_size % devices:
         near = max(batch_size // devices, 1) * devices
-        raise ValueError(f"config.batch_size={batch_size} is global and must divide among {devices} devices; {near} would")
+        raise ConfigError(f"config.batch_size={batch_size} is global and must divide among {devices} devices; {near} would")
 
 
 def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str) -> tuple[TrainState, str]:

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxseg.errors import WeightsError
 from jaxseg.precision import LossScale, Policy, initial_scale
 
 WEIGHT_FILES = (".pth", ".pt", ".npz", ".safetensors")
@@ -90,7 +91,7 @@ def adapt_channels(loaded: Mapping, fresh: Mapping) -> dict:
     old, new = (flax.traverse_util.flatten_dict(dict(tree), sep="/") for tree in (loaded, fresh))
     differ = [path for path in new if np.shape(old[path]) != np.shape(new[path])]
     if len(differ) != 1 or np.ndim(new[differ[0]]) != 4:
-        raise ValueError(f"{len(differ)} variables depend on the number of channels ({', '.join(differ[:3])}, ...): RGB weights cannot start this backbone")
+        raise WeightsError(f"{len(differ)} variables depend on the number of channels ({', '.join(differ[:3])}, ...): RGB weights cannot start this backbone")
     kernel, channels = np.asarray(old[differ[0]]), np.shape(new[differ[0]])[2]
     share = np.zeros((channels, 3), kernel.dtype)  # of each colour in each channel
     for color in range(3):
@@ -107,7 +108,7 @@ def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:
     """
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"config.init_from={source!r} does not exist; give a workdir, a checkpoint or a weight file")
+        raise WeightsError(f"config.init_from={source!r} does not exist; give a workdir, a checkpoint or a weight file")
     if path.suffix in WEIGHT_FILES:
         return _load_weights(variables, source)
     from jaxseg import checkpoint
@@ -130,7 +131,7 @@ def _load_weights(variables: Mapping, source: str) -> tuple[dict, InitReport]:
     try:
         merged, found = convert.load_backbone(weights, variables)
     except ValueError as error:
-        raise ValueError(f"config.init_from={source!r} does not match config.model.backbone. {error}") from error
+        raise WeightsError(f"config.init_from={source!r} does not match config.model.backbone. {error}") from error
     names = [convert.torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return merged, InitReport(sorted(found.loaded), sorted(set(names) - set(found.loaded)), [], sorted(found.unused))
 
@@ -144,7 +145,7 @@ def _require_backbone(report: InitReport, source: str) -> None:
         listing = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         unused = f"; {len(report.unused)} entries of the file are unused ({', '.join(report.unused[:3])})" if report.unused else ""
         problem = f"{len(wrong)} variables of the backbone are on one side only or of another shape ({listing})" if wrong else "nothing in it fits this model"
-        raise ValueError(f"config.init_from={source!r} does not match config.model.backbone: {problem}{unused}")
+        raise WeightsError(f"config.init_from={source!r} does not match config.model.backbone: {problem}{unused}")
 
 
 def format_report(report: InitReport, source: str) -> str:

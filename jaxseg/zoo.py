@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxseg.errors import ConfigError
+
 # The 25 methods of the model zoo: title -> (the config file, what its backbones' names begin with); '' is any.
 METHODS: dict[str, tuple[str, str]] = {
     "FCN": ("fcn", "r"),
@@ -78,9 +80,9 @@ def weights_path(name: str) -> str:
     if name not in paths:
         near = difflib.get_close_matches(name, paths, 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"Unknown experiment '{name}'.{hint} scripts/list_configs.py lists all {len(published())}.")
+        raise ConfigError(f"Unknown experiment '{name}'.{hint} scripts/list_configs.py lists all {len(published())}.")
     if not paths[name]:
-        raise ValueError(
+        raise ConfigError(
             f"MMSegmentation published no weights of '{name}'; similar ones: python scripts/list_configs.py {name.split('_')[0]}"
         )
     return paths[name]

@@ -13,16 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxseg.errors import DataError
 from jaxseg.presets import IMAGENET
 
 IGNORE = 255
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
 IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt, or in label_map.txt, these are no class but ignored
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")  # formats without loss
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on; the message names the file, the value and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)

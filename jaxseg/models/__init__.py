@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.backbones.cgnet import CGNet
 from jaxseg.models.backbones.fast_scnn import FastSCNN
 from jaxseg.models.backbones.hrnet import HRNet
@@ -134,11 +135,11 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
 
         config = model_config(config)
     if not hasattr(config, "keys"):
-        raise ValueError(f"create_model takes config.model or a short name (list_models() has them), not {config!r}.")
+        raise ConfigError(f"create_model takes config.model or a short name (list_models() has them), not {config!r}.")
     runtime = {k: overrides.pop(k) for k in RUNTIME_FIELDS if k in overrides}
     model = _override(_plain(config), overrides)
     if not isinstance(model.get("num_classes"), int) or model["num_classes"] < 1:
-        raise ValueError(
+        raise ConfigError(
             f"The model has no number of classes (num_classes is {model.get('num_classes')}): call jaxseg.config.resolve(config) "
             "first, which takes it from the data set, or pass num_classes=."
         )
@@ -171,7 +172,7 @@ def _check_maps(heads: Mapping[str, Any], backbone: str, maps: int) -> None:
             index = head.keywords.get(field, default.default if default else None)
             for i in (index,) if isinstance(index, int) else index or ():
                 if not -maps <= i < maps:
-                    raise ValueError(f"model.heads.{name}.{field} is {index}, but the backbone '{backbone}' gives {maps} maps; choose among them.")
+                    raise ConfigError(f"model.heads.{name}.{field} is {index}, but the backbone '{backbone}' gives {maps} maps; choose among them.")
 
 
 def list_models(contains: str = "") -> list[str]:

@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxseg.errors import ConfigError
+
 
 def choose(table: Mapping[Any, Any], name: Any, what: str) -> Any:
-    """table[name], or a ValueError that lists the known names and the nearest one."""
+    """table[name], or a ConfigError that lists the known names and the nearest one."""
     if name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), map(str, table), 1, 0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     known = ", ".join(str(key) or "'' (empty)" for key in table)
-    raise ValueError(f"Unknown {what} '{name}'.{hint} Known: {known}.")
+    raise ConfigError(f"Unknown {what} '{name}'.{hint} Known: {known}.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ZEROS
 from jaxseg.models.layers import Layers, avg_pool, max_pool
 from jaxseg.models.names import choose
@@ -59,7 +60,7 @@ def stage_dilations(blocks: int, dilation: int, contract: bool, multi_grid: Sequ
     """Dilation of each block of a stage: `multi_grid` replaces it; otherwise the first block may take half (`contract`)."""
     if multi_grid:
         if len(multi_grid) < blocks:
-            raise ValueError(f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks; give one a block.")
+            raise ConfigError(f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks; give one a block.")
         return list(multi_grid[:blocks])
     return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.layers import Layers, adaptive_avg_pool
 
 
@@ -55,11 +56,11 @@ class LRASPPHead(nn.Module):
     def pool(self, x: jax.Array) -> jax.Array:
         """Averages of windows of x, or of all of it where that is smaller and `small_input` allows."""
         if self.small_input not in ("error", "global"):
-            raise ValueError(f"small_input of LR-ASPP is '{self.small_input}': 'error' or 'global'.")
+            raise ConfigError(f"small_input of LR-ASPP is '{self.small_input}': 'error' or 'global'.")
         if min(x.shape[1:3]) >= self.pool_size:
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():
-            raise ValueError(
+            raise ConfigError(
                 f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}: use "
                 "larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map."
             )
