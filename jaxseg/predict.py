@@ -2,7 +2,6 @@
 
 import collections
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from PIL import Image
 
 from jaxseg import cache, visualize
 from jaxseg.data.decode import check_channels, decode_image, inspect_image
+from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
 from jaxseg.data.pipeline import check_dtype
-from jaxseg.data.sources import IMAGE_SUFFIXES
 from jaxseg.errors import DataError
+from jaxseg.files import expand
 from jaxseg.inference import Predictor, read_dataset_facts
 
 log = logging.getLogger(__name__)
@@ -23,20 +23,28 @@ InputError = DataError  # its earlier name
 
 
 def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
-    """The image files of a folder and of the folders in it, sorted, or the one file given; InputError if there is none.
+    """The image files of a folder and of the folders in it, in the order of their paths, or the one file given.
 
-    Hidden files and what lies in `output` are left out.
+    Images are told as in training, see `listing.list_images`; what lies in `output` is left out.
+
+    Raises:
+        DataError: there is none, or a picture of a kind that is not read.
     """
-    source = Path(source)
+    return _list(source, output).files
+
+
+def _list(source: str | Path, output: str | Path) -> Images:
+    source = expand(source)
     if source.is_file():
-        return [source]
+        return Images([source], [], [])
     if not source.is_dir():
-        raise InputError(f"no such file or folder: {source}")
-    files = (Path(path) / name for path, _, names in os.walk(source, followlinks=True) for name in names)
-    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
-    found = sorted(file for file in images if not output or Path(output).resolve() not in file.resolve().parents or Path(output).resolve() == source.resolve())
-    if not found:
-        raise InputError(f"no images in {source}: it holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError("no such file or folder", file=source, field="--input")
+    found = list_images(source, without=expand(output) if output else "")
+    if found.errors:
+        raise found.errors[0]
+    if not found.files:
+        there = f"it holds {first_names(source, found.left_out)}" if found.left_out else "it is empty"
+        raise InputError(f"no images ({there})", file=source, field="--input")
     return found
 
 
@@ -50,11 +58,13 @@ def predict_files(
     overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
     a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
-    source, output = Path(source), Path(output)
+    source, output = expand(source), expand(output)
     base = source.parent if source.is_file() else source
     if output.resolve() == base.resolve():
         raise InputError(f"the output folder {output} is the input's own: predictions would overwrite images")
-    files, endings = find_images(source, output), ("",) if official_ids else ("", "_overlay")
+    (files, left_out, _), endings = _list(source, output), ("",) if official_ids else ("", "_overlay")
+    if line := describe_left_out(source, left_out):
+        log.info("%s", line)
     targets = [output / path.relative_to(base).with_suffix("") for path in files]
     written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:

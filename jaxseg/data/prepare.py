@@ -367,7 +367,7 @@ def _describe(folder: Path, spec: DatasetSpec, counts: dict[str, int], channels:
         info = tfds.builder(records.STOCK[spec.name][0], data_dir=stock, file_format="array_record").info
     else:
         ids = datasets.label_map("identity", spec.num_classes)
-        held = dataclasses.replace(spec, label_map=ids, colors=(), ignored_colors=())
+        held = dataclasses.replace(spec, label_map=ids, colors=(), ignored_colors=(), label_ranges=(), explicit_map=False)
         (folder / records.SPEC).write_text(held.to_json())
         info = _make_info(spec, channels, {dtype for note in notes.values() for dtype in note["dtypes"]})
     info.set_file_format("array_record")

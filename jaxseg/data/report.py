@@ -19,9 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg.data import checks, datasets, histogram, records, sources, statistics
+from jaxseg.data import pairs as pairing
 from jaxseg.data.checks import Split
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 from jaxseg.data.decode import Header, check_channels, check_sizes, decode_label
+from jaxseg.files import expand
 from jaxseg.presets import DATASET, EVALUATION
 
 SHOWN = 3  # files of every kind of problem that are printed
@@ -144,27 +146,28 @@ def _open(split: Split, channels: int) -> list[Problem]:
         split.source = sources.Files(split.spec, pairs, channels) if pairs else None
         if not problems:
             problems.append(Problem("split", split.title, str(split.part.root), str(error)))
-    for file in checks.unused_labels(split) if split.source else ():
+    for file in split.unused_labels() if split.source else ():
         problems.append(Problem("unused label", split.title, file, f"{file}: not used; add its image, or give both one name."))
     return problems
 
 
-def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
-    """The whole pairs of a split; images without label, and those that share one, go to `problems`."""
-    shared: list[tuple[Path, str]] = []
-    pairs, root, layout = [], Path(split.part.root), split.spec.layout
+def _find_pairs(split: Split, problems: list[Problem]) -> list[pairing.Pair]:
+    """The whole pairs of a split; images that cannot be read, without label, and those that share one, go to `problems`."""
+    wrong: list[tuple[str, Path, str]] = []
+    pairs, root, layout = [], expand(split.part.root), split.spec.layout
     for part in (part for name in sources.split_names(split.split) for part in layout.parts(name)):
         try:
-            images = sources.find_images(split.spec, root, part, shared)
+            images = pairing.find_images(split.spec, root, part, wrong)
         except DataError as error:
             problems.append(Problem("split", split.title, str(root), str(error)))
             continue
+        labels = pairing.Labels(root, layout, part, images)
         for stem, image in images.items():
             try:
-                pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
+                pairs.append(pairing.Pair(stem, image, *labels.find(stem)))
             except DataError as error:
                 problems.append(Problem("missing label", split.title, str(image), str(error)))
-    problems += [Problem("shared name", split.title, str(file), wrong) for file, wrong in shared]
+    problems += [Problem(kind, split.title, str(file), text) for kind, file, text in wrong]
     return pairs
 
 
