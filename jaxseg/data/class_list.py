@@ -116,7 +116,7 @@ def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
     for (at, line), (name, number), color in zip(lines, numbered, colors):
         name, color = (name, color) if color or number is None else _split_color(name)  # of `0 128 64 128 road`
         unclear = number is not None and color and NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
-        if unclear or re.search(r"[,;|\t]\s*[\d.]+$", name):
+        if unclear or re.search(r"[,;|\t]\s*[\d.]+$|(?:[\s,;]+\d*\.\d+){3}$", name):
             hint = "write `0 road 128 64 128`: label value, name, colour; or add a line of headings, `name,id,r,g,b`"
             raise DataError(f"line {at}: it is not clear what the numbers of '{line}' are", file=file, hint=hint)
         found.append(Line(at, _unquote(name), color, number))
