@@ -68,6 +68,8 @@ class DatasetSpec:
     colors: tuple[tuple[int, int, int], ...] = ()
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
     official_ids: tuple[int, ...] = ()
+    label_ranges: tuple[tuple[int, int, int], ...] = ()
+    explicit_map: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -199,8 +199,13 @@ def same_classes(spec: Any, trained: Any, field: str) -> None:
 
 
 def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
-    """A split of the data set that `part` names (name, root, source), with the channels of config.dataset."""
-    return open_source(get_spec(part.name, part.root, part.source), part.root, split, channels=data.channels, source=part.source)
+    """A split of the data set that `part` names (name, root, source), its images read as config.dataset says."""
+    return open_source(get_spec(part.name, part.root, part.source), part.root, split, source=part.source, **image_options(data))
+
+
+def image_options(data: ConfigDict) -> dict[str, Any]:
+    """What config.dataset says about reading images, as `open_source` takes it; missing data become the mean, 0 for the network."""
+    return dict(channels=data.channels, nodata=data.nodata, max_pixels=data.max_pixels, fill=data.image_mean)
 
 
 def sample_indices(source: Source, class_balance: float) -> range | list[int]:
@@ -255,7 +260,7 @@ def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
     Images are resized to config.eval.resize, ratio kept, bilinear; labels keep their size. Raises DataError.
     """
     part, spec = evaluated(config)
-    source = open_source(spec, part.root, split or config.dataset.val_split, channels=config.dataset.channels, source=part.source)
+    source = open_source(spec, part.root, split or config.dataset.val_split, source=part.source, **image_options(config.dataset))
     return EvalSamples(source, config.eval.resize, config.dataset.dtype)
 
 

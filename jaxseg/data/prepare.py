@@ -30,7 +30,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxseg.data import datasets, official, records, sources, statistics
 from jaxseg.data.datasets import DataError, DatasetSpec
-from jaxseg.data.decode import check_sizes, decode_image, decode_label, make_table, map_label
+from jaxseg.data.decode import Decoded, ImageOptions, decode, decode_label, join_pair, make_table, map_label
 from jaxseg.data.official import Job
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _zipped(root: Path, split: str) -> Split:
 def _unzip_pair(spec: DatasetSpec, stem: str, images: zipfile.ZipFile, image: str, labels: zipfile.ZipFile, label: str) -> Iterator[tuple]:
     file = f"{labels.filename}: {label}"
     raw = decode_label(_unzip(labels, label), file, spec)
-    map_label(raw, make_table(spec.label_map), spec, file)
+    map_label(raw, make_table(spec.label_map, spec.label_ranges), spec, file)
     yield stem, _unzip(images, image), raw
 
 
@@ -196,21 +196,21 @@ class Encoder:
     def __call__(self, job: Job) -> tuple[list[str], set[str], list[bytes]]:
         names, dtypes, examples = [], set(), []
         for name, image, label in job.load():
-            data, dtype = self._encode(name, image, label)
+            data, label, dtype = self._encode(name, image, label)
             names.append(name)
             dtypes.add(dtype)
             examples.append(_serialize(dict(zip(self.keys, (data, encode_label(label), name.encode())))))
         return names, dtypes, examples
 
-    def _encode(self, name: str, image: Any, label: np.ndarray) -> tuple[bytes, str]:
-        """The image's bytes, once it is known that they can be decoded and have the label's size."""
+    def _encode(self, name: str, image: Any, label: np.ndarray) -> tuple[bytes, np.ndarray, str]:
+        """The image's bytes, once it is known that they can be decoded and have the label's size; the label, 255 where they hold no data."""
         file = image if isinstance(image, Path) else name
         data = image.read_bytes() if isinstance(image, Path) else image
-        pixels = image if isinstance(image, np.ndarray) else decode_image(data, file, self.channels)
-        check_sizes(pixels.shape[:2], label.shape, file, f"of '{name}'")
+        decoded = Decoded(image) if isinstance(image, np.ndarray) else decode(data, file, ImageOptions(self.channels))
+        pixels, label = join_pair(decoded, label, (), file, f"of '{name}'")
         if self.codec != "keep" or data is pixels:
             data = encode_image(pixels, "png" if self.codec == "keep" else self.codec, self.quality)
-        return data, pixels.dtype.name
+        return data, label, pixels.dtype.name
 
 
 def _serialize(fields: dict[str, bytes]) -> bytes:
