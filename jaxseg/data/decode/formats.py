@@ -138,7 +138,7 @@ def lossy_coding(data: bytes) -> str:
         return "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
     if data[:6] == b"Lerc2 ":
         return _lossy_lerc(data)
-    return kind if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
+    return f"{kind}, with loss or not" if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
 
 
 def _lossy_lerc(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ PHOTOMETRIC = tifffile.PHOTOMETRIC
 # Samples that are values or red, green and blue as they stand; a palette's are indices.
 PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)  # whose decoder makes RGB of YCbCr
+NODATA_NOISE = "parsing GDAL_NODATA tag raised"  # what tifffile logs of values that we read; scripts and workers drop it
 MEND = "write it anew, or take it out"
 LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
@@ -145,7 +147,7 @@ def _parse_nodata(page: tifffile.TiffPage) -> float | None:
     """The value of GDAL's tag; one that is no number, as some programs write, says nothing."""
     tag = page.tags.get(NODATA_TAG)
     try:
-        return None if tag is None else float(str(tag.value).strip(" \0"))
+        return None if tag is None else float(str(tag.value).strip(" \0").replace(",", "."))
     except ValueError:
         return None
 
@@ -166,3 +168,8 @@ def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
         return (values <= -largest * (1 - 1e-6)) if nodata < 0 else (values >= largest * (1 - 1e-6))
     low, high = sorted((nodata * (1 - 1e-6), nodata * (1 + 1e-6)))
     return (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))
+
+
+def silence_nodata(record: logging.LogRecord) -> bool:
+    """A filter for tifffile's logger, for programs of our own: False for warnings about no-data values, which are read here."""
+    return NODATA_NOISE not in str(record.msg)
