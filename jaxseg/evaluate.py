@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxseg import cache, inference, precision, visualize
 from jaxseg.errors import DataError
+from jaxseg.files import expand
 from jaxseg.metrics import IGNORE, confusion_matrix, summarize
 
 log = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     cache.enable_compilation_cache()
     step = checkpoint.find_step(path)
     model, variables, config = inference.load_model(path, config)
-    folder = Path(path)
+    folder = expand(path)
     save = partial(visualize.save_picture, folder / "pictures")
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)

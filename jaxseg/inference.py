@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxseg import precision
 from jaxseg.errors import CheckpointError, ConfigError, DataError
+from jaxseg.files import expand
 from jaxseg.models.layers import normalize, resize_bilinear
 
 log = logging.getLogger(__name__)
@@ -371,7 +372,7 @@ def override_data(trained, config):
 
 def read_dataset_facts(path: str | Path) -> dict:
     """dataset.json (classes, palette, ...) of a workdir or of one of its steps; ValueError if there is none."""
-    path = Path(path).absolute()
+    path = expand(path).absolute()
     for folder in (path, *path.parents[:2]):
         if (folder / "dataset.json").is_file():
             return json.loads((folder / "dataset.json").read_text())

@@ -86,17 +86,17 @@ BROKEN = {
     "no images": (empty_split, ("images/val: no image of split 'val'", "it is empty", "expected files .jpg")),
     "no label": (lambda root: (root / LABEL).unlink(), (IMAGE, f"{LABEL} is missing", "add it, or take the image out")),
     "other size": (lambda root: write_png(root / LABEL, np.eye(20, 23, dtype=np.uint8)),
-                   (f"{IMAGE} is 24x20", f"{LABEL} is 23x20", "make them equally large")),
+                   (f"{IMAGE}: is 24x20", f"{LABEL} is 23x20", "make them equally large")),
     "value outside": (value_outside, (f"{LABEL}: label value 7, 3 pixels, first at row 3, column 5", "change the value, to 255")),
     "colours undeclared": (lambda root: labels(root, lambda ids: np.stack([ids] * 3, -1)),
-                           ("labels/train/t0.png: a label of mode RGB", "declare colours in classes.txt")),
+                           ("labels/train/t0.png: is a label of 3 channels (PNG of mode RGB)", "declare colours in classes.txt")),
     "colour outside": (colour_outside, (f"{LABEL}: label colour (127, 64, 128), 1 pixels, first at row 4, column 6",
-                                        "the nearest is (128, 64, 128), 'road'. Correct the label or the table")),
+                                        "the nearest is (128, 64, 128), 'road'; correct the label or the table")),
     "damaged image": (lambda root: (root / IMAGE).write_bytes(b"\x89PNG nothing"), (f"{IMAGE}: cannot be read as an image", "replace it")),
-    "truncated image": (truncated_jpeg, ("images/train/t2.jpg: cannot be read as an image", "truncated", "replace it")),
-    "large truncated image": (partial(truncated_jpeg, size=LARGE), ("images/train/t2.jpg: cannot be read as an image", "truncated")),
+    "truncated image": (truncated_jpeg, ("images/train/t2.jpg: cannot be read as an image", "Premature end", "replace it")),
+    "large truncated image": (partial(truncated_jpeg, size=LARGE), ("images/train/t2.jpg: cannot be read as an image", "Premature end")),
     "large truncated PNG": (partial(truncated_png, size=LARGE), (f"{IMAGE}: cannot be read as an image", "replace it")),
-    "damaged label": (lambda root: (root / LABEL).write_bytes(b"\x89PNG"), (f"{LABEL}: cannot be read as a label", "replace it")),
+    "damaged label": (lambda root: (root / LABEL).write_bytes(b"\x89PNG"), (f"{LABEL}: cannot be read as a label (no known format)", "single-channel or palette PNG")),
     "masks of 0 and 255": (lambda root: labels(root, lambda ids: (ids == 1) * np.uint8(255)),
                            ("labels/train: ", "hold only 0 and 255, e.g. ", "t0.png", "write 1 instead of 255", "label_map.txt")),
     "ignored throughout": (lambda root: labels(root, lambda ids: np.full_like(ids, 255)),
@@ -222,7 +222,7 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
 
 def test_the_check_reads_everything_once(root, monkeypatch):
     reads = Counter()
-    for method in ("read_image", "read_label"):
+    for method in ("read_decoded", "read_label"):
         original = getattr(sources.Files, method)
         monkeypatch.setattr(sources.Files, method, lambda self, i, m=method, f=original: reads.update([(m, self.files[i])]) or f(self, i))
     find = sources.find_pairs

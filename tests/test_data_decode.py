@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxseg.data import decode
 from jaxseg.data.datasets import DataError
+from jaxseg.data.decode import formats
 
 
 def test_images_are_rgb_and_grey_is_repeated(tmp_path):
@@ -23,7 +24,7 @@ def test_images_are_rgb_and_grey_is_repeated(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_header_agrees_with_pixels_about_exif_orientation(kind):
     exif, data = Image.Exif(), io.BytesIO()
-    exif[decode.EXIF_ORIENTATION] = 6
+    exif[formats.ORIENTATION] = 6
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(data, kind, exif=exif)
     size = decode.inspect_image(data.getvalue(), "x").size
     assert size == decode.inspect_image(data.getvalue(), "x", load=True).size

@@ -9,6 +9,7 @@ from data_helpers import make_folder, write_png
 
 from jaxseg.data import histogram, statistics
 from jaxseg.data.datasets import DataError, get_spec
+from jaxseg.data.decode import Decoded
 from jaxseg.data.sources import open_source
 
 
@@ -21,8 +22,9 @@ class Images:
     def __len__(self):
         return len(self.images)
 
-    def read_image(self, index):
-        return self.images[index]
+    def read_decoded(self, index):
+        image = self.images[index]
+        return image if isinstance(image, Decoded) else Decoded(image)
 
 
 def folder_source(root, split="train"):

@@ -19,6 +19,7 @@ from data_helpers import make_config, make_folder, write_png
 
 from jaxseg.data import datasets, official, pipeline, prepare, records, sources
 from jaxseg.data.datasets import DataError
+from jaxseg.data.decode import ImageOptions, decode_image
 from jaxseg.data.statistics import read_statistics, write_statistics
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)}
@@ -27,7 +28,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)}
 def both(root, output, split="train", name="folder", channels=3):
     """The source in place and its prepared form."""
     spec = records.get_spec(name, output)
-    prepared = records.open_records(spec, output, split, channels)
+    prepared = records.open_records(spec, output, split, ImageOptions(channels))
     return sources.open_source(datasets.get_spec(name, root), root, split, channels=channels), prepared
 
 
@@ -120,7 +121,7 @@ def test_many_channels_of_many_bits_stay_lossless(tmp_path, codec, dtype):
 @pytest.mark.parametrize("codec", ["png", "zstd", "raw"])
 def test_png_codecs_are_exact(channels, dtype, codec):
     image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (9, 7, channels), dtype, endpoint=True)
-    decoded = prepare.decode_image(prepare.encode_image(image, codec), "x", channels)
+    decoded = decode_image(prepare.encode_image(image, codec), "x", channels)
     np.testing.assert_array_equal(decoded, image)
     assert decoded.dtype == image.dtype
 
@@ -128,7 +129,7 @@ def test_png_codecs_are_exact(channels, dtype, codec):
 def test_jpeg_has_a_quality():
     image = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
     good, bad = (prepare.encode_image(image, "jpeg", quality) for quality in (95, 20))
-    errors = [np.abs(prepare.decode_image(data, "x").astype(int) - image).mean() for data in (good, bad)]
+    errors = [np.abs(decode_image(data, "x").astype(int) - image).mean() for data in (good, bad)]
     assert len(bad) < len(good) and errors[0] < 3 and errors[0] < errors[1]
 
 
@@ -162,7 +163,7 @@ def test_wrong_labels_and_images_stop_it_before_it_appears(tmp_path):
     with pytest.raises(DataError, match="labels/train/t3.png: label value 9"):
         prepare.prepare("folder", root, tmp_path / "out")
     write_png(root / "labels/train/t3.png", label[:10])
-    with pytest.raises(DataError, match="t3.png is 24x20 .* but its label of 't3' is 24x10"):
+    with pytest.raises(DataError, match="t3.png: is 24x20 .* but its label of 't3' is 24x10"):
         prepare.prepare("folder", root, tmp_path / "out")
     with pytest.raises(DataError, match="no TFDS data set there"):
         records.find_prepared("folder", tmp_path / "out")

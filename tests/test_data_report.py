@@ -98,6 +98,14 @@ def five_channels(root):
     (root / "images/train/t0.png").unlink()
 
 
+def nodata(root):
+    ramp = np.linspace(0, 1, 20 * 24 * 3, dtype=np.float32).reshape(20, 24, 3)
+    split_files(root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), ramp), file.unlink()))
+    image = ramp.copy()
+    image[0] = -9999
+    np.save(root / "images/train/t2.npy", image)
+
+
 def nan(root, size=(20, 24)):
     image = np.zeros((20, 24, 3), np.float32)
     split_files(root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), image), file.unlink()))
@@ -119,7 +127,7 @@ ERRORS = {
     "damaged label": (lambda r: cut(r / "labels/train/t0.png"), "damaged label", "train", 1, "labels/train/t0.png: cannot be read"),
     "size": (
         lambda r: write_png(r / "labels/val/v1.png", np.zeros((10, 12), np.uint8)), "size", "val", 1,
-        "images/val/v1.png is 24x20 (width x height) but its label",
+        "images/val/v1.png: is 24x20 (width x height) but its label",
     ),
     "all masks": (lambda r: relabel(r, "train", 0, 255), "all masks", "train", 1, "the labels of split 'train' hold only 0 and 255, e.g. "),
     "masks of val": (lambda r: two_classes(r) or relabel(r, "val", 0, 255), "all masks", "val", 1, "split 'val' hold only 0 and 255, "),
@@ -127,6 +135,7 @@ ERRORS = {
     "one class": (lambda r: relabel(r, "train", 2), "one class", "train", 1, "split 'train' hold one class only, 'car' (2), e.g. "),
     "colors": (colors, "color", "train", 1, "t2.png: label colour (41, 50, 60), 480 pixels"),
     "channels": (five_channels, "channels", "train", 1, "t0.npy: has 5 channels, but config.dataset.channels=3"),
+    "range": (nodata, "range", "train", 1, "t2.npy: holds -9999 in 24 pixels of channel 0 (first at row 0, column 0)"),
     "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
     "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
     "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: Expecting"),

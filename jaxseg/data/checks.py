@@ -18,6 +18,7 @@ from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
 from jaxseg.data.decode import Header, check_channels, check_sizes
 from jaxseg.data.pairs import left_out, unused_labels
 from jaxseg.data.sources import Source, open_source, split_names
+from jaxseg.data.statistics import check_range
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ class Split:
     counts: np.ndarray | None = None
     headers: Sequence[Header | None] = ()
 
-    def open(self, channels: int) -> None:
-        """Find the files or records, and log which files are left out. Raises DataError."""
+    def open(self, data: ConfigDict) -> None:
+        """Find the files or records, to be read as config.dataset says, and log which files are left out. Raises DataError."""
         for line in filter(None, (left_out(self.spec, self.part.root, part) for part in self._parts())):
             log.info("%s", line)
-        self.source = open_source(self.spec, self.part.root, self.split, channels=channels, source=self.part.source)
+        self.source = open_source(self.spec, self.part.root, self.split, source=self.part.source, **pipeline.image_options(data))
 
     def _parts(self) -> list[str]:
         """The data set's own names for what the split is made of, [] where it is not made of files."""
@@ -97,7 +98,7 @@ def check(config: ConfigDict) -> None:
     data, splits = config.dataset, find_splits(config)
     log.info("%s", format_label_map(splits[0].spec))
     for split in splits:
-        split.open(data.channels)
+        split.open(data)
         if unused := split.unused_labels():
             log.warning("%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1)
         if data.check_samples and split.spec.name != "shapes":
@@ -116,7 +117,8 @@ def _check_pairs(split: Split, data: ConfigDict) -> None:
 
     def count_pixels(index: int) -> np.ndarray:
         if index in decoded:
-            label = pipeline.read(source, index, data.dtype)[1]
+            image, label = pipeline.read(source, index, data.dtype)
+            check_range(image, source.files[index], data.nodata)
         else:
             file, label, header = source.files[index], source.read_label(index), source.header(index)
             check_channels(header.channels, data.channels, file, header.alpha)

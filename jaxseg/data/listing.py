@@ -1,10 +1,10 @@
 """Which files of a folder are images: told by their bytes where the name does not say it."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxseg.data.decode.formats import HEAD, IMAGE_FORMATS, NO_PICTURES, tell_format
 from jaxseg.errors import DataError
 from jaxseg.files import walk
 
@@ -14,40 +14,11 @@ IMAGE_SUFFIXES = (
 # What these hold begins like an image, and is none of the data set's: GDAL's overviews and masks, cameras' thumbnails, backups, downloads.
 OTHER_SUFFIXES = (".ovr", ".msk", ".thm", ".bak", ".orig", ".tmp", ".part", ".crdownload")
 RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf")  # most begin like TIFF, and hold a preview
-READABLE, PICTURE, DOCUMENT = "readable", "picture", "document"
-# (name, what it is to us, how such a file begins); the first that fits counts.
-KINDS = tuple((name, group, re.compile(start, re.DOTALL)) for name, group, start in (
-    ("JPEG-LS", PICTURE, rb"\xff\xd8\xff\xf7"),
-    ("JPEG", READABLE, rb"\xff\xd8\xff"),
-    ("PNG", READABLE, rb"\x89PNG\r\n\x1a\n"),
-    ("GIF", READABLE, rb"GIF8[79]a"),
-    ("BMP", READABLE, rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
-    ("WebP", READABLE, rb"RIFF.{4}WEBP"),
-    ("camera raw", PICTURE, rb"II\*\0.{4}CR|IIRO|IIU\0|MMOR|FUJIFILM"),
-    ("TIFF", READABLE, rb"II[*+]\0|MM\0[*+]"),
-    ("NPY", READABLE, rb"\x93NUMPY"),
-    ("PNM", READABLE, rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s"),
-    ("JPEG 2000", READABLE, rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"),
-    ("AVIF", PICTURE, rb".{4}ftypavi[fs]"),
-    ("HEIC", PICTURE, rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)"),
-    ("JPEG XL", PICTURE, rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("JPEG XR", PICTURE, rb"II\xbc\x01"),
-    ("Photoshop", PICTURE, rb"8BPS"),
-    ("GIMP", PICTURE, rb"gimp xcf"),
-    ("OpenEXR", PICTURE, rb"\x76\x2f\x31\x01"),
-    ("Radiance HDR", PICTURE, rb"#\?(?:RADIANCE|RGBE)"),
-    ("PFM", PICTURE, rb"P[Ff]\s+\d+\s+\d+\s"),
-    ("DICOM", PICTURE, rb".{128}DICM"),
-    ("FITS", PICTURE, rb"SIMPLE  ="),
-    ("PDF", DOCUMENT, rb"%PDF-"),
-    ("PostScript", DOCUMENT, rb"%!PS|\xc5\xd0\xd3\xc6"),
-    ("SVG", DOCUMENT, rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg"),
-))  # fmt: skip
 SHOWN = 3  # names in a message
 
 
 class Images(NamedTuple):
-    """The images of a folder, what else lies there, (path, what it is known to be or ""), and what is wrong with it."""
+    """The images of a folder, what else lies there, (path, its format or ""), and what is wrong with it."""
 
     files: list[Path]
     left_out: list[tuple[Path, str]]
@@ -60,18 +31,17 @@ def image_stem(name: str) -> str:
     return stem if stem and dot and suffix and not suffix.isdecimal() else name
 
 
-def file_kind(file: Path) -> tuple[str, str]:
-    """(name of its kind, READABLE, PICTURE or DOCUMENT) of a file by its first bytes, ("", "") if it is no image of KINDS."""
+def file_format(file: Path) -> str:
+    """The format of a file by its first bytes, "" if it is none known, or one that no data set's image has."""
     if file.suffix.lower() in RAW_SUFFIXES:
-        return "camera raw", PICTURE
+        return "camera raw"
     if file.suffix.lower() in OTHER_SUFFIXES or not file.is_file():
-        return "", ""
+        return ""
     try:
         with file.open("rb") as stream:
-            start = stream.read(1024)
+            return tell_format(stream.read(HEAD))
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", file=file, hint="make it readable, or take it out") from None
-    return next(((name, group) for name, group, pattern in KINDS if pattern.match(start)), ("", ""))
 
 
 def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") -> Images:
@@ -82,19 +52,21 @@ def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") 
     read (HEIC for instance) without a readable one of the same name beside them: to leave them out would lose what was meant.
     """
     tree = walk(folder, nested=nested, without=without)
-    files, left_out, pictures = [], [(path, "") for path in tree.left_out + tree.broken], []
+    files, pictures = [], []
+    left_out = [(path, "") for path in (*tree.left_out, *(path for path in tree.broken if path.suffix.lower() not in IMAGE_SUFFIXES))]
     for file in tree.files:
-        name, group = (file.suffix, READABLE) if file.suffix.lower() in IMAGE_SUFFIXES else file_kind(file)
-        if group == READABLE:
+        name = "" if file.suffix.lower() in IMAGE_SUFFIXES else file_format(file)
+        if name in IMAGE_FORMATS or file.suffix.lower() in IMAGE_SUFFIXES:
             files.append(file)
-        else:
-            left_out.append((file, name))
-            pictures += [(file, name)] * (group == PICTURE)
+            continue
+        left_out.append((file, name))
+        if name and name not in NO_PICTURES:
+            pictures.append((file, name))
     stems = {_stem_path(file) for file in files} if pictures else set()
     errors, hint = broken_links(tree.broken, IMAGE_SUFFIXES), "save it as PNG, TIFF or JPEG, or take it out"
     for file, name in pictures:
         if _stem_path(file) not in stems:
-            errors.append(DataError(f"is a picture of the kind {name}, which is not read", file=file, hint=hint))
+            errors.append(DataError(f"is a picture in the format {name}, which is not read", file=file, hint=hint))
     return Images(files, sorted(left_out), errors)
 
 
@@ -111,10 +83,7 @@ def _stem_path(file: Path) -> Path:
 
 def describe_left_out(folder: Path, left_out: Sequence[tuple[Path, str]]) -> str:
     """One line about what was left out of a folder, "" for nothing."""
-    if not left_out:
-        return ""
-    things = f"{len(left_out)} file or folder is" if len(left_out) == 1 else f"{len(left_out)} files and folders are"
-    return f"{folder}: {things} left out as hidden, linked in a circle or no image: {first_names(folder, left_out)}"
+    return f"{folder}: left out {len(left_out)} (hidden, no image, or listed already): {first_names(folder, left_out)}" if left_out else ""
 
 
 def first_names(folder: Path, found: Iterable[tuple[Path, str]]) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, label_map
-from jaxseg.data.decode import MEND_LABEL, UNKNOWN, UNREADABLE, decode_label, make_table, map_label
+from jaxseg.data.decode.formats import UNREADABLE
+from jaxseg.data.decode.labels import MEND_LABEL, UNKNOWN, decode_label, make_table, map_label
 
 Reader = Callable[[Path, DatasetSpec], np.ndarray]
 Color = tuple[int, int, int]

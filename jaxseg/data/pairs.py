@@ -140,7 +140,7 @@ def left_out(spec: DatasetSpec, root: str | Path, part: str) -> str:
         return describe_left_out(folder, images.left_out)
     listing = root / layout.listing.replace("{split}", part)
     doubled = [name for name, times in _count_names(listing).items() if times > 1] if listing.is_file() else []
-    return f"{listing}: {len(doubled)} names are listed more than once, and count once: {', '.join(doubled[:3])}" if doubled else ""
+    return f"{listing}: lists {len(doubled)} more than once, which count once: {', '.join(doubled[:3])}" if doubled else ""
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------
@@ -299,4 +299,4 @@ def _similar_folder(root: Path, folder: Path) -> str:
     there = {path.name.lower(): path for path in sorted(missing.parent.iterdir()) if path.is_dir() and not path.name.startswith(".")}
     name = missing.name.lower()
     near = [other for other in there if other.startswith(name) or name.startswith(other)] or difflib.get_close_matches(name, there, 1)
-    return f" There is {there[near[0]]}: rename it to {missing.name}." if near else ""
+    return f" There is {there[near[0]]}: if it is this one, rename it to {missing.name}." if near else ""

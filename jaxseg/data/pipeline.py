@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.data import histogram
 from jaxseg.data.datasets import DataError, get_spec
+from jaxseg.data.decode.tiff import silence_nodata
 from jaxseg.data.sources import Joined, Source, open_source
 from jaxseg.data.statistics import check_finite
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image
@@ -80,7 +81,7 @@ class LoadRows:
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         _keep_memory()
-        _end_with_parent()
+        _start_worker()
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
@@ -158,10 +159,12 @@ def _keep_memory() -> None:
 
 
 @functools.cache
-def _end_with_parent() -> None:
-    """In a worker process: end when the training process does, however it ends; a killed one cannot stop its workers."""
+def _start_worker() -> None:
+    """In a worker process: log like the scripts do, and end when the training process does, however it ends; a killed one
+    cannot stop its workers."""
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        logging.getLogger("tifffile").addFilter(silence_nodata)
 
 
 def _plain(value: Any) -> Any:
@@ -199,8 +202,13 @@ def same_classes(spec: Any, trained: Any, field: str) -> None:
 
 
 def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
-    """A split of the data set that `part` names (name, root, source), with the channels of config.dataset."""
-    return open_source(get_spec(part.name, part.root, part.source), part.root, split, channels=data.channels, source=part.source)
+    """A split of the data set that `part` names (name, root, source), its images read as config.dataset says."""
+    return open_source(get_spec(part.name, part.root, part.source), part.root, split, source=part.source, **image_options(data))
+
+
+def image_options(data: ConfigDict) -> dict[str, Any]:
+    """What config.dataset says about reading images, as `open_source` takes it; missing data become the mean, 0 for the network."""
+    return dict(channels=data.channels, nodata=data.nodata, max_pixels=data.max_pixels, fill=data.image_mean)
 
 
 def sample_indices(source: Source, class_balance: float) -> range | list[int]:
@@ -255,7 +263,7 @@ def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
     Images are resized to config.eval.resize, ratio kept, bilinear; labels keep their size. Raises DataError.
     """
     part, spec = evaluated(config)
-    source = open_source(spec, part.root, split or config.dataset.val_split, channels=config.dataset.channels, source=part.source)
+    source = open_source(spec, part.root, split or config.dataset.val_split, source=part.source, **image_options(config.dataset))
     return EvalSamples(source, config.eval.resize, config.dataset.dtype)
 
 

@@ -30,8 +30,9 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxseg.data import datasets, official, records, sources, statistics
 from jaxseg.data.datasets import DataError, DatasetSpec
-from jaxseg.data.decode import check_sizes, decode_image, decode_label, make_table, map_label
+from jaxseg.data.decode import Decoded, ImageOptions, decode, decode_label, join_pair, make_table, map_label
 from jaxseg.data.official import Job
+from jaxseg.files import expand
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def _zipped(root: Path, split: str) -> Split:
 def _unzip_pair(spec: DatasetSpec, stem: str, images: zipfile.ZipFile, image: str, labels: zipfile.ZipFile, label: str) -> Iterator[tuple]:
     file = f"{labels.filename}: {label}"
     raw = decode_label(_unzip(labels, label), file, spec)
-    map_label(raw, make_table(spec.label_map), spec, file)
+    map_label(raw, make_table(spec.label_map, spec.label_ranges), spec, file)
     yield stem, _unzip(images, image), raw
 
 
@@ -196,21 +197,21 @@ class Encoder:
     def __call__(self, job: Job) -> tuple[list[str], set[str], list[bytes]]:
         names, dtypes, examples = [], set(), []
         for name, image, label in job.load():
-            data, dtype = self._encode(name, image, label)
+            data, label, dtype = self._encode(name, image, label)
             names.append(name)
             dtypes.add(dtype)
             examples.append(_serialize(dict(zip(self.keys, (data, encode_label(label), name.encode())))))
         return names, dtypes, examples
 
-    def _encode(self, name: str, image: Any, label: np.ndarray) -> tuple[bytes, str]:
-        """The image's bytes, once it is known that they can be decoded and have the label's size."""
+    def _encode(self, name: str, image: Any, label: np.ndarray) -> tuple[bytes, np.ndarray, str]:
+        """The image's bytes, once it is known that they can be decoded and have the label's size; the label, 255 where they hold no data."""
         file = image if isinstance(image, Path) else name
         data = image.read_bytes() if isinstance(image, Path) else image
-        pixels = image if isinstance(image, np.ndarray) else decode_image(data, file, self.channels)
-        check_sizes(pixels.shape[:2], label.shape, file, f"of '{name}'")
+        decoded = Decoded(image) if isinstance(image, np.ndarray) else decode(data, file, ImageOptions(self.channels))
+        pixels, label = join_pair(decoded, label, (), file, f"of '{name}'")
         if self.codec != "keep" or data is pixels:
             data = encode_image(pixels, "png" if self.codec == "keep" else self.codec, self.quality)
-        return data, pixels.dtype.name
+        return data, label, pixels.dtype.name
 
 
 def _serialize(fields: dict[str, bytes]) -> bytes:
@@ -233,13 +234,14 @@ def prepare(
     """
     if codec not in CODECS:
         raise DataError(f"--codec={codec}: no such codec; there are {', '.join(CODECS)}.")
+    root, output = expand(root), expand(output)
     found, spec, zipped = list_splits(name, root, splits, channels), datasets.get_spec(name, root), is_zipped(name, root)
     counts = {split.name: min(len(split.jobs), shards or min(math.ceil(len(split.jobs) / PER_SHARD), MOST_SHARDS)) for split in found}
     keys = ("image_left", "segmentation_label", "image_id") if zipped else ("image", "label", "name")
     encoder = Encoder(codec, quality, found[0].channels, keys)
     plan = dict(name=name, shards=counts, state={split.name: split.state for split in found}) | dataclasses.asdict(encoder)
     plan = json.dumps(plan, indent=1)
-    final = Path(output) / (records.STOCK[name][0] if zipped else name) / VERSION
+    final = output / (records.STOCK[name][0] if zipped else name) / VERSION
     if final.exists():
         if (final / PLAN).is_file() and (final / PLAN).read_text() == plan:
             log.info("%s is there already", final)
@@ -250,9 +252,9 @@ def prepare(
         with _progress(sum(len(split.jobs) for split in found)) as advance, ThreadPoolExecutor(THREADS) as pool:
             for split in found:
                 _write_split(scratch, name, split, counts[split.name], encoder, pool, advance)
-        _describe(scratch, spec, counts, encoder.channels, Path(output) if zipped else None)
+        _describe(scratch, spec, counts, encoder.channels, output if zipped else None)
         with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(Path(root) / statistics.NAME, scratch / statistics.NAME)
+            shutil.copyfile(root / statistics.NAME, scratch / statistics.NAME)
         os.rename(scratch, final)
     return final
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxseg.data import datasets
 from jaxseg.data.datasets import DataError, DatasetSpec
-from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
+from jaxseg.data.decode import Decoded, Header, ImageOptions, decode, decode_label, inspect_image, join_pair, make_table, map_label
+from jaxseg.data.decode.images import RGB
 from jaxseg.files import expand, read_json
 
 # Our name -> (TFDS's name, label map of what it holds). Its scene_parse150 is not here: that holds instances, not ADE20K's 150 classes.
@@ -99,11 +100,11 @@ def _read_spec(file: Path, name: str) -> DatasetSpec:
 class Records:
     """The records of a split: a Source (see sources.py) of which `files` and `label_files` are the records' names."""
 
-    def __init__(self, spec: DatasetSpec, data: Any, *, keys: tuple[str, str], names: list[str], shards: list, folder: Path, channels: int):
-        self.spec, self.channels, self.names = spec, channels, names
+    def __init__(self, spec: DatasetSpec, data: Any, *, keys: tuple[str, str], names: list[str], shards: list, folder: Path, options: ImageOptions):
+        self.spec, self.options, self.names = spec, options, names
         self.files = self.label_files = names
         self._data, self._keys, self._shards, self._folder = data, keys, shards, folder
-        self._table = make_table(spec.label_map)
+        self._table = make_table(spec.label_map, spec.label_ranges)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -111,18 +112,21 @@ class Records:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(image, label); DataError if one is damaged, they differ in size, or an id is unknown."""
         (image, label), where = self._record(index), self._where(index)
-        image, label = decode_image(image, where, self.channels), self._decode_label(label, where)
-        check_sizes(image.shape[:2], label.shape, where, f"in {where},")
-        return image, label
+        return join_pair(
+            decode(image, where, self.options), self._decode_label(label, where), self.options.fill, where, f"in {where},"
+        )
+
+    def read_decoded(self, index: int) -> Decoded:
+        return decode(self._record(index)[0], self._where(index), self.options)
 
     def read_image(self, index: int) -> np.ndarray:
-        return decode_image(self._record(index)[0], self._where(index), self.channels)
+        return self.read_decoded(index).filled(self.options.fill)
 
     def read_label(self, index: int) -> np.ndarray:
         return self._decode_label(self._record(index)[1], self._where(index))
 
     def header(self, index: int) -> Header:
-        return inspect_image(self._record(index)[0], self._where(index), self.channels)
+        return inspect_image(self._record(index)[0], self._where(index), self.options.channels, max_pixels=self.options.max_pixels)
 
     def fingerprint(self) -> str:
         """Changes with the shards' files and the label map."""
@@ -133,7 +137,7 @@ class Records:
         return f"{self._folder}: record {self.names[index]}"
 
     def _decode_label(self, data: bytes, where: str) -> np.ndarray:
-        return map_label(decode_label(data, where, self.spec), self._table, self.spec, where)
+        return map_label(decode_label(data, where, self.spec, max_pixels=self.options.max_pixels), self._table, self.spec, where)
 
     def _record(self, index: int) -> list[memoryview]:
         """The encoded image and label of a record."""
@@ -185,8 +189,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     return value | message[at] << shift, at + 1
 
 
-def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int = 3) -> Records:
-    """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; images have `channels`.
+def open_records(spec: DatasetSpec, root: str | Path, split: str, options: ImageOptions = RGB) -> Records:
+    """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; `options` say how images are read.
 
     split: a plain name; 'val' and 'validation' stand for each other. Picklable; shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
     """
@@ -218,7 +222,7 @@ def open_records(spec: DatasetSpec, root: str | Path, split: str, channels: int 
     data = builder.as_data_source(split, deserialize_method=raw, file_format="array_record").data_source
     if not len(data):
         raise DataError(f"{folder}: its split '{split}' is empty; prepare the data set again, or set config.dataset.train_split or val_split.")
-    return Records(spec, data, keys=keys, names=_names(folder, spec, split, len(data)), shards=shards, folder=folder, channels=channels)
+    return Records(spec, data, keys=keys, names=_names(folder, spec, split, len(data)), shards=shards, folder=folder, options=options)
 
 
 def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data import checks, datasets, histogram, records, sources, statistics
+from jaxseg.data import checks, datasets, histogram, pipeline, records, sources, statistics
 from jaxseg.data import pairs as pairing
 from jaxseg.data.checks import Split
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
-from jaxseg.data.decode import Header, check_channels, check_sizes, decode_label
+from jaxseg.data.decode import Header, ImageOptions, check_channels, check_sizes, decode_label
 from jaxseg.files import expand
 from jaxseg.presets import DATASET, EVALUATION
 
@@ -36,6 +35,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "damaged image": (True, "images that cannot be read"),
     "channels": (True, "images that do not have config.dataset.channels (--channels)"),
     "not finite": (True, "images that hold NaN or infinity"),
+    "range": (True, "images that hold a value hugely outside of the rest"),
     "dtype": (True, "images whose values are of another type than the rest"),
     "statistics": (True, "statistics.json, which could not be made or is wrong"),
     "damaged label": (True, "labels that cannot be read"),
@@ -88,6 +88,7 @@ class Report:
 
 def folder_config(root: str, name: str = "folder", channels: int = 0) -> ConfigDict:
     """As much of a config as `check_data` reads, for a data set that has none yet. channels: 0 for those of the first image."""
+    root = str(expand(root)) if root else ""
     if not channels:
         try:
             channels = sources.guess_channels(sources.open_source(datasets.get_spec(name, root), root, "train"))
@@ -106,7 +107,7 @@ def check_data(config: ConfigDict, *, write_statistics: bool = False, progress: 
     report = Report(checks.find_splits(config), [])
     *training, val = report.splits
     for split in report.splits:
-        report.problems += _open(split, data.channels) + _scan(split, data.channels, progress) + _look_at_labels(split)
+        report.problems += _open(split, data) + _scan(split, data, progress) + _look_at_labels(split)
     report.problems += _odd_ones(report.splits, {problem.file for problem in report.problems})
     totals = sum(split.totals() * split.repeat for split in training)
     if all(split.all_read() for split in report.splits):  # else there are graver problems
@@ -134,16 +135,16 @@ def _look_at_statistics(data: ConfigDict, measured: sources.Source | None, progr
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def _open(split: Split, channels: int) -> list[Problem]:
+def _open(split: Split, data: ConfigDict) -> list[Problem]:
     """Open a split; where labels are missing, the pairs that are whole."""
     problems, pairs = [], []
     try:
-        split.open(channels)
+        split.open(data)
     except DataError as error:
-        if split.part.source == "files" and split.spec.layout and os.path.isdir(split.part.root):
+        if split.part.source == "files" and split.spec.layout and expand(split.part.root).is_dir():
             with contextlib.suppress(DataError):  # the split's name cannot be parsed
                 pairs = _find_pairs(split, problems)
-        split.source = sources.Files(split.spec, pairs, channels) if pairs else None
+        split.source = sources.Files(split.spec, pairs, ImageOptions(**pipeline.image_options(data))) if pairs else None
         if not problems:
             problems.append(Problem("split", split.title, str(split.part.root), str(error)))
     for file in split.unused_labels() if split.source else ():
@@ -171,11 +172,11 @@ def _find_pairs(split: Split, problems: list[Problem]) -> list[pairing.Pair]:
     return pairs
 
 
-def _scan(split: Split, channels: int, progress: bool) -> list[Problem]:
+def _scan(split: Split, data: ConfigDict, progress: bool) -> list[Problem]:
     """Read the samples of a split."""
     if split.source is None:
         return []
-    found = histogram.in_parallel(partial(_examine, split, channels), range(len(split.source)), f"reading {split.title}", progress)
+    found = histogram.in_parallel(partial(_examine, split, data), range(len(split.source)), f"reading {split.title}", progress)
     split.headers, counts, problems = zip(*found)
     split.counts = np.stack(counts)
     if split.all_read():
@@ -183,7 +184,7 @@ def _scan(split: Split, channels: int, progress: bool) -> list[Problem]:
     return list(dict.fromkeys(itertools.chain(*problems)))  # of a repeated image once
 
 
-def _examine(split: Split, channels: int, index: int) -> tuple[Header | None, np.ndarray, list[Problem]]:
+def _examine(split: Split, data: ConfigDict, index: int) -> tuple[Header | None, np.ndarray, list[Problem]]:
     """Header of an image, pixels of every class and 255 in its label (zeros: unreadable), problems."""
     source, problems = split.source, []
     file, label_file = source.files[index], source.label_files[index]
@@ -197,10 +198,11 @@ def _examine(split: Split, channels: int, index: int) -> tuple[Header | None, np
 
     header = attempt("damaged image", file, source.header, index)
     if header is not None:
-        attempt("channels", file, check_channels, header.channels, channels, file, header.alpha)
+        attempt("channels", file, check_channels, header.channels, data.channels, file, header.alpha)
     image = None if problems else attempt("damaged image", file, source.read_image, index)
     if image is not None:
         attempt("not finite", file, statistics.check_finite, image, file)
+        attempt("range", file, statistics.check_range, image, file, data.nodata)
     label = attempt("damaged label", label_file, source.read_label, index)
     if label is None:
         return header, np.zeros(split.spec.num_classes + 1, np.int64), problems

@@ -1,7 +1,8 @@
 """Reading: decode pairs of image and label, apply the label map. Whatever is wrong is a DataError naming the file.
 
 A source has len, `spec`, `names` (file stems), `files` and `label_files` (of records: names again), `read(i)` -> (image [H, W, C],
-label uint8 [H, W] of classes and 255), `read_image(i)`, `read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
+label uint8 [H, W] of classes and 255, which is where the image holds no data, too), `read_image(i)`, `read_decoded(i)` with what is missing,
+`read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ import numpy as np
 
 from jaxseg.cache import cache_dir
 from jaxseg.data.datasets import DataError, DatasetSpec, label_map
-from jaxseg.data.decode import Header, check_sizes, decode_image, decode_label, inspect_image, make_table, map_label
+from jaxseg.data.decode import Decoded, Header, ImageOptions, decode, decode_label, inspect_image, join_pair, make_table, map_label
+from jaxseg.data.decode.images import MAX_PIXELS, RGB
 from jaxseg.data.pairs import Pair, find_pairs
 
 SPLIT = re.compile(r"(?P<name>[^\[\]*+]+)(?P<slice>\[(?P<first>\d*%?):(?P<last>\d*%?)\])?(\*(?P<times>[1-9]\d*))?")
@@ -30,6 +32,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_decoded(self, index: int) -> Decoded: ...
     def read_image(self, index: int) -> np.ndarray: ...
     def read_label(self, index: int) -> np.ndarray: ...
     def header(self, index: int) -> Header: ...
@@ -40,14 +43,14 @@ class Source(Protocol):
 
 
 class Files:
-    """Pairs of files, read in place as images of so many `channels`."""
+    """Pairs of files, read in place; `options` say how the images are read."""
 
-    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair], channels: int = 3):
-        self.spec, self.pairs, self.channels = spec, pairs, channels
+    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair], options: ImageOptions = RGB):
+        self.spec, self.pairs, self.options = spec, pairs, options
         self.names = [pair.name for pair in pairs]
         self.files = [str(pair.image) for pair in pairs]
         self.label_files = [str(pair.label) for pair in pairs]
-        self._tables = {ids: make_table(_ids_of(spec, ids)) for ids in {pair.ids for pair in pairs}}
+        self._tables = {ids: make_table(*_ids_of(spec, ids)) for ids in {pair.ids for pair in pairs}}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -55,20 +58,23 @@ class Files:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(image, label); DataError if one is damaged, they differ in size, or an id is unknown."""
         pair = self.pairs[index]
-        image, label = self.read_image(index), self.read_label(index)
-        check_sizes(image.shape[:2], label.shape, pair.image, pair.label)
-        return image, label
+        return join_pair(self.read_decoded(index), self.read_label(index), self.options.fill, pair.image, pair.label)
+
+    def read_decoded(self, index: int) -> Decoded:
+        return decode(_read_bytes(self.pairs[index].image), self.pairs[index].image, self.options)
 
     def read_image(self, index: int) -> np.ndarray:
-        return decode_image(_read_bytes(self.pairs[index].image), self.pairs[index].image, self.channels)
+        return self.read_decoded(index).filled(self.options.fill)
 
     def read_label(self, index: int) -> np.ndarray:
         pair = self.pairs[index]
-        ids = decode_label(_read_bytes(pair.label), pair.label, self.spec)
+        ids = decode_label(_read_bytes(pair.label), pair.label, self.spec, max_pixels=self.options.max_pixels)
         return map_label(ids, self._tables[pair.ids], self.spec, pair.label)
 
     def header(self, index: int) -> Header:
-        return inspect_image(self.pairs[index].image, self.pairs[index].image, self.channels)
+        return inspect_image(
+            self.pairs[index].image, self.pairs[index].image, self.options.channels, max_pixels=self.options.max_pixels
+        )
 
     def fingerprint(self) -> str:
         """Changes with the label files and the label map."""
@@ -95,6 +101,9 @@ class Joined:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._at(index, "read")
 
+    def read_decoded(self, index: int) -> Decoded:
+        return self._at(index, "read_decoded")
+
     def read_image(self, index: int) -> np.ndarray:
         return self._at(index, "read_image")
 
@@ -112,9 +121,9 @@ def _hash(*facts: Any) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _ids_of(spec: DatasetSpec, name: str) -> Mapping[int, int]:
-    """The label map of this name; that of the official labels, the layout's last, is the spec's own."""
-    return spec.label_map if name == spec.layout.labels[-1][1] else label_map(name, spec.num_classes)
+def _ids_of(spec: DatasetSpec, name: str) -> tuple[Mapping[int, int], tuple[tuple[int, int, int], ...]]:
+    """The label map of this name, and its ranges; that of the official labels, the layout's last, is the spec's own."""
+    return (spec.label_map, spec.label_ranges) if name == spec.layout.labels[-1][1] else (label_map(name, spec.num_classes), ())
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -143,13 +152,16 @@ def guess_channels(source: Source) -> int:
     return header.channels if header.channels > 4 or (header.channels in (2, 4) and not header.alpha) else 3
 
 
-def open_source(spec: DatasetSpec, root: str | Path, split: str, *, channels: int = 3, source: str = "files") -> Source:
+def open_source(
+    spec: DatasetSpec, root: str | Path, split: str, *, channels: int = 3, source: str = "files", nodata: Sequence[Any] = (),
+    max_pixels: int = MAX_PIXELS, fill: Sequence[float] = (),
+) -> Source:  # fmt: skip
     """The pairs of a split, or of several: 'train+val', 'train[:4]', 'train[100:]+extra*3' (extra three times). Raises DataError.
 
-    source: 'files' in place, or 'tfds' (whose own split names may be used). `shapes` is written into the user's cache first.
+    source: 'files' in place, or 'tfds' (whose own split names may be used). channels, nodata, max_pixels, fill: see ImageOptions. `shapes` is written into the user's cache first.
     """
-    parts = parse_split(split)
-    sources = [_open_part(spec, root, part["name"], channels, source) for part in parts]
+    parts, options = parse_split(split), ImageOptions(channels, tuple(nodata), max_pixels, tuple(fill))
+    sources = [_open_part(spec, root, part["name"], options, source) for part in parts]
     if len(parts) == 1 and split == parts[0]["name"]:
         return sources[0]
     places = []
@@ -169,11 +181,11 @@ def _place(text: str | None, count: int) -> int | None:
     return None if not text else round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
 
-def _open_part(spec: DatasetSpec, root: str | Path, split: str, channels: int, source: str) -> Source:
+def _open_part(spec: DatasetSpec, root: str | Path, split: str, options: ImageOptions, source: str) -> Source:
     from jaxseg.data import records, shapes
 
     if spec.name == "shapes":
-        return records.open_records(spec, shapes.prepare(cache_dir() / "data"), split, channels)
+        return records.open_records(spec, shapes.prepare(cache_dir() / "data"), split, options)
     if source == "tfds":
-        return records.open_records(spec, root, split, channels)
-    return Files(spec, find_pairs(spec, root, split), channels)
+        return records.open_records(spec, root, split, options)
+    return Files(spec, find_pairs(spec, root, split), options)

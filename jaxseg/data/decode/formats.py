@@ -1,0 +1,149 @@
+"""What a file is, told by its bytes, and what its header says: format, orientation, losses, number of pictures."""
+
+import re
+import struct
+from collections.abc import Iterator
+
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the formats beyond preinit's
+
+from jaxseg.errors import DataError
+
+# Threads read files while others import TFDS, which replaces __import__ for a while: what is imported at first use must
+# be there before.
+Image.preinit()
+Image.MAX_IMAGE_PIXELS = None  # check_pixels is the limit: aerial photos are larger than what Pillow takes for an attack
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damaged files
+
+NPY = b"\x93NUMPY"
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+HEAD = 1024  # bytes that tell the format
+# Format -> how its files begin; the first that fits counts. Short signs ask for more, as notes.txt may begin with BM or P1.
+SIGNATURES = {name: re.compile(start, re.DOTALL) for name, start in {
+    "JPEG": rb"\xff\xd8\xff(?!\xf7)", "PNG": rb"\x89PNG\r\n\x1a\n", "camera raw": rb"II\*\0.{4}CR|IIRO|IIU\0|MMOR|FUJIFILM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "NPY": rb"\x93NUMPY", "WebP": rb"RIFF.{4}WEBP", "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "PNM": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG-LS": rb"\xff\xd8\xff\xf7", "JPEG XR": rb"II\xbc\x01",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ", "AVIF": rb".{4}ftypavi[fs]", "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "Photoshop": rb"8BPS", "GIMP": rb"gimp xcf", "OpenEXR": rb"v/1\x01", "Radiance HDR": rb"#\?(?:RADIANCE|RGBE)",
+    "PAM": rb"P7\s+WIDTH", "PFM": rb"P[Ff]\s+\d+\s+\d+\s", "DICOM": rb".{128}DICM", "FITS": rb"SIMPLE  =",
+    "PDF": rb"%PDF-", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg",
+    "HDF5": rb"\x89HDF", "ZIP": rb"PK\x03\x04",
+}.items()}  # fmt: skip
+LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}  # version of a LERC blob -> where its tolerance stands
+IMAGE_FORMATS = ("JPEG", "PNG", "NPY", "TIFF", "GIF", "BMP", "WebP", "PNM", "JPEG 2000")  # which `decode_image` reads
+NO_PICTURES = ("PDF", "PostScript", "SVG", "HDF5", "ZIP")  # whatever these hold, it is no photo
+
+ORIENTATION = 0x0112  # the EXIF tag
+EXIF_WITHIN = 1 << 18  # bytes of a JPEG in which EXIF is looked for; it is the first or second segment
+NODATA_TAG = 42113  # GDAL's, of TIFF: the value of pixels without data
+
+
+def tell_format(data: bytes) -> str:
+    """The format of a file's bytes, of which the first `HEAD` are enough: "JPEG", "PNG", ..., "" if it is none known."""
+    head = bytes(data[:HEAD])
+    return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
+
+
+def exif_orientation(data: bytes) -> int:
+    """How a viewer turns the picture: 1 (not at all) to 8, of EXIF's tag; values beyond are 1, as viewers take them.
+
+    Only EXIF counts, in JPEG, PNG and WebP: XMP repeats the tag, but most programs that show or write photos ignore it
+    there. A TIFF's tag is not looked at: its pixels are numbers as stored. One rule for headers and pixels alike, so
+    `data` may end after the first `EXIF_WITHIN` bytes of a JPEG.
+    """
+    parts = EXIF_PARTS.get(tell_format(data))
+    raw = next(parts(data), b"") if parts else b""
+    if not raw:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(raw if raw.startswith(b"Exif") else b"Exif\0\0" + raw)
+        value = exif.get(ORIENTATION, 1)
+    except (*UNREADABLE, struct.error, KeyError, IndexError, TypeError):  # a damaged EXIF turns nothing
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _jpeg_exif(data: bytes) -> Iterator[bytes]:
+    at = 2
+    while at + 4 <= min(len(data), EXIF_WITHIN) and data[at] == 0xFF and data[at + 1] not in (0xD9, 0xDA):
+        if data[at + 1] == 0xFF:  # padding
+            at += 1
+            continue
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
+            yield bytes(data[at + 4 : at + 2 + size])
+        at += 2 + size
+
+
+def _png_exif(data: bytes) -> Iterator[bytes]:
+    at = len(PNG)
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"eXIf":
+            yield bytes(data[at + 8 : at + 8 + size])
+        at += size + 12
+
+
+def _webp_exif(data: bytes) -> Iterator[bytes]:
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            yield bytes(data[at + 8 : at + 8 + size])
+        at += 8 + size + size % 2
+
+
+EXIF_PARTS = {"JPEG": _jpeg_exif, "PNG": _png_exif, "WebP": _webp_exif}
+
+
+def check_pixels(size: tuple[int, int], file: object, limit: int) -> None:
+    """Refuse an image that would fill the memory, before it is decoded.
+
+    Args:
+        size: (height, width) as the header says.
+        file: for the message.
+        limit: the most pixels an image may have, config.dataset.max_pixels; 0 for no limit.
+
+    Raises:
+        DataError: the image has more.
+    """
+    if limit and size[0] * size[1] > limit:
+        raise DataError(
+            f"{size[1]}x{size[0]} (width x height) are {size[0] * size[1]} pixels, more than {limit}", file=file,
+            field="dataset.max_pixels", hint="if the file is meant to be so large, raise --config.dataset.max_pixels",
+        )  # fmt: skip
+
+
+def count_frames(image: Image.Image) -> int:
+    """How many pictures an opened GIF, PNG or WebP shows one after the other; other formats hold one."""
+    return getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP") else 1
+
+
+def lossy_coding(data: bytes) -> str:
+    """The coding of an encoded picture (a file, or a TIFF's strip) that changed its numbers, "" if it changed none.
+
+    Formats that can do both say which: WebP, JPEG 2000 by its wavelet, LERC by its tolerance, JPEG by its process. JPEG
+    XL and JPEG XR do not say it where it could be told, so they count as lossy.
+    """
+    kind = tell_format(data)
+    if kind == "JPEG":
+        return "" if b"\xff\xc3" in data[:4096] else "JPEG"  # SOF3 is the lossless process
+    if kind == "WebP":
+        return "" if b"VP8L" in data[:64] else "WebP with loss"
+    if kind == "JPEG 2000":
+        at = data.find(b"\xff\x52")  # COD: its 10th byte after the length is the wavelet, 1 being reversible
+        return "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
+    if data[:6] == b"Lerc2 ":
+        return _lossy_lerc(data)
+    return f"{kind}, with loss or not" if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
+
+
+def _lossy_lerc(data: bytes) -> str:
+    """LERC's header says how far a value may be off; 0.5 or less keeps whole numbers."""
+    version = struct.unpack_from("<i", data, 6)[0]
+    at = LERC_TOLERANCE.get(version, len(data))
+    tolerance = struct.unpack_from("<d", data, at)[0] if len(data) >= at + 8 else 1.0
+    return "" if 0 <= tolerance <= 0.5 else f"LERC with a tolerance of {tolerance:g}"
