@@ -239,8 +239,8 @@ def prepare(
     counts = {split.name: min(len(split.jobs), shards or min(math.ceil(len(split.jobs) / PER_SHARD), MOST_SHARDS)) for split in found}
     keys = ("image_left", "segmentation_label", "image_id") if zipped else ("image", "label", "name")
     encoder = Encoder(codec, quality, found[0].channels, keys)
-    plan = dict(name=name, shards=counts, state={split.name: split.state for split in found}) | dataclasses.asdict(encoder)
-    plan = json.dumps(plan, indent=1)
+    state = {split.name: split.state for split in found}
+    plan = json.dumps(dict(name=name, shards=counts, state=state) | dataclasses.asdict(encoder), indent=1)
     final = output / (records.STOCK[name][0] if zipped else name) / VERSION
     if final.exists():
         if (final / PLAN).is_file() and (final / PLAN).read_text() == plan:
