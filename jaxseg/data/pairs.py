@@ -5,7 +5,7 @@ import difflib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxseg.data.datasets import LABEL_SUFFIXES, DatasetSpec, Layout
@@ -179,13 +179,15 @@ class Labels:
             others = [(found, ids) for file, ids in wanted if (found := self._present(file))]
         if len({file for file, _ in others}) > 1:
             both = " and ".join(str(file) for file, _ in others[:2])
-            raise DataError(f"{both} could both be its label", file=self._images[stem], hint=f"keep one of them as {self._wanted(stem)[0][0].name}")
+            raise DataError(f"{both} could both be its label", file=self._images[stem], hint=f"keep one of them as {next(self._wanted(stem))[0].name}")
         if not others:
             raise DataError(self._missing(stem))
         return others[0]
 
-    def _wanted(self, stem: str) -> list[tuple[Path, str]]:
-        return [(self._root / pattern.replace("{split}", self._part).replace("{stem}", stem), ids) for pattern, ids in self._layout.labels]
+    def _wanted(self, stem: str) -> Iterator[tuple[Path, str]]:
+        """(label file, name of its map) in order of preference."""
+        for pattern, ids in self._layout.labels:
+            yield self._root / pattern.replace("{split}", self._part).replace("{stem}", stem), ids
 
     def _present(self, wanted: Path) -> Path | None:
         """The file of this name, whatever the case of its suffix and the Unicode form of its path."""
