@@ -28,7 +28,7 @@ def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
     Images are told as in training, see `listing.list_images`; what lies in `output` is left out.
 
     Raises:
-        DataError: there is none, or a picture of a kind that is not read.
+        DataError: there is none, or a picture in a format that is not read.
     """
     return _list(source, output).files
 
@@ -44,8 +44,13 @@ def _list(source: str | Path, output: str | Path) -> Images:
         raise found.errors[0]
     if not found.files:
         there = f"it holds {first_names(source, found.left_out)}" if found.left_out else "it is empty"
-        raise InputError(f"no images ({there})", file=source, field="--input")
+        raise InputError(f"no images there ({there})", file=source, field="--input")
     return found
+
+
+def _log_left_out(source: Path, output: Path) -> None:
+    if line := describe_left_out(source, _list(source, output).left_out):
+        log.info("%s", line)
 
 
 def predict_files(
@@ -62,13 +67,12 @@ def predict_files(
     base = source.parent if source.is_file() else source
     if output.resolve() == base.resolve():
         raise InputError(f"the output folder {output} is the input's own: predictions would overwrite images")
-    (files, left_out, _), endings = _list(source, output), ("",) if official_ids else ("", "_overlay")
-    if line := describe_left_out(source, left_out):
-        log.info("%s", line)
+    files, endings = find_images(source, output), ("",) if official_ids else ("", "_overlay")
     targets = [output / path.relative_to(base).with_suffix("") for path in files]
     written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:
         raise InputError(f"two images in {source} would both be written as {Path(doubled[0]).name}.png: rename one")
+    _log_left_out(source, output)
     data = segment.config.dataset
     for path in files:
         header = inspect_image(path, path, data.channels)
@@ -106,6 +110,20 @@ def predict_checkpoint(
     cache.enable_compilation_cache()
     ids = None
     if submission:
-        facts = read_dataset_facts(checkpoint)
-        ids = facts.get("colors") or facts.get("official_ids") or range(len(facts["classes"]))
+        ids = _official_ids(checkpoint)
     return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)
+
+
+def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
+    """What stands for each class in the data set's own labels, colours or numbers. DataError if PNG cannot hold it."""
+    facts = read_dataset_facts(checkpoint)
+    if colors := facts.get("colors"):
+        return colors
+    ids = facts.get("official_ids") or range(len(facts["classes"]))
+    for name, value in zip(facts["classes"], ids):
+        if not 0 <= value <= 65535:
+            raise DataError(
+                f"label value {value} stands for class '{name}', and a PNG holds 0 to 65535", file=checkpoint, field="--submission",
+                hint="a value that it holds must be the first of the class in label_map.txt when the model is trained",
+            )  # fmt: skip
+    return ids

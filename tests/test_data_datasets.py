@@ -235,6 +235,9 @@ def test_folder_without_root_or_classes(tmp_path):
         get_spec("folder", tmp_path / "nowhere")
     with pytest.raises(DataError, match="classes.txt: no such file; write the class names"):
         get_spec("folder", tmp_path)
+    (tmp_path / "_classes.csv").touch()
+    with pytest.raises(DataError, match="there is _classes.csv"):
+        get_spec("folder", tmp_path)
 
 
 def test_default_palette_is_distinct():

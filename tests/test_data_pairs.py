@@ -201,7 +201,7 @@ def test_two_labels_of_one_image(folder):
 @pytest.mark.parametrize(
     "label, hint",
     [
-        ("t0.jpg", "There is t0.jpg: labels must be PNG"), ("t0.pgm", "There is t0.pgm: labels must be PNG"), ("T0.png", "There is T0.png: rename it to t0.png"),
+        ("t0.jpg", "There is t0.jpg, which holds PNG: rename it to t0.png"), ("t0", "There is t0, which holds PNG"), ("T0.png", "There is T0.png: rename it to t0.png"),
         ("t0-colors.png", "There is t0-colors.png: rename it"), ("mask_t0.png", "There is mask_t0.png: rename it"), ("t00.png", ""),
     ],
 )  # fmt: skip
@@ -209,6 +209,19 @@ def test_what_lies_where_a_label_is_missing(folder, label, hint):
     (folder / "labels/train/t0.png").rename(folder / "labels/train" / label)
     text = str(refused(folder))
     assert "labels/train/t0.png is missing" in text and hint in text and (hint or "There is" not in text)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".ppm", ".webp", ".jp2"])
+def test_labels_in_formats_that_are_no_labels(folder, suffix):
+    (folder / "labels/train/t0.png").unlink()
+    (folder / f"labels/train/t0{suffix}").write_bytes(encode(suffix))
+    assert f"There is t0{suffix}: labels must be PNG, TIFF, BMP, GIF or NPY" in str(refused(folder))
+
+
+def test_a_label_behind_a_broken_link(folder):
+    (folder / "labels/train/t0.png").unlink()
+    (folder / "labels/train/t0.png").symlink_to("../gone.png")
+    assert "t0.png is a broken link to ../gone.png" in str(refused(folder))
 
 
 def test_labels_beside_the_images(folder):

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -260,9 +261,7 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
         raise DataError("no such folder", file=root, field="dataset.root", hint=f"config.dataset.root must hold {needs}")
     file = root / "classes.txt"
     if not file.is_file():
-        prepared = next(root.glob("**/dataset_info.json"), None)
-        hint = f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)" if prepared else ""
-        what = f"write the class names into it, one a line, the first is label value 0{hint}"
+        what = f"write the class names into it, one a line, the first is label value 0{_other_lists(root)}"
         raise DataError("no such file", file=file, hint=what)
     lines = read_classes(file)
     classes = [line for line in lines if not line.ignored]
@@ -281,6 +280,14 @@ def _folder_spec(root: str | Path) -> DatasetSpec:
         label_ranges=tuple(sorted(set(ranges) - set(short))),
         explicit_map=bool(mapped) or not lines[0].counted,
     )  # fmt: skip
+
+
+def _other_lists(root: Path) -> str:
+    """What a folder without classes.txt may hold in its place, for a message."""
+    if prepared := next(root.glob("**/dataset_info.json"), None):
+        return f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)"
+    lists = sorted(file.name for file in root.glob("*.*") if file.is_file() and re.search("class|label.?map|labels|names", file.name.lower()))
+    return f" (there is {lists[0]}: rename it if it is that list)" if lists else ""
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:

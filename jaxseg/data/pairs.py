@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxseg.data.datasets import LABEL_SUFFIXES, DatasetSpec, Layout
-from jaxseg.data.listing import IMAGE_SUFFIXES, Images, broken_links, describe_left_out, first_names, image_stem, list_images
+from jaxseg.data.listing import IMAGE_SUFFIXES, Images, broken_links, describe_left_out, file_format, first_names, image_stem, list_images
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_text, walk
 
 # What the name of a `folder`'s label may add to its image's name, where no file has just that name.
 LABEL_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation")
+LABEL_FORMATS = {"PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif", "NPY": ".npy"}  # without loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +227,12 @@ class Labels:
         tree = walk(folder, nested=False)
         if broken := [file for file in tree.broken if file.stem == stem]:
             return f" {broken[0].name} is a broken link to {broken[0].readlink()}."
-        for file in tree.files:
-            if file.stem == stem:
-                lossy = ", not compressed with loss" if file.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") else ""
-                return f" There is {file.name}: labels must be PNG, TIFF, BMP, GIF or NPY{lossy}."
+        if same := [file for file in tree.files if stem in (file.stem, file.name)]:
+            name, kind = same[0].name, file_format(same[0])
+            if kind in LABEL_FORMATS:
+                return f" There is {name}, which holds {kind}: rename it to {stem}{LABEL_FORMATS[kind]}."
+            lossy = ", not compressed with loss" if same[0].suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") else ""
+            return f" There is {name}: labels must be PNG, TIFF, BMP, GIF or NPY{lossy}."
         owned = {Path(other).name for other in self._images}
         for file in tree.files:
             if file.stem.lower() == stem.lower() or (file.stem not in owned and _extends(file.stem.lower(), stem.lower())):

@@ -44,8 +44,7 @@ WRITER_OPTIONS = {"raw": "group_size:1,uncompressed"}
 DEFAULT_OPTIONS = "group_size:1,zstd:1"
 EVALUATION_SETS = ("dark_zurich", "night_driving")
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
-PNG = {"png": (),
-       "zstd": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+PNG = {"png": (), "zstd": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
        "raw": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
        "label": (cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)}  # fmt: skip
 # Reading a pair of 2048x1024 on one core (docs/benchmarks.md): keep 28 ms of PNG, zstd 14, raw 9, jpeg 8.
@@ -239,8 +238,7 @@ def prepare(
     counts = {split.name: min(len(split.jobs), shards or min(math.ceil(len(split.jobs) / PER_SHARD), MOST_SHARDS)) for split in found}
     keys = ("image_left", "segmentation_label", "image_id") if zipped else ("image", "label", "name")
     encoder = Encoder(codec, quality, found[0].channels, keys)
-    state = {split.name: split.state for split in found}
-    plan = json.dumps(dict(name=name, shards=counts, state=state) | dataclasses.asdict(encoder), indent=1)
+    plan = json.dumps(dict(name=name, shards=counts, state={s.name: s.state for s in found}) | vars(encoder), indent=1)
     final = output / (records.STOCK[name][0] if zipped else name) / VERSION
     if final.exists():
         if (final / PLAN).is_file() and (final / PLAN).read_text() == plan:
