@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.data import checks, records
+from jaxseg.data import checks, records, statistics
 from jaxseg.data.datasets import DataError, default_palette, get_spec, list_datasets
 from jaxseg.data.decode import make_table, map_label
 
@@ -216,6 +216,31 @@ def test_encodings(tmp_path, file):
             refused(tmp_path, "is not UTF-8 text", file)
         else:
             assert get_spec("folder", tmp_path).classes == ("sky", "caf\u00e9")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_encodings_of_what_lies_beside_records(tmp_path, encoding):
+    spec = mapped(tmp_path, "0 sky\n1 road\n2 car\n")
+    readers = {
+        "statistics.json": ('{"mean": [1], "std": [2], "of": "\u00e9"}', lambda: statistics.read_statistics(tmp_path), ((1.0,), (2.0,))),
+        "names.json": ('{"train": ["\u00e9"]}', lambda: records._names(tmp_path, spec, "train", 1), ["\u00e9"]),
+        "dataset.json": (spec.to_json().replace("sky", "\u00e9"), lambda: records._read_spec(tmp_path / "dataset.json", "folder").classes[0], "\u00e9"),
+    }
+    for name, (text, read, value) in readers.items():
+        (tmp_path / name).write_text(text, encoding=encoding)
+        if encoding != "latin-1":
+            assert read() == value
+            continue
+        with pytest.raises(DataError, match=f"{name}: is not UTF-8 text"):
+            read()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[1, 2]"])
+def test_names_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        records._names(tmp_path, get_spec("voc12"), "train", 1)
+    assert caught.value.file == str(tmp_path / "names.json")
 
 
 def test_folder_colours(tmp_path):

@@ -122,6 +122,14 @@ def test_a_broken_link_of_another_data_set(tmp_path):
         pairs.find_images(datasets.get_spec("ade20k", tmp_path), tmp_path, "training")
 
 
+def test_what_is_left_out_of_another_data_set(tmp_path):
+    for name in ("a.jpg", "b.png", "notes.txt"):
+        (tmp_path / "images/training").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images/training" / name).touch()
+    line = pairs.left_out(datasets.get_spec("ade20k", tmp_path), tmp_path, "training")
+    assert line.endswith("images/training: left out 2 (hidden, not *.jpg, or listed already): b.png, notes.txt")
+
+
 def test_circles_and_hidden_copies(folder):
     (folder / "images/train/loop").symlink_to(folder / "images/train")
     (folder / "labels/train/loop").symlink_to(folder / "labels/train")
@@ -184,7 +192,7 @@ def test_a_label_is_not_taken_from_another_image(folder):
     shutil.copy(folder / "images/train/t0.png", folder / "images/train/t0_mask.png")
     (folder / "labels/train/t0.png").rename(folder / "labels/train/t0_mask.png")
     error = refused(folder)
-    assert "images/train/t0.png" in error.problem and "is missing" in error.problem
+    assert error.file == str(folder / "images/train/t0.png") and "is missing" in error.problem
 
 
 def test_two_labels_of_one_image(folder):

@@ -231,7 +231,7 @@ def test_16_bit_image(folder):
 
 def test_two_images_of_one_name(folder):
     (folder / "images/train/t0.JPG").write_bytes((folder / "images/train/t0.png").read_bytes())
-    refused(folder, "images/train/t0.JPG and", "images/train/t0.png have one name", "rename or remove")
+    refused(folder, "images/train/t0.png: has the name of", "images/train/t0.JPG", "rename or remove")
 
 
 def test_channels(folder):

@@ -81,9 +81,9 @@ def _stem_path(file: Path) -> Path:
     return file.with_name(image_stem(file.name))
 
 
-def describe_left_out(folder: Path, left_out: Sequence[tuple[Path, str]]) -> str:
-    """One line about what was left out of a folder, "" for nothing."""
-    return f"{folder}: left out {len(left_out)} (hidden, no image, or listed already): {first_names(folder, left_out)}" if left_out else ""
+def describe_left_out(folder: Path, left_out: Sequence[tuple[Path, str]], reason: str = "no image") -> str:
+    """One line about what was left out of a folder, "" for nothing. reason: what most of it is."""
+    return f"{folder}: left out {len(left_out)} (hidden, {reason}, or listed already): {first_names(folder, left_out)}" if left_out else ""
 
 
 def first_names(folder: Path, found: Iterable[tuple[Path, str]]) -> str:

@@ -1,7 +1,9 @@
 """Finding a data set's images, and the label of each."""
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import unicodedata
 from collections import Counter
@@ -40,7 +42,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     for part in spec.layout.parts(split):
         images = find_images(spec, root, part)
         if not images:
-            raise DataError(_nothing_found(spec, root, split, part))
+            raise _nothing_found(spec, root, split, part)
         labels = Labels(root, spec.layout, part, images)
         pairs += [Pair(stem, image, *labels.find(stem)) for stem, image in images.items()]
     return pairs
@@ -70,8 +72,8 @@ def find_images(spec: DatasetSpec, root: Path, part: str, wrong: list[tuple[str,
         path = file.relative_to(folder)
         stem = str(path.with_name(image_stem(path.name))) if suffix == ".*" else str(path)[: -len(suffix)]
         if stem in found:
-            text = f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them."
-            problems.append(("shared name", file, DataError(text)))
+            problem = f"has the name of {found[stem]}, so they would share one label"
+            problems.append(("shared name", file, DataError(problem, file=file, hint="rename or remove one of them")))
             continue
         found[stem] = file
     if problems and wrong is None:
@@ -103,7 +105,8 @@ def _listed_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
     prefix, suffix = spec.layout.images.replace("{split}", part).split("{stem}")
     listing = root / spec.layout.listing.replace("{split}", part)
     if not listing.is_file():
-        raise DataError(f"no such file; it lists the images of split '{part}', one name a line{_official_hint(spec)}.", file=listing)
+        hint = f"it lists the images of split '{part}', one name a line{_official_hint(spec)}"
+        raise DataError("no such file", file=listing, hint=hint)
     images = {}
     for name in read_names(listing):
         word = name.split()[0]
@@ -138,7 +141,7 @@ def left_out(spec: DatasetSpec, root: str | Path, part: str) -> str:
     root, layout = expand(root), spec.layout
     if not layout.listing:
         folder, images = _part_files(layout, root, part)
-        return describe_left_out(folder, images.left_out)
+        return describe_left_out(folder, images.left_out, "no image" if _suffix(layout) == ".*" else f"not *{_suffix(layout)}")
     listing = root / layout.listing.replace("{split}", part)
     doubled = [name for name, times in _count_names(listing).items() if times > 1] if listing.is_file() else []
     return f"{listing}: lists {len(doubled)} more than once, which count once: {', '.join(doubled[:3])}" if doubled else ""
@@ -182,7 +185,7 @@ class Labels:
             both = " and ".join(str(file) for file, _ in others[:2])
             raise DataError(f"{both} could both be its label", file=self._images[stem], hint=f"keep one of them as {next(self._wanted(stem))[0].name}")
         if not others:
-            raise DataError(self._missing(stem))
+            raise self._missing(stem)
         return others[0]
 
     def _wanted(self, stem: str) -> Iterator[tuple[Path, str]]:
@@ -212,14 +215,14 @@ class Labels:
         wanted = unicodedata.normalize("NFC", folder.name)
         return next((path for path in sorted(parent.iterdir()) if unicodedata.normalize("NFC", path.name) == wanted), None) if parent else None
 
-    def _missing(self, stem: str) -> str:
-        """What is wrong where an image has no label, and what to do."""
+    def _missing(self, stem: str) -> DataError:
         image, (wanted, *others) = self._images[stem], [file for file, _ in self._wanted(stem)]
         names = str(wanted) if _suffix(self._layout) == ".*" else " or ".join(map(str, (wanted, *others)))
-        return f"{image}: its label {names} is missing; add it, or take the image out.{self._hint(image, wanted)}"
+        hint = f"add it, or take the image out.{self._what_is_there(image, wanted)}"
+        return DataError(f"its label {names} is missing", file=image, hint=hint)
 
-    def _hint(self, image: Path, wanted: Path) -> str:
-        """What lies where the label is missing."""
+    def _what_is_there(self, image: Path, wanted: Path) -> str:
+        """What lies where the label is missing, as a sentence; "" for nothing that is like it."""
         folder, stem = wanted.parent, wanted.stem
         if not folder.is_dir():
             beside = [file.name for file in walk(image.parent, nested=False).files if file.stem in {stem + ending for ending in LABEL_ENDINGS}]
@@ -259,15 +262,13 @@ def unused_labels(spec: DatasetSpec, root: str | Path, part: str) -> list[Path]:
     if _suffix(layout) != ".*" or not folder.is_dir():
         return []
     images = find_images(spec, root, part, wrong=[])
-    labels, used, real = Labels(root, layout, part, images), set(), {}
+    labels, used, real_folder = Labels(root, layout, part, images), set(), functools.cache(os.path.realpath)
     for stem in images:
-        try:
+        with contextlib.suppress(DataError):  # told elsewhere
             label = labels.find(stem)[0]
-        except DataError:  # told elsewhere
-            continue
-        used.add((real.setdefault(label.parent, os.path.realpath(label.parent)), label.name))
+            used.add((real_folder(label.parent), label.name))
     files = [file for file in walk(folder, nested=layout.nested).files if file.suffix.lower() in LABEL_SUFFIXES]
-    return [file for file in files if (real.setdefault(file.parent, os.path.realpath(file.parent)), file.name) not in used]
+    return [file for file in files if (real_folder(file.parent), file.name) not in used]
 
 
 # --- What to say ------------------------------------------------------------------------------------------------------
@@ -279,19 +280,17 @@ def _official_hint(spec: DatasetSpec) -> str:
     return "; the files as their makers distribute them go through scripts/prepare_data.py first" if spec.name in official.NAMES else ""
 
 
-def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> str:
+def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> DataError:
     """Why a split is empty."""
     folder, (_, others, _) = _part_files(spec.layout, root, part)
     pattern = spec.layout.images.replace("{split}", part).replace("{stem}", "*")
     known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
     if folder.is_dir():
         there = f"it holds {first_names(folder, others)}" if others else "it is empty"
-        return f"{folder}: no image of split '{split}' there ({there}); expected files {known}."
+        return DataError(f"no image of split '{split}' there ({there})", file=folder, hint=f"expected files {known}")
     other = " (a part of another split will do: train_split='train[:80%]' with val_split='train[80%:]')" if split == "val" else ""
-    return (
-        f"{folder}: no such folder; put the images of split '{split}' there, or set config.dataset.root, train_split or val_split"
-        f"{other}{_official_hint(spec)}.{_similar_folder(root, folder)}"
-    )
+    put = f"put the images of split '{split}' there, or set config.dataset.root, train_split or val_split{other}"
+    return DataError("no such folder", file=folder, hint=f"{put}{_official_hint(spec)}.{_similar_folder(root, folder)}")
 
 
 def _similar_folder(root: Path, folder: Path) -> str:
