@@ -12,7 +12,7 @@ from jaxseg.errors import DataError
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
-# What systems and programs put into people's folders. Names that begin with a dot are left out as well (`.ipynb_checkpoints`, `._x`).
+# What systems put into people's folders. Names that begin with a dot are left out as well (`.ipynb_checkpoints`, `._x`).
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
@@ -39,7 +39,8 @@ def read_text(file: str | Path) -> str:
         reason = f"is not {name} text ({error.reason} at byte {error.start})"
         raise DataError(reason, file=file, hint="save it as UTF-8") from None
     if "\0" in text:  # every other byte of UTF-16 is 0 in Latin text
-        raise DataError(f"is not {name} text (byte {data.index(0)} is 0, as in UTF-16 without a byte-order mark)", file=file, hint="save it as UTF-8")
+        reason = f"is not {name} text (byte {data.index(0)} is 0, as in UTF-16 without a byte-order mark)"
+        raise DataError(reason, file=file, hint="save it as UTF-8")
     return text
 
 

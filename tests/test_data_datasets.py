@@ -193,8 +193,8 @@ def test_labels_of_long_ranges_are_mapped(tmp_path):
         ("9-8 ignore\n", "line 4: '9-8 ignore' ends below where it begins"),
         ("4294967296 ignore\n", "line 4: .* is not within"),
         ("-2147483649 ignore\n", "line 4: .* is not within"),
-        ("1.5 ignore\n", "line 4: '1.5 ignore' does not begin with a label value"),
-        ("8\n", "line 4: '' is no class"),
+        ("1.5 ignore\n", "line 4: '1.5 ignore' is not a label value and a class"),
+        ("8\n", "line 4: '8' is not a label value and a class"),
     ],
 )
 def test_label_maps_that_are_refused(tmp_path, lines, problem):

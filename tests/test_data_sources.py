@@ -310,7 +310,7 @@ def test_raw_ids_and_label_formats(folder):
     (folder / "label_map.txt").write_text("255 sky\n7 road\n1000 car\n7 car\n")
     refused(folder, "line 4: label value 7 has a line already")
     (folder / "label_map.txt").write_text("sky\n")
-    refused(folder, "line 1: 'sky' does not begin with a label value")
+    refused(folder, "line 1: 'sky' is not a label value and a class")
 
 
 def test_splits_are_sliced_repeated_and_joined(folder):

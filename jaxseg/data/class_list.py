@@ -1,4 +1,4 @@
-"""classes.txt and label_map.txt of a `folder`, in the forms that people and other programs write them.
+"""classes.txt of a `folder`, in the forms that people and other programs write it.
 
 A class list that could be read in two ways is an error: what must never happen is that every class moves by one.
 """
@@ -6,8 +6,6 @@ A class list that could be read in two ways is an error: what must never happen 
 import ast
 import csv
 import dataclasses
-import difflib
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -22,14 +20,15 @@ MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is igno
 IGNORED_NAMES = ("ignore", "void")  # no classes but ignored; so is labelme's __ignore__, which has no number
 LABELME_IGNORE = "__ignore__"
 SMALLEST, LARGEST = -(2**31), 2**32 - 1  # of a label value: int32 and uint32
-Range = tuple[int, int, int]  # first and last label value, class number or IGNORE
-# Words of a line of headings, without blanks and signs: what a column of the table below holds.
-NAME_OR_NUMBER = (
-    "id", "ids", "idx", "index", "value", "values", "pixelvalue", "pixel", "labelvalue", "rastervalue", "number", "no", "nr", "code", "key",
-    "gridcode", "dn", "classid", "classindex", "classvalue", "classnumber", "labelid", "categoryid", "trainid", "name", "names", "class", "classes",
-    "classname", "classnames", "label", "labels", "labelname", "category", "categories", "categoryname",
-)  # fmt: skip
-COLORS = {"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b", "color": "rgb", "colour": "rgb", "rgb": "rgb", "hex": "rgb"}
+# Headings of columns that hold names or label values, and of those that hold colours, without blanks and signs.
+NAME_OR_NUMBER = tuple(
+    "id ids idx index value values pixelvalue labelvalue rastervalue number gridcode classid classindex classvalue "
+    "classnumber labelid categoryid trainid name names class classes classname classnames label labels labelname "
+    "category categories categoryname".split()
+)
+COLORS = dict(
+    r="r", red="r", g="g", green="g", b="b", blue="b", color="rgb", colour="rgb", rgb="rgb", hex="rgb"
+)
 INTEGER = re.compile(r"[+-]?\d+")
 # 'road:128,64,128:part,part:action', all but the name may be missing.
 CVAT = re.compile(r"(?P<name>[^:]+):(?P<color>\d+,\d+,\d+|):[^:]*:[^:]*")
@@ -38,12 +37,20 @@ PAINTED = re.compile(r"(?P<name>.*?\S)[\s,;:|=]+[(\[]?(?P<color>\d+[\s,;]+\d+[\s
 COLOR_FIRST = re.compile(r"[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?[\s,;:|=]+(?P<name>(?!\d+\b).*\D.*)")
 NUMBER_FIRST = re.compile(r"(?P<number>[+-]?\d+)(?:\s*[,;:|=\t]\s*|[.)]\s+|\s+)(?P<name>\S.*)")
 NUMBER_LAST = re.compile(r"(?P<name>.*?[^\s,;:|=])(?:\s*[,;:|=\t]\s*|\s+)(?P<number>[+-]?\d+)")
-MAP_LINE = re.compile(r"(?P<first>[+-]?\d+)(?:(?:-|\.\.|–)(?P<last>[+-]?\d+))?(?:\s*[,;:|=]\s*|\s+|$)(?P<name>.*)")
+
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What a line of classes.txt says: at: its number; color: RGB or (); number: the label value; counted: by its place, not written there."""
+    """What a line of classes.txt says.
+
+    Attributes:
+        at: the line's own number, for messages.
+        name: the class.
+        color: RGB in colour labels, or ().
+        number: the label value.
+        counted: the number is that of the line's place, and was not written there.
+    """
 
     at: int
     name: str
@@ -63,8 +70,9 @@ class Line:
 def read_classes(file: Path) -> list[Line]:
     """The classes in a file, each with the label value that stands for it, `number`.
 
-    One name a line, the first is label value 0; a colour may follow it. Where every line gives a number that is the label value.
-    CVAT's and labelme's lists, tables with headings, one line with all names, and lists in JSON or Python are read as well.
+    One name a line, the first is label value 0; a colour may follow it. Where every line gives a number, that is the
+    label value. CVAT's and labelme's lists, tables with headings, one line with all names, and lists in JSON or Python
+    are read as well.
 
     Raises:
         DataError: no class list, or one that could be read in two ways.
@@ -73,7 +81,11 @@ def read_classes(file: Path) -> list[Line]:
     lines = [(at, _clean(line)) for at, line in enumerate(text.splitlines(), 1)]
     lines = [(at, line) for at, line in lines if line and not line.startswith("#")]
     if not lines:
-        raise DataError("holds no class", file=file, hint="write the class names into it, one a line, the first is label value 0")
+        raise DataError(
+            "holds no class",
+            file=file,
+            hint="write the class names into it, one a line, the first is label value 0",
+        )
     found = _literal(file, text) or _table(file, lines) or _one_line(lines) or _plain_lines(file, lines)
     found = _number(file, found)
     _check(file, found)
@@ -101,10 +113,14 @@ def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
     if rest and _is_heading(first):
         if not (_numbers(rest) or all(_split_color(line)[1] for _, line in rest)):
             hint = f"remove the line; if it is a class, write the label value before every name, `0 {first}`"
-            raise DataError(f"line {at}: '{first}' looks like a heading, not like a class", file=file, hint=hint)
+            raise DataError(
+                f"line {at}: '{first}' looks like a heading, not like a class", file=file, hint=hint
+            )
         lines = rest
     elif first == str(len(rest)) and not any(INTEGER.fullmatch(line) for _, line in rest):
-        raise DataError(f"line {at}: '{first}' is the number of classes, not a class", file=file, hint="remove the line")
+        raise DataError(
+            f"line {at}: '{first}' is the number of classes, not a class", file=file, hint="remove the line"
+        )
     colors = [_split_color(line)[1] for _, line in lines]
     lines = [(at, _split_color(line)[0]) for at, line in lines]
     numbered = _numbers(lines) or [(name, None) for _, name in lines]
@@ -114,11 +130,17 @@ def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
         raise DataError(f"line {at}: '{name}' has no number, but other lines have one", file=file, hint=hint)
     found = []
     for (at, line), (name, number), color in zip(lines, numbered, colors):
-        name, color = (name, color) if color or number is None else _split_color(name)  # of `0 128 64 128 road`
-        unclear = number is not None and color and NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
+        name, color = (
+            (name, color) if color or number is None else _split_color(name)
+        )  # of `0 128 64 128 road`
+        unclear = (
+            number is not None and color and NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
+        )
         if unclear or re.search(r"[,;|\t]\s*[\d.]+$|(?:[\s,;]+\d*\.\d+){3}$", name):
             hint = "write `0 road 128 64 128`: label value, name, colour; or add a line of headings, `name,id,r,g,b`"
-            raise DataError(f"line {at}: it is not clear what the numbers of '{line}' are", file=file, hint=hint)
+            raise DataError(
+                f"line {at}: it is not clear what the numbers of '{line}' are", file=file, hint=hint
+            )
         found.append(Line(at, _unquote(name), color, number))
     return found
 
@@ -135,7 +157,7 @@ def _numbers(lines: Sequence[tuple[int, str]]) -> list[tuple[str, int]]:
 
 
 def _split_color(line: str) -> tuple[str, tuple[int, ...]]:
-    """'road 128 64 128' -> ('road', (128, 64, 128)), the colour () if there is none. The name may begin with a number."""
+    """'road 128 64 128' -> ('road', (128, 64, 128)); the colour is () if there is none."""
     if found := CVAT.fullmatch(line):
         return found["name"].strip(), _integers(found["color"])
     if found := HEX.fullmatch(line):
@@ -149,42 +171,62 @@ def _one_line(lines: Sequence[tuple[int, str]]) -> list[Line]:
     """'sky, road, car' on the only line -> three classes; [] for anything else."""
     (at, line), *rest = lines
     names = [_unquote(name) for name in re.split(r"[,;\t|]", line)]
-    return [] if rest or len(names) < 2 or re.search(r"\d", line) else [Line(at, name) for name in names if name]
+    return (
+        [] if rest or len(names) < 2 or re.search(r"\d", line) else [Line(at, name) for name in names if name]
+    )
 
 
 def _number(file: Path, found: list[Line]) -> list[Line]:
-    """Lines with the label values that stand for them: where none is given that of the place, which lines to ignore count in."""
+    """Lines with their label values: where none is written there that of the place, in which ignored lines count."""
     if found and found[0].number is not None:
         return found
     if marked := [line for line in found[1:] if line.name == LABELME_IGNORE]:
         hint = "put it first, where it has no number, or number all lines"
         raise DataError(f"line {marked[0].at}: {LABELME_IGNORE} is not the first class", file=file, hint=hint)
     first = -1 if found and found[0].name == LABELME_IGNORE else 0
-    return [dataclasses.replace(line, number=number, counted=True) for number, line in enumerate(found, first)]
+    return [
+        dataclasses.replace(line, number=number, counted=True) for number, line in enumerate(found, first)
+    ]
 
 
 def _check(file: Path, found: Sequence[Line]) -> None:
     """DataError unless these can be a data set's classes."""
     names = [line.name for line in found if not line.ignored]
     if len(names) < 2:
-        many = "one class; softmax needs two or more: list the background as class 0" if names else "no class but what is ignored"
+        many = (
+            "one class; softmax needs two or more: list the background as class 0"
+            if names
+            else "no class but what is ignored"
+        )
         raise DataError(f"holds {many}", file=file)
-    if len(found) > MAX_CLASSES:
-        raise DataError(f"{len(found)} classes; at most {MAX_CLASSES} are possible", file=file)
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{len(names)} classes; at most {MAX_CLASSES} are possible", file=file)
     owners: dict[Any, str] = {}
     for line in found:
         here = f"line {line.at}: "
         if not line.name:
             raise DataError(f"{here}a class without a name", file=file)
         if names.count(line.name) > 1:
-            raise DataError(f"{here}class '{line.name}' is listed {names.count(line.name)} times", file=file, hint="names must differ")
+            raise DataError(
+                f"{here}class '{line.name}' is listed {names.count(line.name)} times",
+                file=file,
+                hint="names must differ",
+            )
         if not SMALLEST <= line.number <= LARGEST:
             raise DataError(f"{here}label value {line.number} is not within {SMALLEST}..{LARGEST}", file=file)
         if line.color and max(line.color) > 255:
-            raise DataError(f"{here}colour {line.color} of '{line.name}' is not within 0..255", file=file, hint=f"write '{line.name} 128 64 0'")
+            raise DataError(
+                f"{here}colour {line.color} of '{line.name}' is not within 0..255",
+                file=file,
+                hint=f"write '{line.name} 128 64 0'",
+            )
         for word, value in (("colour", line.color), ("label value", line.number)):
             if value in owners:
-                raise DataError(f"{here}{word} {value} of '{line.name}' is that of '{owners[value]}' too", file=file, hint=f"{word}s must differ")
+                raise DataError(
+                    f"{here}{word} {value} of '{line.name}' is that of '{owners[value]}' too",
+                    file=file,
+                    hint=f"{word}s must differ",
+                )
             if value != ():
                 owners[value] = line.name
 
@@ -193,10 +235,10 @@ def _check(file: Path, found: Sequence[Line]) -> None:
 
 
 def _is_heading(line: str) -> bool:
-    """Whether all words of a line are such as stand above a table."""
-    cells = [_word(cell) for cell in re.split(r"[,;\t|:]", line)]
-    return all(cell in NAME_OR_NUMBER or cell in COLORS for cell in cells) or all(
-        _word(word) in (*NAME_OR_NUMBER, *COLORS) for word in line.split()
+    """Whether all words of a line are such as stand above a table, and not only those of colours."""
+    cells = ([_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+"))
+    return any(
+        {*NAME_OR_NUMBER, *COLORS}.issuperset(words) and not COLORS.keys() >= set(words) for words in cells
     )
 
 
@@ -205,17 +247,22 @@ def _word(cell: str) -> str:
 
 
 def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
-    """The classes of a table with headings such as `id,name,r,g,b`, whose other columns do not count; [] if this is none."""
+    """The classes of a table with headings such as `id,name,r,g,b`; other columns do not count. [] if this is none."""
     (at, first), *rest = lines
     separator = next((sign for sign in "\t;,|" if sign in first), "")
     heads = [_word(cell) for cell in first.split(separator)] if separator else []
     known = [head in NAME_OR_NUMBER or head in COLORS for head in heads]
     if len(rest) < 2 or sum(known) < 2 or not any(head in NAME_OR_NUMBER for head in heads):
         return []
-    rows = [[cell.strip() for cell in row] for row in csv.reader((line for _, line in rest), delimiter=separator, skipinitialspace=True)]
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader((line for _, line in rest), delimiter=separator, skipinitialspace=True)
+    ]
     for (number, _), row in zip(rest, rows):
         if len(row) != len(heads):
-            raise DataError(f"line {number}: {len(row)} columns, where line {at} has {len(heads)} headings", file=file)
+            raise DataError(
+                f"line {number}: {len(row)} columns, where line {at} has {len(heads)} headings", file=file
+            )
     columns = dict(zip(heads, zip(*rows)))
     numeric = {head for head, cells in columns.items() if all(map(INTEGER.fullmatch, cells))}
     names = [head for head in columns if head in NAME_OR_NUMBER and head not in numeric]
@@ -224,10 +271,19 @@ def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
         problem = f"line {at}: it is not clear which column holds the name and which the label value"
         raise DataError(problem, file=file, hint="keep one column of each: `id,name`")
     paint = {COLORS[head]: cells for head, cells in columns.items() if head in COLORS}
-    colors = list(zip(*(paint[c] for c in "rgb"))) if all(c in paint for c in "rgb") else [(cell,) for cell in paint.get("rgb", ())]
-    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [()] * len(rows)
+    colors = (
+        list(zip(*(paint[c] for c in "rgb")))
+        if all(c in paint for c in "rgb")
+        else [(cell,) for cell in paint.get("rgb", ())]
+    )
+    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [()] * len(
+        rows
+    )
     values = map(int, columns[numbers[0]]) if numbers else [None] * len(rows)
-    return [Line(number, _unquote(name), color, value) for (number, _), name, color, value in zip(rest, columns[names[0]], colors, values)]
+    return [
+        Line(number, _unquote(name), color, value)
+        for (number, _), name, color, value in zip(rest, columns[names[0]], colors, values)
+    ]
 
 
 def _read_color(file: Path, at: int, cells: Sequence[str]) -> tuple[int, ...]:
@@ -244,7 +300,7 @@ def _read_color(file: Path, at: int, cells: Sequence[str]) -> tuple[int, ...]:
 
 
 def _literal(file: Path, text: str) -> list[Line]:
-    """The classes of a list of names, or of entries with `name` and perhaps `id` and `color`, or of {number: name}; [] for other text."""
+    """The classes of a list of names, of entries with `name`, `id` and `color`, or of {number: name}; [] for other text."""
     text = re.sub(r"^\s*\w+\s*[:=]\s*(?=[\[({])", "", text.strip().rstrip(","))
     if text[:1] not in tuple("[{("):
         return []
@@ -254,7 +310,11 @@ def _literal(file: Path, text: str) -> list[Line]:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise DataError("begins like a list in JSON or Python, but is none", file=file, hint="write one class name a line") from None
+            raise DataError(
+                "begins like a list in JSON or Python, but is none",
+                file=file,
+                hint="write one class name a line",
+            ) from None
     try:
         return _entries(value)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -269,55 +329,22 @@ def _entries(value: Any) -> list[Line]:
         value = [{"id": int(number), "name": name} for number, name in pairs]
     entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in value]
     numbers = [entry.get("id") for entry in entries]
-    if len({number is None for number in numbers}) > 1 or not all(isinstance(entry["name"], str) for entry in entries):
+    if len({number is None for number in numbers}) > 1 or not all(
+        isinstance(entry["name"], str) for entry in entries
+    ):
         raise ValueError
     values = [None if number is None else int(number) for number in numbers]
-    return [Line(1, entry["name"].strip(), _entry_color(entry.get("color", ())), number) for entry, number in zip(entries, values)]
+    return [
+        Line(1, entry["name"].strip(), _entry_color(entry.get("color", ())), number)
+        for entry, number in zip(entries, values)
+    ]
 
 
 def _entry_color(color: Any) -> tuple[int, ...]:
     """[128, 64, 0] or '#804000' -> (128, 64, 0)."""
-    color = tuple(bytes.fromhex(color.removeprefix("#"))) if isinstance(color, str) else tuple(map(int, color))
+    color = (
+        tuple(bytes.fromhex(color.removeprefix("#"))) if isinstance(color, str) else tuple(map(int, color))
+    )
     if len(color) not in (0, 3):
         raise ValueError
     return color
-
-
-# --- label_map.txt ----------------------------------------------------------------------------------------------------
-
-
-def read_label_map(file: Path, classes: Sequence[str]) -> list[Range]:
-    """What label values stand for, in the order of the lines `<value, or first-last> <class or ignore>`; [] if there is no such file.
-
-    Values are those of int32 and uint32; a range is written 7-12, or -10..-1 as well.
-
-    Raises:
-        DataError: a line that cannot be read, a value that has two, a class that has none.
-    """
-    if not file.is_file():
-        return []
-    lines = [(at, line.split("#")[0].strip()) for at, line in enumerate(read_text(file).splitlines(), 1)]
-    lines = [(at, line) for at, line in lines if line]
-    ranges = [_map_line(file, at, line, classes) for at, line in lines]
-    in_order = sorted(zip(ranges, (at for at, _ in lines)))
-    for ((_, last, _), at), ((first, _, _), other) in itertools.pairwise(in_order):
-        if first <= last:
-            raise DataError(f"line {max(at, other)}: label value {first} has a line already", file=file, hint="keep one of them")
-    if missing := [name for index, name in enumerate(classes) if all(index != found for *_, found in ranges)]:
-        raise DataError(f"no label value stands for class '{missing[0]}'", file=file, hint="add its line, or take it out of classes.txt")
-    return ranges
-
-
-def _map_line(file: Path, at: int, line: str, classes: Sequence[str]) -> Range:
-    found = MAP_LINE.fullmatch(line)
-    if not found:
-        hint = "write `7 road`, `0-6 ignore` or `-10..-1 ignore`"
-        raise DataError(f"line {at}: '{line}' does not begin with a label value", file=file, hint=hint)
-    first, last, name = int(found["first"]), int(found["last"] or found["first"]), found["name"].strip()
-    if first > last or first < SMALLEST or last > LARGEST:
-        wrong = f"ends below where it begins, at {first}" if first > last else f"is not within {SMALLEST}..{LARGEST}"
-        raise DataError(f"line {at}: '{line}' {wrong}", file=file, hint="label values are those of int32 and uint32, in rising order")
-    if name not in classes and name.lower() not in IGNORED_NAMES:
-        near = (difflib.get_close_matches(name, classes, 1, 0.4) or classes)[0]
-        raise DataError(f"line {at}: '{name}' is no class of classes.txt", file=file, hint=f"write one of them, '{near}' for instance, or 'ignore'")
-    return first, last, classes.index(name) if name in classes else IGNORE

@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxseg.data.class_list import IGNORE, read_classes, read_label_map
+from jaxseg.data.class_list import IGNORE, read_classes
+from jaxseg.data.label_map import read_label_map
 from jaxseg.errors import DataError
 from jaxseg.files import expand
 from jaxseg.presets import IMAGENET

@@ -9,11 +9,14 @@ from jaxseg.errors import DataError
 from jaxseg.files import walk
 
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".npy",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".npy",
 )  # fmt: skip
-# What these hold begins like an image, and is none of the data set's: GDAL's overviews and masks, cameras' thumbnails, backups, downloads.
+# What these hold begins like an image, and is none of the data set's: GDAL's overviews and masks, cameras' thumbnails,
+# backups, downloads.
 OTHER_SUFFIXES = (".ovr", ".msk", ".thm", ".bak", ".orig", ".tmp", ".part", ".crdownload")
-RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf")  # most begin like TIFF, and hold a preview
+# Most of these begin like TIFF, and hold a small preview.
+RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf")
 SHOWN = 3  # names in a message
 
 
@@ -26,7 +29,7 @@ class Images(NamedTuple):
 
 
 def image_stem(name: str) -> str:
-    """The name of an image without its suffix: photo, photo.jpg and photo.jfif are `photo`, a.b.c.png is `a.b.c`, frame.0001 stays."""
+    """The name of an image without its suffix: of photo and photo.jfif `photo`, of a.b.c.png `a.b.c`; frame.0001 stays."""
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and dot and suffix and not suffix.isdecimal() else name
 
@@ -41,19 +44,28 @@ def file_format(file: Path) -> str:
         with file.open("rb") as stream:
             return tell_format(stream.read(HEAD))
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=file, hint="make it readable, or take it out") from None
+        raise DataError(
+            f"cannot be read ({error.strerror})", file=file, hint="make it readable, or take it out"
+        ) from None
 
 
 def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") -> Images:
     """List the images of a folder in the order of their paths; `nested` and `without` as in `files.walk`.
 
-    A file is an image by its suffix, one of IMAGE_SUFFIXES, or by its bytes. Documents and files of any other kind are left out.
-    Errors, for the caller to raise, are links that lead nowhere and are named like an image, and pictures of a kind that is not
-    read (HEIC for instance) without a readable one of the same name beside them: to leave them out would lose what was meant.
+    A file is an image by its suffix, one of IMAGE_SUFFIXES, or by its bytes. Documents and files of any other kind are
+    left out. Errors, for the caller to raise, are links that lead nowhere and are named like an image, and pictures in
+    a format that is not read (HEIC for instance) without a readable one of the same name beside them: to leave these
+    out would lose what was meant.
     """
     tree = walk(folder, nested=nested, without=without)
     files, pictures = [], []
-    left_out = [(path, "") for path in (*tree.left_out, *(path for path in tree.broken if path.suffix.lower() not in IMAGE_SUFFIXES))]
+    left_out = [
+        (path, "")
+        for path in (
+            *tree.left_out,
+            *(path for path in tree.broken if path.suffix.lower() not in IMAGE_SUFFIXES),
+        )
+    ]
     for file in tree.files:
         name = "" if file.suffix.lower() in IMAGE_SUFFIXES else file_format(file)
         if name in IMAGE_FORMATS or file.suffix.lower() in IMAGE_SUFFIXES:
@@ -66,7 +78,9 @@ def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") 
     errors, hint = broken_links(tree.broken, IMAGE_SUFFIXES), "save it as PNG, TIFF or JPEG, or take it out"
     for file, name in pictures:
         if _stem_path(file) not in stems:
-            errors.append(DataError(f"is a picture in the format {name}, which is not read", file=file, hint=hint))
+            errors.append(
+                DataError(f"is a picture in the format {name}, which is not read", file=file, hint=hint)
+            )
     return Images(files, sorted(left_out), errors)
 
 
@@ -83,7 +97,11 @@ def _stem_path(file: Path) -> Path:
 
 def describe_left_out(folder: Path, left_out: Sequence[tuple[Path, str]], reason: str = "no image") -> str:
     """One line about what was left out of a folder, "" for nothing. reason: what most of it is."""
-    return f"{folder}: left out {len(left_out)} (hidden, {reason}, or listed already): {first_names(folder, left_out)}" if left_out else ""
+    return (
+        f"{folder}: left out {len(left_out)} (hidden, {reason}, or listed already): {first_names(folder, left_out)}"
+        if left_out
+        else ""
+    )
 
 
 def first_names(folder: Path, found: Iterable[tuple[Path, str]]) -> str:

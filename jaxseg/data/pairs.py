@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxseg.data.datasets import LABEL_SUFFIXES, DatasetSpec, Layout
-from jaxseg.data.listing import IMAGE_SUFFIXES, Images, broken_links, describe_left_out, file_format, first_names, image_stem, list_images
+from jaxseg.data.listing import (
+    IMAGE_SUFFIXES,
+    Images,
+    broken_links,
+    describe_left_out,
+    file_format,
+    first_names,
+    image_stem,
+    list_images,
+)
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_text, walk
 
@@ -51,14 +60,16 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
-def find_images(spec: DatasetSpec, root: Path, part: str, wrong: list[tuple[str, Path, str]] | None = None) -> dict[str, Path]:
+def find_images(
+    spec: DatasetSpec, root: Path, part: str, wrong: list[tuple[str, Path, str]] | None = None
+) -> dict[str, Path]:
     """{stem: image file} of one of a layout's parts, in the order of names.
 
     Args:
         spec: the data set.
         root: where it lies.
         part: the data set's own name for the split.
-        wrong: takes (kind of problem as in report.KINDS, file, message) of images that cannot be used, instead of an error.
+        wrong: takes (kind as in report.KINDS, file, message) of images that cannot be used, instead of an error.
 
     Raises:
         DataError: a listed image is missing, two images have one stem, or one is of a kind that is not read.
@@ -73,7 +84,9 @@ def find_images(spec: DatasetSpec, root: Path, part: str, wrong: list[tuple[str,
         stem = str(path.with_name(image_stem(path.name))) if suffix == ".*" else str(path)[: -len(suffix)]
         if stem in found:
             problem = f"has the name of {found[stem]}, so they would share one label"
-            problems.append(("shared name", file, DataError(problem, file=file, hint="rename or remove one of them")))
+            problems.append(
+                ("shared name", file, DataError(problem, file=file, hint="rename or remove one of them"))
+            )
             continue
         found[stem] = file
     if problems and wrong is None:
@@ -98,7 +111,9 @@ def _part_files(layout: Layout, root: Path, part: str) -> tuple[Path, Images]:
     tree = walk(folder, nested=layout.nested)
     images = [file for file in tree.files if file.name.lower().endswith(suffix.lower())]
     others = {*tree.left_out, *tree.broken, *tree.files}.difference(images)
-    return folder, Images(images, [(path, "") for path in sorted(others)], broken_links(tree.broken, (suffix.lower(),)))
+    return folder, Images(
+        images, [(path, "") for path in sorted(others)], broken_links(tree.broken, (suffix.lower(),))
+    )
 
 
 def _listed_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
@@ -115,7 +130,11 @@ def _listed_images(spec: DatasetSpec, root: Path, part: str) -> dict[str, Path]:
         stem = next((stem for stem in stems if (root / f"{prefix}{stem}{suffix}").is_file()), None)
         if stem is None:
             missing = root / f"{prefix}{_listed_stem(word, prefix, suffix)}{suffix}"
-            raise DataError(f"no such file, but {listing} lists it", file=missing, hint="restore it or take it off the list")
+            raise DataError(
+                f"no such file, but {listing} lists it",
+                file=missing,
+                hint="restore it or take it off the list",
+            )
         images[stem] = root / f"{prefix}{stem}{suffix}"
     return images
 
@@ -127,7 +146,7 @@ def _listed_stem(name: str, prefix: str, suffix: str) -> str:
 
 
 def read_names(listing: Path) -> list[str]:
-    """The lines of a list of files, each of them once, without blank ones and comments (`#`). Raises DataError if it is no text."""
+    """The lines of a list of files, each once, without blank ones and comments (`#`). Raises DataError for no text."""
     return list(_count_names(listing))
 
 
@@ -141,10 +160,18 @@ def left_out(spec: DatasetSpec, root: str | Path, part: str) -> str:
     root, layout = expand(root), spec.layout
     if not layout.listing:
         folder, images = _part_files(layout, root, part)
-        return describe_left_out(folder, images.left_out, "no image" if _suffix(layout) == ".*" else f"not *{_suffix(layout)}")
+        return describe_left_out(
+            folder, images.left_out, "no image" if _suffix(layout) == ".*" else f"not *{_suffix(layout)}"
+        )
     listing = root / layout.listing.replace("{split}", part)
-    doubled = [name for name, times in _count_names(listing).items() if times > 1] if listing.is_file() else []
-    return f"{listing}: lists {len(doubled)} more than once, which count once: {', '.join(doubled[:3])}" if doubled else ""
+    doubled = (
+        [name for name, times in _count_names(listing).items() if times > 1] if listing.is_file() else []
+    )
+    return (
+        f"{listing}: lists {len(doubled)} more than once, which count once: {', '.join(doubled[:3])}"
+        if doubled
+        else ""
+    )
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------
@@ -167,8 +194,8 @@ class Labels:
     def find(self, stem: str) -> tuple[Path, str]:
         """(label file, name of its map) of the image of this stem.
 
-        The label has the image's stem; case of the suffix and Unicode form (NFC, NFD) may differ. Labels of a `folder` may also be
-        named `<image file name>.png` or end in one of LABEL_ENDINGS.
+        The label has the image's stem; case of the suffix and Unicode form (NFC, NFD) may differ. Labels of a `folder`
+        may also be named `<image file name>.png` or end in one of LABEL_ENDINGS.
 
         Raises:
             DataError: there is none, and what there is instead; or several that might be it.
@@ -178,12 +205,19 @@ class Labels:
                 return found, ids
         others = []
         if _suffix(self._layout) == ".*":
-            names = [str(Path(stem).with_name(self._images[stem].name)), *(stem + ending for ending in LABEL_ENDINGS)]
+            names = [
+                str(Path(stem).with_name(self._images[stem].name)),
+                *(stem + ending for ending in LABEL_ENDINGS),
+            ]
             wanted = (pair for name in names if name not in self._images for pair in self._wanted(name))
             others = [(found, ids) for file, ids in wanted if (found := self._present(file))]
         if len({file for file, _ in others}) > 1:
             both = " and ".join(str(file) for file, _ in others[:2])
-            raise DataError(f"{both} could both be its label", file=self._images[stem], hint=f"keep one of them as {next(self._wanted(stem))[0].name}")
+            raise DataError(
+                f"{both} could both be its label",
+                file=self._images[stem],
+                hint=f"keep one of them as {next(self._wanted(stem))[0].name}",
+            )
         if not others:
             raise self._missing(stem)
         return others[0]
@@ -213,7 +247,18 @@ class Labels:
             return None
         parent = folder.parent if folder.parent.is_dir() else self._other_form(folder.parent)
         wanted = unicodedata.normalize("NFC", folder.name)
-        return next((path for path in sorted(parent.iterdir()) if unicodedata.normalize("NFC", path.name) == wanted), None) if parent else None
+        return (
+            next(
+                (
+                    path
+                    for path in sorted(parent.iterdir())
+                    if unicodedata.normalize("NFC", path.name) == wanted
+                ),
+                None,
+            )
+            if parent
+            else None
+        )
 
     def _missing(self, stem: str) -> DataError:
         image, (wanted, *others) = self._images[stem], [file for file, _ in self._wanted(stem)]
@@ -225,8 +270,14 @@ class Labels:
         """What lies where the label is missing, as a sentence; "" for nothing that is like it."""
         folder, stem = wanted.parent, wanted.stem
         if not folder.is_dir():
-            beside = [file.name for file in walk(image.parent, nested=False).files if file.stem in {stem + ending for ending in LABEL_ENDINGS}]
-            return f" There is no folder {folder}." + (f" Labels seem to lie beside the images ({beside[0]}): move them there." if beside else "")
+            beside = [
+                file.name
+                for file in walk(image.parent, nested=False).files
+                if file.stem in {stem + ending for ending in LABEL_ENDINGS}
+            ]
+            return f" There is no folder {folder}." + (
+                f" Labels seem to lie beside the images ({beside[0]}): move them there." if beside else ""
+            )
         tree = walk(folder, nested=False)
         if broken := [file for file in tree.broken if file.stem == stem]:
             return f" {broken[0].name} is a broken link to {broken[0].readlink()}."
@@ -234,12 +285,19 @@ class Labels:
             name, kind = same[0].name, file_format(same[0])
             if kind in LABEL_FORMATS:
                 return f" There is {name}, which holds {kind}: rename it to {stem}{LABEL_FORMATS[kind]}."
-            lossy = ", not compressed with loss" if same[0].suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") else ""
+            lossy = (
+                ", not compressed with loss"
+                if same[0].suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+                else ""
+            )
             return f" There is {name}: labels must be PNG, TIFF, BMP, GIF or NPY{lossy}."
         owned = {Path(other).name for other in self._images}
         for file in tree.files:
-            if file.stem.lower() == stem.lower() or (file.stem not in owned and _extends(file.stem.lower(), stem.lower())):
-                return f" There is {file.name}: rename it to {wanted.stem}{file.suffix} if it is the label of {image.name}."
+            if file.stem.lower() == stem.lower() or (
+                file.stem not in owned and _extends(file.stem.lower(), stem.lower())
+            ):
+                name = f"{wanted.stem}{file.suffix}"
+                return f" There is {file.name}: rename it to {name} if it is the label of {image.name}."
         return ""
 
 
@@ -251,7 +309,13 @@ def _same(name: str) -> str:
 
 def _extends(name: str, stem: str) -> bool:
     """Whether a name is another one with something added: 's00-mask' or 'mask_s00' of 's00', not 's001'."""
-    rest = name.removeprefix(stem) if name.startswith(stem) else name.removesuffix(stem) if name.endswith(stem) else ""
+    rest = (
+        name.removeprefix(stem)
+        if name.startswith(stem)
+        else name.removesuffix(stem)
+        if name.endswith(stem)
+        else ""
+    )
     return bool(rest) and not (rest[0] if name.startswith(stem) else rest[-1]).isalnum()
 
 
@@ -267,7 +331,9 @@ def unused_labels(spec: DatasetSpec, root: str | Path, part: str) -> list[Path]:
         with contextlib.suppress(DataError):  # told elsewhere
             label = labels.find(stem)[0]
             used.add((real_folder(label.parent), label.name))
-    files = [file for file in walk(folder, nested=layout.nested).files if file.suffix.lower() in LABEL_SUFFIXES]
+    files = [
+        file for file in walk(folder, nested=layout.nested).files if file.suffix.lower() in LABEL_SUFFIXES
+    ]
     return [file for file in files if (real_folder(file.parent), file.name) not in used]
 
 
@@ -277,7 +343,11 @@ def unused_labels(spec: DatasetSpec, root: str | Path, part: str) -> list[Path]:
 def _official_hint(spec: DatasetSpec) -> str:
     from jaxseg.data import official
 
-    return "; the files as their makers distribute them go through scripts/prepare_data.py first" if spec.name in official.NAMES else ""
+    return (
+        "; the files as their makers distribute them go through scripts/prepare_data.py first"
+        if spec.name in official.NAMES
+        else ""
+    )
 
 
 def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> DataError:
@@ -287,10 +357,18 @@ def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> Data
     known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
     if folder.is_dir():
         there = f"it holds {first_names(folder, others)}" if others else "it is empty"
-        return DataError(f"no image of split '{split}' there ({there})", file=folder, hint=f"expected files {known}")
-    other = " (a part of another split will do: train_split='train[:80%]' with val_split='train[80%:]')" if split == "val" else ""
+        return DataError(
+            f"no image of split '{split}' there ({there})", file=folder, hint=f"expected files {known}"
+        )
+    other = (
+        " (a part of another split will do: train_split='train[:80%]' with val_split='train[80%:]')"
+        if split == "val"
+        else ""
+    )
     put = f"put the images of split '{split}' there, or set config.dataset.root, train_split or val_split{other}"
-    return DataError("no such folder", file=folder, hint=f"{put}{_official_hint(spec)}.{_similar_folder(root, folder)}")
+    return DataError(
+        "no such folder", file=folder, hint=f"{put}{_official_hint(spec)}.{_similar_folder(root, folder)}"
+    )
 
 
 def _similar_folder(root: Path, folder: Path) -> str:
@@ -300,7 +378,13 @@ def _similar_folder(root: Path, folder: Path) -> str:
         missing = missing.parent
     if missing == root:
         return ""
-    there = {path.name.lower(): path for path in sorted(missing.parent.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    there = {
+        path.name.lower(): path
+        for path in sorted(missing.parent.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
     name = missing.name.lower()
-    near = [other for other in there if other.startswith(name) or name.startswith(other)] or difflib.get_close_matches(name, there, 1)
+    near = [
+        other for other in there if other.startswith(name) or name.startswith(other)
+    ] or difflib.get_close_matches(name, there, 1)
     return f" There is {there[near[0]]}: if it is this one, rename it to {missing.name}." if near else ""
