@@ -165,6 +165,8 @@ def decode_label(data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels
 
 def _whole_numbers(values: np.ndarray, what: str, file: str | Path, missing: np.ndarray | None) -> np.ndarray:
     """Numbers of any type as uint8 or int64, if they are whole."""
+    if not values.size:
+        raise DataError(f"holds no pixels, shape {values.shape} ({what})", file=file, hint=MEND_LABEL)
     if values.dtype in (np.uint8, bool):
         return values.astype(np.uint8)
     if values.dtype == np.uint16:
@@ -221,12 +223,12 @@ def _index_of(value: int, spec: DatasetSpec) -> int | None:
 
 def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray:
     """RGB uint8 [H, W, 3] of an indexed label, whose colours must be those declared: else its indices are meant."""
-    used = np.unique(stored.values)
+    used = np.unique(stored.values.astype(np.intp))
     declared = set(spec.colors) | set(spec.ignored_colors)
     colors = {int(i): tuple(int(v) for v in stored.palette[i]) for i in used if i < len(stored.palette)}
     strange = [index for index in used.tolist() if colors.get(index) not in declared]
     if not strange:
-        return stored.palette[stored.values]
+        return stored.palette[stored.values.astype(np.intp)]
     index = strange[0]
     fits = all(i == IGNORE or _index_of(i, spec) is not None for i in used.tolist())
     numbers = f"its indices {', '.join(map(str, used.tolist()[:8]))} {'are' if fits else 'are not all'} class numbers"

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +55,7 @@ class Tiff:
 
     def __init__(self, tiff: tifffile.TiffFile, file: object):
         self._tiff, self._file = tiff, file
+        self._check_chain()
         self._series = self._one_series()
         self._page = page = self._series.keyframe
         palette = None
@@ -63,6 +65,20 @@ class Tiff:
             tuple(self._series.shape), np.dtype(self._series.dtype), self._series.axes, _name(page.photometric),
             _name(page.compression), any(page.extrasamples), palette, _parse_nodata(page),
         )  # fmt: skip
+
+    def _check_chain(self) -> None:
+        """Refuse directories that go round in a circle, which tifffile follows for ever."""
+        form, stream, seen = self._tiff.tiff, self._tiff.filehandle, set()
+        stream.seek(form.offsetsize if form.version == 42 else 8)
+        while len(raw := stream.read(form.offsetsize)) == form.offsetsize and (offset := struct.unpack(form.offsetformat, raw)[0]):
+            if offset in seen:
+                raise DataError("cannot be read as a TIFF (its directories go round in a circle)", file=self._file, hint=MEND)
+            seen.add(offset)
+            stream.seek(offset)
+            raw = stream.read(form.tagnosize)
+            if len(raw) < form.tagnosize:
+                return
+            stream.seek(offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, raw)[0])
 
     def _one_series(self) -> tifffile.TiffPageSeries:
         """The pages that hold the picture; overviews and masks, which are marked as such, are none."""
