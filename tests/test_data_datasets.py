@@ -62,6 +62,7 @@ def test_folder_classes(tmp_path):
         ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is that of 'a' too"),
         ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
         ("0 a\n0 b\n", "line 2: label value 0 of 'b' is that of 'a' too"),
+        ("0 a\n" + "9" * 5000 + " b\n", "holds a number of 5000 digits"),
         ("0 a\n4294967296 b\n", "line 2: label value 4294967296 is not within -2147483648..4294967295"),
         ("\n".join(map(str, range(300))), "300 classes; at most 254"),
     ],
@@ -94,7 +95,7 @@ FORMS = {
     "__ignore__\n_background_\nbox": {0: "_background_", 1: "box"}, "_background_\nbox": {0: "_background_", 1: "box"},
     "lane 1\nlane 2": {0: "lane 1", 1: "lane 2"}, "0 lane 1\n1 lane 2": {0: "lane 1", 1: "lane 2"},
     "building, edifice\nbox": {0: "building, edifice", 1: "box"}, "ground\nvoid\nbox": {0: "ground", 2: "box"},
-    "Ignore\nground\nbox": TWO, "0 ground\n1 box\n255 void": ONE, "ground\nbox 1": {0: "ground", 1: "box 1"},
+    "Ignore\nground\nbox": TWO, "red\ngreen": {0: "red", 1: "green"}, "key\nred light": {0: "key", 1: "red light"}, "0 ground\n1 box\n255 void": ONE, "ground\nbox 1": {0: "ground", 1: "box 1"},
 }  # fmt: skip
 # The same with colours.
 COLORED = [

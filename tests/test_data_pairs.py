@@ -21,7 +21,11 @@ OTHER_KINDS = {
     "HEIC": HEIC, "AVIF": b"\0\0\0\x20ftypavif" + bytes(99), "JPEG XL": b"\xff\x0a" + bytes(99), "Photoshop": b"8BPS\0\1" + bytes(99),
     "JPEG XR": b"II\xbc\x01" + bytes(99), "OpenEXR": b"v/1\x01" + bytes(99), "DICOM": bytes(128) + b"DICM" + bytes(99),
 }  # fmt: skip
-DOCUMENTS = {"PDF": b"%PDF-1.7\n", "SVG": b"<?xml version='1.0'?>\n<!-- made by hand -->\n<svg xmlns=''/>", "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n"}
+DOCUMENTS = {
+    "PDF": b"%PDF-1.7\n",
+    "SVG": b"<?xml version='1.0'?>\n<!-- made by hand -->\n<svg xmlns=''/>",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+}
 
 
 @pytest.fixture
@@ -54,7 +58,8 @@ def encode(suffix):
     "name, stem, suffix",
     [
         ("x.jfif", "x", ".jpg"), ("x.jpe", "x", ".jpg"), ("x.JPG", "x", ".jpg"), ("x.ppm", "x", ".ppm"), ("x.gif", "x", ".gif"),
-        ("x", "x", ".png"), ("x", "x", ".tif"), ("a.b.c.png", "a.b.c", ".png"), ("x.dat", "x", ".bmp"), ("frame.0001", "frame.0001", ".webp"),
+        ("x", "x", ".png"), ("x", "x", ".tif"), ("a.b.c.png", "a.b.c", ".png"), ("x.dat", "x", ".bmp"),
+        ("frame.0001", "frame.0001", ".webp"),
         ("x.jp2", "x", ".jp2"), ("photo.image", "photo", ".jpg"), ("my photo 1.PNG", "my photo 1", ".png"),
     ],
 )  # fmt: skip
@@ -69,9 +74,12 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
 @pytest.mark.parametrize(
     "name, data",
     [
-        ("notes.txt", b"BMW and P1 are no images"), ("p1.txt", b"P1 is a class\n"), ("Thumbs.db", b"\xd0\xcf\x11\xe0"), ("desktop.ini", b"[x]"),
-        ("t0.tif.ovr", b"II*\0" + bytes(99)), ("t0.thm", b"\xff\xd8\xff\xe0"), ("t9.png.bak", encode(".png")), ("empty", b""), ("x.json", b"{}"),
-        ("x.gz", gzip.compress(b"x")), ("._t0.png", b"\0\5\x16\7"), ("t0.png~", encode(".png")), *((f"x.{kind}", data) for kind, data in DOCUMENTS.items()),
+        ("notes.txt", b"BMW and P1 are no images"), ("p1.txt", b"P1 is a class\n"), ("Thumbs.db", b"\xd0\xcf\x11\xe0"),
+        ("desktop.ini", b"[x]"),
+        ("t0.tif.ovr", b"II*\0" + bytes(99)), ("t0.thm", b"\xff\xd8\xff\xe0"), ("t9.png.bak", encode(".png")),
+        ("empty", b""), ("x.json", b"{}"),
+        ("x.gz", gzip.compress(b"x")), ("._t0.png", b"\0\5\x16\7"), ("t0.png~", encode(".png")),
+        *((f"x.{kind}", data) for kind, data in DOCUMENTS.items()),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
@@ -110,7 +118,9 @@ def test_a_broken_link(folder):
     error = refused(folder)
     assert error.file == str(file) and "/nowhere/gone.png" in error.problem
     config = make_config(root=str(folder))
-    assert [(problem.kind, problem.file) for problem in report.check_data(config).problems if problem.kind != "leak"] == [("damaged image", str(file))]
+    assert [
+        (problem.kind, problem.file) for problem in report.check_data(config).problems if problem.kind != "leak"
+    ] == [("damaged image", str(file))]
     file.rename(file.with_suffix(".txt"))
     assert len(found(folder)) == 2
 
@@ -168,7 +178,9 @@ def test_official_downloads_are_walked_alike(tmp_path):
 # --- Labels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("label", ["t0.PNG", "t0.png.png", "t0_mask.png", "t0_label.tif", "t0_gt.npy", "t0_segmentation.png"])
+@pytest.mark.parametrize(
+    "label", ["t0.PNG", "t0.png.png", "t0_mask.png", "t0_label.tif", "t0_gt.npy", "t0_segmentation.png"]
+)
 def test_names_of_labels(folder, label):
     (folder / "labels/train/t0.png").rename(folder / "labels/train" / label)
     assert found(folder) == {"t0": label, "t1": "t1.png"}
@@ -179,7 +191,9 @@ def test_names_of_labels(folder, label):
 @pytest.mark.parametrize("nested", [False, True])
 def test_unicode_forms(folder, forms, nested):
     image, label = (unicodedata.normalize(form, "stra\u00dfe/caf\u00e9" if nested else "caf\u00e9") for form in forms)
-    image, label = (name.replace("stra", unicodedata.normalize(form, "\u00e9")) for name, form in zip((image, label), forms))
+    image, label = (
+        name.replace("stra", unicodedata.normalize(form, "\u00e9")) for name, form in zip((image, label), forms)
+    )
     for part, name in (("images", image), ("labels", label)):
         (folder / part / f"train/{name}.png").parent.mkdir(exist_ok=True)
         (folder / part / "train/t0.png").rename(folder / part / f"train/{name}.png")
@@ -199,8 +213,12 @@ def test_two_labels_of_one_image(folder):
     (folder / "labels/train/t0.png").rename(folder / "labels/train/t0_mask.png")
     shutil.copy(folder / "labels/train/t0_mask.png", folder / "labels/train/t0_gt.png")
     error = refused(folder)
-    assert error.file.endswith("images/train/t0.png") and "t0_mask.png" in error.problem and "t0_gt.png" in error.problem
-    shutil.copy(folder / "labels/train/t0_gt.png", folder / "labels/train/t0.png")  # the exact name wins, the others are told
+    assert (
+        error.file.endswith("images/train/t0.png") and "t0_mask.png" in error.problem and "t0_gt.png" in error.problem
+    )
+    shutil.copy(
+        folder / "labels/train/t0_gt.png", folder / "labels/train/t0.png"
+    )  # the exact name wins, the others are told
     assert found(folder)["t0"] == "t0.png"
     unused = pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train")
     assert [file.name for file in unused] == ["t0_gt.png", "t0_mask.png"]
@@ -209,8 +227,10 @@ def test_two_labels_of_one_image(folder):
 @pytest.mark.parametrize(
     "label, hint",
     [
-        ("t0.jpg", "There is t0.jpg, which holds PNG: rename it to t0.png"), ("t0", "There is t0, which holds PNG"), ("T0.png", "There is T0.png: rename it to t0.png"),
-        ("t0-colors.png", "There is t0-colors.png: rename it"), ("mask_t0.png", "There is mask_t0.png: rename it"), ("t00.png", ""),
+        ("t0.jpg", "There is t0.jpg, which holds PNG: rename it to t0.png"), ("t0", "There is t0, which holds PNG"),
+        ("T0.png", "There is T0.png: rename it to t0.png"),
+        ("t0-colors.png", "There is t0-colors.png: rename it"), ("mask_t0.png", "There is mask_t0.png: rename it"),
+        ("t00.png", ""),
     ],
 )  # fmt: skip
 def test_what_lies_where_a_label_is_missing(folder, label, hint):
@@ -264,7 +284,8 @@ def test_labels_that_no_image_has(folder):
 
 
 LISTS = {
-    "plain": "a0\na1\na2\n", "CRLF and blanks": "a0\r\n\r\n  a1  \r\na2", "second column": "a0 1\na1 -1\na2\t1\n", "suffixes": "a0.jpg\na1.JPG\na2.jpg\n",
+    "plain": "a0\na1\na2\n", "CRLF and blanks": "a0\r\n\r\n  a1  \r\na2", "second column": "a0 1\na1 -1\na2\t1\n",
+    "suffixes": "a0.jpg\na1.JPG\na2.jpg\n",
     "paths": "JPEGImages/a0.jpg SegmentationClass/a0.png\n./JPEGImages/a1.jpg\nJPEGImages/a2\n", "comments": "# all\na0\na1\n#a9\na2\n",
     "twice": "a0\na1\na0\na2\na1\n",
 }  # fmt: skip
@@ -315,5 +336,12 @@ def test_a_listed_image_that_is_missing(voc):
 
 
 def test_stems():
-    names = {"photo": "photo", "photo.jpg": "photo", "a.b.c.png": "a.b.c", "frame.0001": "frame.0001", "x.": "x.", "x.JFIF": "x"}
+    names = {
+        "photo": "photo",
+        "photo.jpg": "photo",
+        "a.b.c.png": "a.b.c",
+        "frame.0001": "frame.0001",
+        "x.": "x.",
+        "x.JFIF": "x",
+    }
     assert {name: listing.image_stem(name) for name in names} == names

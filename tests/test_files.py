@@ -70,7 +70,17 @@ def test_json(tmp_path):
 
 def test_what_systems_and_editors_leave_behind(tmp_path):
     touch(tmp_path, "a.png", "sub/b.png", "notes.txt")
-    others = (".DS_Store", "._a.png", ".ipynb_checkpoints/a.png", "@eaDir/a.png/t.jpg", "__MACOSX/._a.png", "a.png~", "#a.png#", "sub/.git/c.png", "lost+found/d")
+    others = (
+        ".DS_Store",
+        "._a.png",
+        ".ipynb_checkpoints/a.png",
+        "@eaDir/a.png/t.jpg",
+        "__MACOSX/._a.png",
+        "a.png~",
+        "#a.png#",
+        "sub/.git/c.png",
+        "lost+found/d",
+    )
     touch(tmp_path, *others)
     tree = files.walk(tmp_path)
     assert names(tmp_path, tree.files) == ["a.png", "notes.txt", "sub/b.png"]
@@ -84,17 +94,32 @@ def test_what_systems_and_editors_leave_behind(tmp_path):
 def test_circles_of_links_end(tmp_path):
     touch(tmp_path, "root/a.png", "root/one/b.png", "root/two/c.png")
     root = tmp_path / "root"
-    for link, target in {"self": ".", "one/up": "..", "one/other": "../two", "two/other": "../one", "above": "../..", "knot": "knot"}.items():
+    for link, target in {
+        "self": ".",
+        "one/up": "..",
+        "one/other": "../two",
+        "two/other": "../one",
+        "above": "../..",
+        "knot": "knot",
+    }.items():
         (root / link).symlink_to(target)
     tree = files.walk(root)
     assert names(root, tree.files) == ["a.png", "one/b.png", "two/c.png"]
-    assert names(root, tree.left_out) == ["above", "one/other", "one/up", "self", "two/other"] and names(root, tree.broken) == ["knot"]
+    assert names(root, tree.left_out) == ["above", "one/other", "one/up", "self", "two/other"] and names(
+        root, tree.broken
+    ) == ["knot"]
 
 
 def test_folders_behind_links_are_listed_once(tmp_path):
     touch(tmp_path, "elsewhere/a.png", "elsewhere/deep/b.png", "root/z/c.png")
     root = tmp_path / "root"
-    for link, target in {"first": "../elsewhere", "second": "../elsewhere", "a": "z", "file.png": "z/c.png", "gone": "nowhere"}.items():
+    for link, target in {
+        "first": "../elsewhere",
+        "second": "../elsewhere",
+        "a": "z",
+        "file.png": "z/c.png",
+        "gone": "nowhere",
+    }.items():
         (root / link).symlink_to(target)
     tree = files.walk(root)
     assert names(root, tree.files) == ["file.png", "first/a.png", "first/deep/b.png", "z/c.png"]

@@ -77,7 +77,7 @@ def read_classes(file: Path) -> list[Line]:
     Raises:
         DataError: no class list, or one that could be read in two ways.
     """
-    text = read_text(file)
+    text = read_list(file)
     lines = [(at, _clean(line)) for at, line in enumerate(text.splitlines(), 1)]
     lines = [(at, line) for at, line in lines if line and not line.startswith("#")]
     if not lines:
@@ -90,6 +90,14 @@ def read_classes(file: Path) -> list[Line]:
     found = _number(file, found)
     _check(file, found)
     return found
+
+
+def read_list(file: Path) -> str:
+    """The text of a file whose numbers are label values and colours; DataError for numbers that are far from these."""
+    text = read_text(file)
+    if long := re.search(r"\d{20,}", text):
+        raise DataError(f"holds a number of {len(long[0])} digits", file=file, hint=f"label values are at most {LARGEST}")
+    return text
 
 
 def _clean(line: str) -> str:

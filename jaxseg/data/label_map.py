@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxseg.data.class_list import IGNORE, IGNORED_NAMES, LARGEST, SMALLEST
+from jaxseg.data.class_list import IGNORE, IGNORED_NAMES, LARGEST, SMALLEST, read_list
 from jaxseg.errors import DataError
-from jaxseg.files import read_text
 
 Range = tuple[int, int, int]  # first and last label value, class number or IGNORE
 MAP_LINE = re.compile(
@@ -33,7 +32,7 @@ def read_label_map(file: Path, classes: Sequence[str]) -> list[Range]:
     """
     if not file.is_file():
         return []
-    lines = [(at, line.split("#")[0].strip()) for at, line in enumerate(read_text(file).splitlines(), 1)]
+    lines = [(at, line.split("#")[0].strip()) for at, line in enumerate(read_list(file).splitlines(), 1)]
     lines = [(at, line) for at, line in lines if line]
     ranges = [_map_line(file, at, line, classes) for at, line in lines]
     in_order = sorted(zip(ranges, (at for at, _ in lines)))
@@ -44,7 +43,8 @@ def read_label_map(file: Path, classes: Sequence[str]) -> list[Range]:
                 file=file,
                 hint="keep one of them",
             )
-    if missing := [name for index, name in enumerate(classes) if all(index != found for *_, found in ranges)]:
+    mapped = {index for *_, index in ranges}
+    if missing := [name for index, name in enumerate(classes) if index not in mapped]:
         raise DataError(
             f"no label value stands for class '{missing[0]}'",
             file=file,
