@@ -89,7 +89,7 @@ def network(model: Any, settings: Settings, variables, images: jax.Array) -> jax
 
 def softmax(logits: jax.Array) -> jax.Array:
     """Class probabilities [..., K]; NaN, which an average keeps, where a logit is not finite: softmax hides -inf."""
-    return jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), jax.nn.softmax(logits), jnp.nan)
+    return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
 
 
 def classify(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ from jaxseg.data.decode import mark_missing
 from jaxseg.data.statistics import check_finite
 from jaxseg.errors import DataError, ImageTypeError
 
-FINITE_HINT = "where it stands for missing data, say so: --config.dataset.nodata=nan, or numpy.ma.masked_invalid(image)"
+FINITE_HINT = "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
 
 
 def prepare_image(image: Any, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:

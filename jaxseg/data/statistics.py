@@ -58,18 +58,19 @@ def _valid(image: Decoded, channel: int) -> np.ndarray:
 
 
 FINITE_HINT = (
-    "write a number there, and 255 into the label if the pixel means nothing; if NaN stands for missing data, say "
-    "--config.dataset.nodata=nan"
+    "write a number there, and 255 into the label if the pixel means nothing; if it stands for missing data, say "
+    "--config.dataset.nodata={value}"
 )
 
 
 def check_finite(image: np.ndarray, file: str | Path, hint: str = FINITE_HINT) -> None:
-    """DataError, with this hint, if an image holds NaN or infinity."""
+    """DataError, with this hint about a {value}, if an image holds NaN or infinity."""
     if np.issubdtype(image.dtype, np.floating) and not (finite := np.isfinite(image)).all():
         row, column, channel = np.argwhere(~finite)[0].tolist()
+        value = image[row, column, channel]
         raise DataError(
-            f"holds {image[row, column, channel]} ({np.count_nonzero(~finite)} values are NaN or infinite, the first at row {row}, "
-            f"column {column}, channel {channel})", file=file, hint=hint,
+            f"holds {value} ({np.count_nonzero(~finite)} values are NaN or infinite, the first at row {row}, "
+            f"column {column}, channel {channel})", file=file, hint=hint.format(value=value),
         )  # fmt: skip
 
 
