@@ -68,6 +68,8 @@ def _quiet() -> None:
     """Show what jaxseg has to say, plainly, and only warnings of others (--verbosity=0 shows more)."""
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # what cannot be read is told by us, with the file's name
+    logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in str(record.msg))  # read by us, and said better
     ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.data import histogram
 from jaxseg.data.datasets import DataError, get_spec
+from jaxseg.data.decode.tiff import silence_nodata
 from jaxseg.data.sources import Joined, Source, open_source
 from jaxseg.data.statistics import check_finite
 from jaxseg.data.transforms import Augment, rescaled_size, resize_image, scaled_views
@@ -80,7 +81,7 @@ class LoadRows:
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         _keep_memory()
-        _end_with_parent()
+        _start_worker()
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
@@ -158,10 +159,12 @@ def _keep_memory() -> None:
 
 
 @functools.cache
-def _end_with_parent() -> None:
-    """In a worker process: end when the training process does, however it ends; a killed one cannot stop its workers."""
+def _start_worker() -> None:
+    """In a worker process: log like the scripts do, and end when the training process does, however it ends; a killed one
+    cannot stop its workers."""
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        logging.getLogger("tifffile").addFilter(silence_nodata)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,8 @@ from jaxseg.errors import DataError
 # be there before.
 Image.preinit()
 Image.MAX_IMAGE_PIXELS = None  # check_pixels is the limit: aerial photos are larger than what Pillow takes for an attack
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damaged files
+# What Pillow raises for damaged files: its own errors, and what its parsing runs into.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
 
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +62,7 @@ def exif_orientation(data: bytes) -> int:
     try:
         exif.load(raw if raw.startswith(b"Exif") else b"Exif\0\0" + raw)
         value = exif.get(ORIENTATION, 1)
-    except (*UNREADABLE, struct.error, KeyError, IndexError, TypeError):  # a damaged EXIF turns nothing
+    except UNREADABLE:  # a damaged EXIF turns nothing
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -138,7 +139,7 @@ def lossy_coding(data: bytes) -> str:
         return "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
     if data[:6] == b"Lerc2 ":
         return _lossy_lerc(data)
-    return kind if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
+    return f"{kind}, with loss or not" if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
 
 
 def _lossy_lerc(data: bytes) -> str:

@@ -31,6 +31,7 @@ from jaxseg.errors import DataError
 
 MAX_PIXELS = 2**30  # config.dataset.max_pixels by default: 3 GB of RGB
 MEND_IMAGE = "replace it, or remove it and its label"
+BGRA_ORDER = [2, 1, 0, 3]  # OpenCV's channels as RGBA
 GLUED = b"\xff\xd9\xff\xd8\xff"  # a JPEG's end and the next one's beginning
 MULTI_PICTURE = b"MPF\0"  # which cameras declare: previews, the other eye, a gain map
 # Pillow's mode -> (channels, dtype); 16-bit PNGs are told by their tile, as Pillow makes 8 bits of them.
@@ -196,7 +197,7 @@ def _decode_png(data: bytes, file: str | Path, max_pixels: int) -> np.ndarray:
     check_pixels((int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")), file, max_pixels)
     try:
         return png_decode(data)  # up to a quarter faster than OpenCV's libpng
-    except PngError as error:
+    except (PngError, ValueError) as error:  # libpng's message itself may be no text
         raise _unreadable(file, error) from None
 
 
@@ -213,7 +214,7 @@ def _decode_photo(data: bytes, file: str | Path, channels: int, max_pixels: int)
         raise _unreadable(file, f"{len(data)} bytes, {tell_format(data) or 'no known format'}")
     image = image[..., None] if image.ndim == 2 else image
     if channels not in (1, 3):
-        image = image[..., [2, 1, 0, 3][: image.shape[2]]]
+        image = image[..., BGRA_ORDER[: image.shape[2]] if image.shape[2] > 2 else slice(None)]
     image = np.ascontiguousarray(turn(image, exif_orientation(data)))
     return image if image.shape[2] == channels else _fit(Decoded(image), channels, file).pixels
 
@@ -231,7 +232,7 @@ def _decode_tiff(data: bytes, file: str | Path, channels: int, nodata: Sequence[
         check_pixels(header.size, file, max_pixels)
         stored, mask, facts = opened.read(), opened.mask(), opened.header
     if facts.palette is not None:
-        return _fit(Decoded(facts.palette[stored]), channels, file)
+        return _fit(Decoded(facts.palette[stored.astype(np.intp)]), channels, file)
     values = (*nodata, facts.nodata) if facts.nodata is not None and nodata != ("none",) else nodata
     image = mark_missing(_channels_last(stored, facts.shape, channels, file, facts.axes), values)
     if mask is not None and nodata != ("none",) and not mask.all():
@@ -244,8 +245,9 @@ def load_npy(stream: Any, file: str | Path) -> np.ndarray:
     """The array of an .npy file, from a stream or (without reading it all) a path. Raises DataError."""
     try:
         return np.load(stream, mmap_mode="r" if isinstance(stream, Path) else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
-        raise DataError(f"cannot be read as a NumPy array ({error})", file=file, hint=MEND_IMAGE) from None
+    except Exception as error:  # NumPy raises whatever its parsing of the header runs into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot be read as a NumPy array ({reason})", file=file, hint=MEND_IMAGE) from None
 
 
 def _channel_axis(shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = "") -> int:

@@ -56,7 +56,7 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     with tiffs.open_tiff(data, file) as opened:
         header = opened.header
         if coding := opened.lossy():
-            raise _lossy(file, f"TIFF compressed as {coding}")
+            raise _lossy(file, f"{coding} (in a TIFF)")
         check_pixels(header.shape[:2] if header.axes[-1:] == "S" else header.shape[-2:], file, max_pixels)
         return Stored(
             _one_band(opened.read()), f"TIFF of {tiffs.describe(header)}", header.palette, header.nodata, opened.mask()
@@ -77,9 +77,8 @@ def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        kind = tell_format(data) or "no known format"
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) and not tell_format(data) else f"{kind}: {error}"
-        raise DataError(f"cannot be read as a label ({reason})", file=file, hint=MEND_LABEL) from None
+        reason = "cut short, or a variant that nobody knows" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"cannot be read as a label ({tell_format(data)}: {reason})", file=file, hint=MEND_LABEL) from None
     if data[:8] == PNG and data[24] in (1, 2, 4) and data[25] == 0 and values.dtype == np.uint8:
         values = values // (255 // (2 ** data[24] - 1))  # Pillow stretches grey values of few bits over 0..255
     if data[:8] == PNG and data[24] == 16 and data[25] in (2, 4, 6):
@@ -96,7 +95,7 @@ def _one_band(values: np.ndarray) -> np.ndarray:
 
 def _lossy(file: str | Path, what: str) -> DataError:
     return DataError(
-        f"is a {what}, which changes numbers: its values are no longer those that were drawn", file=file,
+        f"is compressed as {what}: its numbers may no longer be those that were drawn", file=file,
         hint="save labels without loss, as PNG, from the original",
     )  # fmt: skip
 
@@ -113,8 +112,8 @@ def _read_stored(data: bytes, file: str | Path, max_pixels: int) -> Stored:
         if kind == "WebP" and lossy_coding(data):
             raise _lossy(file, lossy_coding(data))
         return READERS[kind](data, file, max_pixels)
-    if kind == "PNM" or lossy_coding(data):
-        raise _lossy(file, kind) if kind != "PNM" else DataError("is a PNM, no format for labels", file=file, hint=SAVE_NUMBERS)
+    if kind in ("JPEG", "JPEG 2000") or lossy_coding(data):
+        raise _lossy(file, lossy_coding(data) or kind)
     what = kind or ("an empty file" if not data else "no known format")
     raise DataError(f"cannot be read as a label ({what})", file=file, hint=f"{SAVE_NUMBERS}; or take it out")
 
@@ -166,6 +165,8 @@ def decode_label(data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels
 
 def _whole_numbers(values: np.ndarray, what: str, file: str | Path, missing: np.ndarray | None) -> np.ndarray:
     """Numbers of any type as uint8 or int64, if they are whole."""
+    if not values.size:
+        raise DataError(f"holds no pixels, shape {values.shape} ({what})", file=file, hint=MEND_LABEL)
     if values.dtype in (np.uint8, bool):
         return values.astype(np.uint8)
     if values.dtype == np.uint16:
@@ -179,7 +180,8 @@ def _whole_numbers(values: np.ndarray, what: str, file: str | Path, missing: np.
     if missing is not None:
         values = np.where(missing, values.dtype.type(0), values)
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(values) < 2.0**62) | (values != np.floor(values))  # also what is no number
+        limit = min(2.0**62, float(np.finfo(values.dtype).max))
+        wrong = ~(np.abs(values) <= limit) | (values != np.floor(values))  # also what is no number
     if wrong.any():
         row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
         raise DataError(
@@ -215,12 +217,12 @@ def _missing(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray 
 
 def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray:
     """RGB uint8 [H, W, 3] of an indexed label, whose colours must be those declared: else its indices are meant."""
-    used = np.unique(stored.values)
+    used = np.unique(stored.values.astype(np.intp))
     declared = set(spec.colors) | set(spec.ignored_colors)
     colors = {int(i): tuple(int(v) for v in stored.palette[i]) for i in used if i < len(stored.palette)}
     strange = [index for index in used.tolist() if colors.get(index) not in declared]
     if not strange:
-        return stored.palette[stored.values]
+        return stored.palette[stored.values.astype(np.intp)]
     index = strange[0]
     fits = all(i in spec.label_map or i == IGNORE for i in used.tolist())
     numbers = f"its indices {', '.join(map(str, used.tolist()[:8]))} {'are' if fits else 'are not all'} class numbers"
@@ -271,7 +273,7 @@ def look_up(ids: np.ndarray, table: LabelTable) -> np.ndarray:
         return cv2.LUT(ids, table.dense[:256])
     beyond = len(table.dense) - 1
     if ids.dtype == np.uint16:
-        return table.dense[np.minimum(ids, beyond)]
+        return table.dense[ids if beyond == DENSE else np.minimum(ids, np.uint16(beyond))]
     inside = (ids >= 0) & (ids < beyond)
     label = table.dense[np.where(inside, ids, 0)]
     if not inside.all():

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import logging
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ PHOTOMETRIC = tifffile.PHOTOMETRIC
 # Samples that are values or red, green and blue as they stand; a palette's are indices.
 PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)  # whose decoder makes RGB of YCbCr
+NODATA_NOISE = "parsing GDAL_NODATA tag raised"  # what tifffile logs of values that we read; scripts and workers drop it
 MEND = "write it anew, or take it out"
 LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
@@ -52,6 +55,7 @@ class Tiff:
 
     def __init__(self, tiff: tifffile.TiffFile, file: object):
         self._tiff, self._file = tiff, file
+        self._check_chain()
         self._series = self._one_series()
         self._page = page = self._series.keyframe
         palette = None
@@ -61,6 +65,20 @@ class Tiff:
             tuple(self._series.shape), np.dtype(self._series.dtype), self._series.axes, _name(page.photometric),
             _name(page.compression), any(page.extrasamples), palette, _parse_nodata(page),
         )  # fmt: skip
+
+    def _check_chain(self) -> None:
+        """Refuse directories that go round in a circle, which tifffile follows for ever."""
+        form, stream, seen = self._tiff.tiff, self._tiff.filehandle, set()
+        stream.seek(form.offsetsize if form.version == 42 else 8)
+        while len(raw := stream.read(form.offsetsize)) == form.offsetsize and (offset := struct.unpack(form.offsetformat, raw)[0]):
+            if offset in seen:
+                raise DataError("cannot be read as a TIFF (its directories go round in a circle)", file=self._file, hint=MEND)
+            seen.add(offset)
+            stream.seek(offset)
+            raw = stream.read(form.tagnosize)
+            if len(raw) < form.tagnosize:
+                return
+            stream.seek(offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, raw)[0])
 
     def _one_series(self) -> tifffile.TiffPageSeries:
         """The pages that hold the picture; overviews and masks, which are marked as such, are none."""
@@ -145,7 +163,7 @@ def _parse_nodata(page: tifffile.TiffPage) -> float | None:
     """The value of GDAL's tag; one that is no number, as some programs write, says nothing."""
     tag = page.tags.get(NODATA_TAG)
     try:
-        return None if tag is None else float(str(tag.value).strip(" \0"))
+        return None if tag is None else float(str(tag.value).strip(" \0").replace(",", "."))
     except ValueError:
         return None
 
@@ -166,3 +184,8 @@ def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
         return (values <= -largest * (1 - 1e-6)) if nodata < 0 else (values >= largest * (1 - 1e-6))
     low, high = sorted((nodata * (1 - 1e-6), nodata * (1 + 1e-6)))
     return (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))
+
+
+def silence_nodata(record: logging.LogRecord) -> bool:
+    """A filter for tifffile's logger, for programs of our own: False for warnings about no-data values, which are read here."""
+    return NODATA_NOISE not in str(record.msg)
