@@ -287,7 +287,7 @@ def _warn_of(broken: dict[str, int]) -> None:
     if broken:
         first, more = next(iter(broken)), f" and {len(broken) - 1} more images" if len(broken) > 1 else ""
         log.warning("the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean nothing; where the "
-                    "model computes in float16, use bfloat16 or float32", sum(broken.values()), first, more)  # fmt: skip
+                    "model computes in float16, say --config.precision=float32 or bfloat16", sum(broken.values()), first, more)  # fmt: skip
 
 
 def _checked(stream: Iterable[tuple[int, dict]], num_classes: int, scales: Sequence[float]) -> Iterator[tuple[int, dict]]:

@@ -350,7 +350,7 @@ class Predictor:
         if broken:
             raise NonFiniteError(
                 f"the class scores of {broken} of {pixels} pixels are NaN or infinite",
-                hint="the model computes in float16, which ends at 65504: use config.precision bfloat16 or float32"
+                hint="the model computes in float16, which ends at 65504: say --config.precision=float32 or bfloat16"
                 if self.config.precision == "float16" else "are the image's values like those that the model was trained on?",
             )  # fmt: skip
 
