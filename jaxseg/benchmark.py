@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import inference, losses, optim, precision, train_state
 from jaxseg.errors import ConfigError
+from jaxseg.files import expand
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.names import choose
 from jaxseg.train_step import AXIS, make_step
@@ -300,7 +301,7 @@ def conditions(timing: Timing) -> dict[str, Any]:
 
 def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to the JSON list in `path`; ValueError if it holds something else."""
-    path = Path(path)
+    path = expand(path)
     try:
         old = json.loads(path.read_text()) if path.exists() else []
     except json.JSONDecodeError:

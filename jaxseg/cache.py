@@ -5,11 +5,13 @@ from pathlib import Path
 
 import jax
 
+from jaxseg.files import expand
+
 
 def cache_dir() -> Path:
     """The user's cache folder; not created here."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JAXSEG_CACHE") or Path(base) / "jaxseg")
+    return expand(os.environ.get("JAXSEG_CACHE") or Path(base) / "jaxseg")
 
 
 def enable_compilation_cache() -> str:

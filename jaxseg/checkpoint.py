@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxseg.errors import CheckpointError, NonFiniteError
+from jaxseg.files import expand
 from jaxseg.files import write_json as write_json
 from jaxseg.presets import DATASET, EVALUATION
 from jaxseg.train_state import TrainState, to_host
@@ -119,7 +120,7 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
 
 def find_workdir(path: str | Path) -> tuple[Path, str | None]:
     """(workdir, step) of a workdir, whose step is None, or of WORKDIR/checkpoints/STEP; CheckpointError if it is neither."""
-    path = Path(path).absolute()
+    path = expand(path).absolute()
     workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
     if not (workdir / "config.json").is_file():
         raise CheckpointError(f"{path} is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP")

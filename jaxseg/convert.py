@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxseg.errors import CheckpointError, WeightsError
+from jaxseg.files import expand
 from jaxseg.state_dict import StateDictError, read_state_dict, write_state_dict
 
 __all__ = [
@@ -174,7 +175,8 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
     from jaxseg.data.datasets import trained_spec
     from jaxseg.models import create_model
 
-    if any(Path(workdir, "checkpoints").glob("*")):
+    workdir = expand(workdir)
+    if any((workdir / "checkpoints").glob("*")):
         raise CheckpointError(f"{workdir} holds checkpoints already; choose another folder")
     config = resolve(config)
     state_dict = read_state_dict(weights, ema=ema)
@@ -192,7 +194,7 @@ def export_checkpoint(path: str | Path, output: str | Path) -> int:
     or .npz, by the suffix of `output`. Returns the number of tensors."""
     from jaxseg import checkpoint
 
-    path = Path(path).absolute()
+    path = expand(path).absolute()
     _, variables = checkpoint.load_variables(path)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     facts = json.loads((workdir / "dataset.json").read_text())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxseg.errors import WeightsError
+from jaxseg.files import expand
 
 ADDRESS = "https://download.openmmlab.com"  # MMSegmentation's own; JAXSEG_MMSEG_URL replaces it
 ATTEMPTS = 5  # connections in a row that bring nothing new before giving up
@@ -33,7 +34,7 @@ def fetch(path: str, folder: str | Path, address: str = "", progress: Callable[[
     url = f"{base.rstrip('/')}/{path}"
     if not url.startswith(("http://", "https://")):
         raise DownloadError(f"{base} is no web address; give http://... or https://...")
-    target = Path(folder) / Path(path).name
+    target = expand(folder) / Path(path).name
     if target.is_file():
         _check(target, f"{target} is not the published file; remove it and run this again")
         return target

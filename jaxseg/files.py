@@ -6,12 +6,14 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxseg.errors import DataError, JaxsegError
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
+# What systems put into people's folders. Names that begin with a dot are left out as well (`.ipynb_checkpoints`, `._x`).
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
 def expand(path: str | Path) -> Path:
@@ -30,11 +32,104 @@ def read_text(file: str | Path) -> str:
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", file=file) from None
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    name = encoding.removesuffix("-sig").upper()
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"is not {encoding.removesuffix('-sig').upper()} text ({error.reason} at byte {error.start})", file=file,
-                        hint="save it as UTF-8") from None  # fmt: skip
+        reason = f"is not {name} text ({error.reason} at byte {error.start})"
+        raise DataError(reason, file=file, hint="save it as UTF-8") from None
+    if "\0" in text:  # every other byte of UTF-16 is 0 in Latin text
+        reason = f"is not {name} text (byte {data.index(0)} is 0, as in UTF-16 without a byte-order mark)"
+        raise DataError(reason, file=file, hint="save it as UTF-8")
+    return text
+
+
+def read_json(file: str | Path) -> Any:
+    """The value in a JSON file, in any encoding that `read_text` takes.
+
+    Raises:
+        DataError: the file cannot be read as text, or not as JSON.
+    """
+    try:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"is no JSON ({error})", file=file) from None
+
+
+class Tree(NamedTuple):
+    """The files below a folder, in order of their paths, what was passed over, and links that lead nowhere."""
+
+    files: list[Path]
+    left_out: list[Path]
+    broken: list[Path]
+
+
+def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -> Tree:
+    """List the files of a folder as its owner sees them.
+
+    Hidden files and folders, those of SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out. Links are followed.
+    A real folder is listed once, under its own path where it lies inside, so links to a folder above, or to one that is
+    listed already, are left out.
+
+    Args:
+        folder: where to look.
+        nested: list the folders in it, too; without this they count neither as files nor as left out.
+        without: a folder that is passed over in silence, such as the one that results are written to.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    tree, real = Tree([], [], []), Path(os.path.realpath(folder))
+    seen = {str(path) for path in (real, *real.parents)}
+    skipped = os.path.realpath(without) if without else None
+    folders, links = [str(folder)], []
+    while folders or links:
+        here = (folders or links).pop()
+        target = os.path.realpath(here)
+        if here != str(folder):
+            if target == skipped:
+                continue
+            if target in seen:
+                tree.left_out.append(Path(here))
+                continue
+        seen.add(target)
+        for entry in _entries(here):
+            if _is_folder(entry):
+                if nested and _is_left_out(entry.name, SYSTEM_FOLDERS):
+                    tree.left_out.append(Path(entry.path))
+                elif nested:
+                    (links if entry.is_symlink() else folders).append(entry.path)
+            elif _is_left_out(entry.name):
+                tree.left_out.append(Path(entry.path))
+            elif _leads_nowhere(entry):
+                tree.broken.append(Path(entry.path))
+            else:
+                tree.files.append(Path(entry.path))
+    return Tree(*map(sorted, tree))
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What a folder holds, the last name first, so that a stack of folders gives the first name first."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        raise DataError(f"cannot be listed ({error.strerror})", file=folder) from None
+
+
+def _is_left_out(name: str, names: tuple[str, ...] = ()) -> bool:
+    return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leads_nowhere(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from PIL import Image
 from jaxseg import cache, visualize
 from jaxseg.data.decode import Header, ImageOptions, check_channels, decode, inspect_image
 from jaxseg.data.decode.images import MEND_IMAGE
+from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
 from jaxseg.data.pipeline import image_options
-from jaxseg.data.sources import IMAGE_SUFFIXES
 from jaxseg.errors import DataError, about
 from jaxseg.files import expand, replacing
 from jaxseg.inference import Predictor, read_dataset_facts
@@ -29,21 +28,34 @@ InputError = DataError  # its earlier name
 
 
 def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
-    """The image files of a folder and of the folders in it, sorted, or the one file given; InputError if there is none.
+    """The image files of a folder and of the folders in it, in the order of their paths, or the one file given.
 
-    Hidden files and what lies in `output` are left out.
+    Images are told as in training, see `listing.list_images`; what lies in `output` is left out.
+
+    Raises:
+        DataError: there is none, or a picture in a format that is not read.
     """
-    source = Path(source)
+    return _list(source, output).files
+
+
+def _list(source: str | Path, output: str | Path) -> Images:
+    source = expand(source)
     if source.is_file():
-        return [source]
+        return Images([source], [], [])
     if not source.is_dir():
-        raise InputError(f"no such file or folder: {source}")
-    files = (Path(path) / name for path, _, names in os.walk(source, followlinks=True) for name in names)
-    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
-    found = sorted(file for file in images if not output or Path(output).resolve() not in file.resolve().parents or Path(output).resolve() == source.resolve())
-    if not found:
-        raise InputError(f"no images in {source}: it holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError("no such file or folder", file=source, field="--input")
+    found = list_images(source, without=expand(output) if output else "")
+    if found.errors:
+        raise found.errors[0]
+    if not found.files:
+        there = f"it holds {first_names(source, found.left_out)}" if found.left_out else "it is empty"
+        raise InputError(f"no images there ({there})", file=source, field="--input")
     return found
+
+
+def _log_left_out(source: Path, output: Path) -> None:
+    if line := describe_left_out(source, _list(source, output).left_out):
+        log.info("%s", line)
 
 
 def predict_files(
@@ -69,6 +81,7 @@ def predict_files(
     """
     source, output = expand(source), expand(output)
     targets = _targets(source, output, () if official_ids else ("_overlay",))
+    _log_left_out(source, output)
     data = segment.config.dataset
     options = ImageOptions(**image_options(data))
     for path in targets:
@@ -185,6 +198,20 @@ def predict_checkpoint(
     cache.enable_compilation_cache()
     ids = None
     if submission:
-        facts = read_dataset_facts(checkpoint)
-        ids = facts.get("colors") or facts.get("official_ids") or range(len(facts["classes"]))
+        ids = _official_ids(checkpoint)
     return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)
+
+
+def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
+    """What stands for each class in the data set's own labels, colours or numbers. DataError if PNG cannot hold it."""
+    facts = read_dataset_facts(checkpoint)
+    if colors := facts.get("colors"):
+        return colors
+    ids = facts.get("official_ids") or range(len(facts["classes"]))
+    for name, value in zip(facts["classes"], ids):
+        if not 0 <= value <= 65535:
+            raise DataError(
+                f"label value {value} stands for class '{name}', and a PNG holds 0 to 65535", file=checkpoint, field="--submission",
+                hint="a value that it holds must be the first of the class in label_map.txt when the model is trained",
+            )  # fmt: skip
+    return ids

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseg import torch_file
 from jaxseg.errors import WeightsError
+from jaxseg.files import expand
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 KEYS = ("state_dict", "model")  # where programs keep the weights among other things
@@ -31,7 +32,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
 
     Raises StateDictError, naming the file, for a missing, damaged, unknown or hostile file, or one without the copy.
     """
-    path = Path(path)
+    path = expand(path)
     if path.suffix not in SUFFIXES:
         raise StateDictError(f"{path}: weights come as {', '.join(SUFFIXES)}, not as '{path.suffix}'")
     if not path.is_file():
@@ -54,7 +55,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], met
 
     .pth: {'state_dict', 'meta'} as MMSegmentation reads it (`meta`: {'classes', 'palette', ...}); needs PyTorch.
     """
-    path = Path(path)
+    path = expand(path)
     if path.suffix not in SUFFIXES:
         raise StateDictError(f"{path}: weights are written as {', '.join(SUFFIXES)}, not as '{path.suffix}'")
     path.parent.mkdir(parents=True, exist_ok=True)

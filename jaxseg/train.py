@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.errors import ConfigError
+from jaxseg.files import expand
 from jaxseg.precision import NonFiniteError
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
@@ -185,7 +186,8 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
     from jaxseg.config import resolve
     from jaxseg.data import datasets
 
-    config, workdir = resolve(checkpoint.recall_measured(workdir, config)), Path(workdir)
+    workdir = expand(workdir)
+    config = resolve(checkpoint.recall_measured(workdir, config))
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
     datasets.check(config)

@@ -1,7 +1,6 @@
 """All that one training step changes, as one pytree, and the ways to begin: at random, or from other weights."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
@@ -12,6 +11,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.errors import WeightsError
+from jaxseg.files import expand
 from jaxseg.precision import LossScale, Policy, initial_scale
 
 WEIGHT_FILES = (".pth", ".pt", ".npz", ".safetensors")
@@ -106,7 +106,7 @@ def load_initial(variables: Mapping, source: str) -> tuple[dict, InitReport]:
     What is absent there or differs in shape keeps its fresh value, but the backbone must match entirely; anything
     else raises ValueError.
     """
-    path = Path(source)
+    path = expand(source)
     if not path.exists():
         raise WeightsError(f"config.init_from={source!r} does not exist; give a workdir, a checkpoint or a weight file")
     if path.suffix in WEIGHT_FILES:

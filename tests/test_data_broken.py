@@ -82,7 +82,7 @@ def same_name(root):
 # Kind -> (what is done to a sound folder, what the message tells: file, value, fix).
 BROKEN = {
     "no class list": (lambda root: (root / "classes.txt").unlink(), ("classes.txt: no such file", "write the class names into it")),
-    "class twice": (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), ("classes.txt, line 1", "'sky'", "names must differ")),
+    "class twice": (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), ("classes.txt: line 1", "'sky'", "names must differ")),
     "no images": (empty_split, ("images/val: no image of split 'val'", "it is empty", "expected files .jpg")),
     "no label": (lambda root: (root / LABEL).unlink(), (IMAGE, f"{LABEL} is missing", "add it, or take the image out")),
     "other size": (lambda root: write_png(root / LABEL, np.eye(20, 23, dtype=np.uint8)),
@@ -109,9 +109,9 @@ BROKEN = {
                        ("images/train/t9.npy: has 5 channels", "config.dataset.channels=5 if all images are like this")),
     "not a number": (not_a_number, ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1", "write a number there")),
     "large, not a number": (partial(not_a_number, size=LARGE), ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1")),
-    "one name twice": (same_name, ("t2.png and ", "t2.webp have one name", "rename or remove one")),
+    "one name twice": (same_name, ("t2.webp: has the name of ", "t2.png", "rename or remove one")),
     "label map": (lambda root: (root / "label_map.txt").write_text("0 sky\n1 roads\n2 car\n"),
-                  ("label_map.txt, line 2: 'roads' is no class of classes.txt", "'road' for instance, or 'ignore'")),
+                  ("label_map.txt: line 2: 'roads' is no class of classes.txt", "'road' for instance, or 'ignore'")),
 }  # fmt: skip
 
 

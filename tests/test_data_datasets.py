@@ -1,10 +1,16 @@
 """Specs: class counts, palettes, label maps, and the classes of a folder."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxseg.data import checks, records, statistics
 from jaxseg.data.datasets import DataError, default_palette, get_spec, list_datasets
+from jaxseg.data.decode import make_table, map_label
 
 NUM_CLASSES = {
     "shapes": 7, "cityscapes": 19, "dark_zurich": 19, "night_driving": 19, "ade20k": 150, "voc12": 21, "voc12aug": 21,
@@ -48,19 +54,193 @@ def test_folder_classes(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "classes.txt: holds no class"),
-        ("a\nb\na\n", "classes.txt, line 1: class 'a' is listed 2 times"),
-        ("a\n", "classes.txt: holds one class; softmax needs two or more: list the background as class 0"),
+        ("", "holds no class"),
+        ("a\nb\na\n", "line 1: class 'a' is listed 2 times"),
+        ("a\n", "holds one class; softmax needs two or more: list the background as class 0"),
         ("a 1 2 3\nvoid 0 0 0\n", "holds one class"),
+        ("void\n", "holds no class but what is ignored"),
         ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is that of 'a' too"),
         ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
+        ("0 a\n0 b\n", "line 2: label value 0 of 'b' is that of 'a' too"),
+        ("0 a\n4294967296 b\n", "line 2: label value 4294967296 is not within -2147483648..4294967295"),
         ("\n".join(map(str, range(300))), "300 classes; at most 254"),
     ],
 )
 def test_bad_classes(tmp_path, text, message):
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        get_spec("folder", tmp_path)
+    refused(tmp_path, message)
+
+
+def refused(root, message, file="classes.txt"):
+    """The error about a file of a `folder`."""
+    with pytest.raises(DataError) as caught:
+        get_spec("folder", root)
+    assert Path(caught.value.file) == root / file and re.search(message, caught.value.problem), str(caught.value)
+    return caught.value
+
+
+# Every form in which lists of classes are written -> (label value, name) of each class.
+ONE, TWO = {0: "ground", 1: "box"}, {1: "ground", 2: "box"}
+FORMS = {
+    "ground\r\nbox\r\n": ONE, "\ufeffground\nbox": ONE, "- ground\n- box\n": ONE, "ground,\nbox,\n": ONE, "'ground'\n\"box\"\n": ONE,
+    "ground, box\n": ONE, "ground;box": ONE, "ground|box": ONE, '["ground", "box"]': ONE, "CLASSES = ('ground', 'box',)": ONE,
+    "1 ground\n2 box\n": TWO, "1: ground\n2: box": TWO, "1,ground\n2,box": TWO, "1;ground\n2;box": TWO, "1\tground\n2\tbox": TWO,
+    "1. ground\n2. box": TWO, "1) ground\n2) box": TWO, "1|ground\n2|box": TWO, "1=ground\n2=box": TWO, "ground: 1\nbox: 2": TWO,
+    "ground,1\nbox,2": TWO, "ground 1\nbox 2": TWO, '{"1": "ground", "2": "box"}': TWO, "{'ground': 1, 'box': 2}": TWO,
+    '[{"id": 1, "name": "ground"}, {"id": 2, "name": "box"}]': TWO, "names:\n  1: ground\n  2: box": TWO,
+    "Pixel Value, Class\n1, ground\n2, box\n": TWO, "id,name\n1,ground\n2,box": TWO, "name;id\nground;1\nbox;2": TWO,
+    "id name\n1 ground\n2 box": TWO, "label\n1 ground\n2 box": TWO, "Idx,Ratio,Stuff,Name\n1,0.5,1,ground\n2,0.5,1,box\n": TWO,
+    "7 ground\n70000 box": {7: "ground", 70000: "box"}, "-1 ignore\n0 ground\n5 box": {0: "ground", 5: "box"},
+    "__ignore__\n_background_\nbox": {0: "_background_", 1: "box"}, "_background_\nbox": {0: "_background_", 1: "box"},
+    "lane 1\nlane 2": {0: "lane 1", 1: "lane 2"}, "0 lane 1\n1 lane 2": {0: "lane 1", 1: "lane 2"},
+    "building, edifice\nbox": {0: "building, edifice", 1: "box"}, "ground\nvoid\nbox": {0: "ground", 2: "box"},
+    "Ignore\nground\nbox": TWO, "0 ground\n1 box\n255 void": ONE, "ground\nbox 1": {0: "ground", 1: "box 1"},
+}  # fmt: skip
+# The same with colours.
+COLORED = [
+    "ground 1 2 3\nbox 4 5 6", "ground,1,2,3\nbox,4,5,6", "ground (1, 2, 3)\nbox (4, 5, 6)", "1 2 3\tground\n4 5 6\tbox",
+    "ground #010203\nbox #040506", "# label:color_rgb:parts:actions\nground:1,2,3::\nbox:4,5,6:lid,side:open\n",
+    "0,ground,1,2,3\n1,box,4,5,6", "0 1 2 3 ground\n1 4 5 6 box", "name,r,g,b\nground,1,2,3\nbox,4,5,6",
+    "name r g b\nground 1 2 3\nbox 4 5 6", 'id,name,color\n0,ground,"1,2,3"\n1,box,#040506',
+    "Value,Red,Green,Blue,Alpha,Class_Name\n0,1,2,3,255,ground\n1,4,5,6,255,box",
+    '[{"name": "ground", "color": [1, 2, 3]}, {"name": "box", "color": "#040506"}]',
+]  # fmt: skip
+UNCLEAR = {
+    "class\nground\nbox": "line 1: 'class' looks like a heading", "Class Name\nground\nbox": "line 1: 'Class Name' looks like a heading",
+    "name\nground\nbox": "line 1: 'name' looks like a heading", "2\nground\nbox": "line 1: '2' is the number of classes",
+    "car\n2 wheeler\n3 wheeler": "line 1: 'car' has no number", "0 ground\nbox": "line 2: 'box' has no number",
+    "box\n__ignore__\nground": "line 2: __ignore__ is not the first", "ground,0,0,0,255\nbox,1,2,3,255": "line 1: it is not clear",
+    "ground 9 8 7 255\nbox 1 2 3 255": "line 1: it is not clear", "ground 0.1 0.2 0.3\nbox 0.2 0.3 0.4": "line 1: it is not clear",
+    "name,id,trainId\nground,7,0\nbox,8,1": "line 1: it is not clear which column", "[ground, box]": "is none",
+    '{"categories": []}': "is no list of class names", "id,name\n0,ground,flat\n1,box,flat": "line 2: 3 columns",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_every_form_of_a_class_list(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8", newline="")
+    spec = get_spec("folder", tmp_path)
+    assert {raw: spec.classes[index] for raw, index in spec.label_map.items() if index != 255} == FORMS[text]
+
+
+@pytest.mark.parametrize("text", COLORED)
+def test_every_form_of_a_class_list_with_colours(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    spec = get_spec("folder", tmp_path)
+    assert spec.classes == ("ground", "box") and spec.colors == ((1, 2, 3), (4, 5, 6)) and spec.label_map == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("text", UNCLEAR)
+def test_class_lists_that_could_be_read_in_two_ways(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    refused(tmp_path, UNCLEAR[text])
+
+
+def test_labelmes_ignored_class_has_no_number(tmp_path):
+    (tmp_path / "classes.txt").write_text("__ignore__\n_background_\nbox\n")
+    assert get_spec("folder", tmp_path).label_map == {-1: 255, 0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("text, explicit", [("a\nb", False), ("0 a\n1 b", True)])
+def test_whether_the_label_values_were_written_down(tmp_path, text, explicit):
+    (tmp_path / "classes.txt").write_text(text)
+    assert get_spec("folder", tmp_path).explicit_map == explicit
+    (tmp_path / "label_map.txt").write_text("0 a\n1 b\n")
+    assert get_spec("folder", tmp_path).explicit_map
+    assert get_spec("ade20k").explicit_map and not get_spec("voc12").explicit_map
+
+
+# --- label_map.txt ----------------------------------------------------------------------------------------------------
+
+
+def mapped(root, text):
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+    (root / "label_map.txt").write_text(text)
+    return get_spec("folder", root)
+
+
+def test_label_values_of_any_size(tmp_path):
+    spec = mapped(tmp_path, "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n-3--1 road\n-6..-5 road\n70000-70001 car\n")
+    assert spec.label_map == {-9999: 255, 2**32 - 1: 255, -(2**31): 255, 0: 0, -3: 1, -2: 1, -1: 1, -6: 1, -5: 1, 70000: 2, 70001: 2}
+    assert spec.label_ranges == () and spec.official_ids == (0, -3, 70000)
+
+
+def test_long_ranges_stay_ranges(tmp_path):
+    spec = mapped(tmp_path, "1000-4294967295 ignore\n0 sky\n-2147483648--1 ignore\n1-300 road\n301 car\n")
+    assert spec.label_map == {0: 0, 301: 2}
+    assert spec.label_ranges == ((-(2**31), -1, 255), (1, 300, 1), (1000, 2**32 - 1, 255)) and spec.official_ids == (0, 1, 301)
+    (tmp_path / "dataset.json").write_text(spec.to_json())
+    assert records._read_spec(tmp_path / "dataset.json", "folder") == dataclasses.replace(spec, layout=None)
+    table = checks.format_label_map(spec)
+    assert all(text in table for text in ("1-300 -> 1 road", "301 -> 2 car", "-2147483648..-1,1000-4294967295 -> ignored"))
+
+
+def test_labels_of_long_ranges_are_mapped(tmp_path):
+    spec = mapped(tmp_path, "1000-4294967295 ignore\n-2147483648--1 sky\n0-299 road\n300-999 car\n")
+    ids = np.array([[-9999, -1, 0], [299, 300, 2**32 - 1]])
+    label = map_label(ids, make_table(spec.label_map, spec.label_ranges), spec, "x.tif")
+    np.testing.assert_array_equal(label, [[0, 0, 1], [1, 2, 255]])
+    with pytest.raises(DataError, match="label value -2147483649, 1 pixels"):
+        map_label(ids - 2**31 + 9998, make_table(spec.label_map, spec.label_ranges), spec, "x.tif")
+
+
+@pytest.mark.parametrize(
+    "lines, problem",
+    [
+        ("5 sky\n", "line 4: label value 5 has a line already"),
+        ("-2147483648-9 ignore\n", "line 4: label value 5 has a line already"),
+        ("100-200 sky\n200-4294967295 car\n", "line 5: label value 200 has a line already"),
+        ("9-8 ignore\n", "line 4: '9-8 ignore' ends below where it begins"),
+        ("4294967296 ignore\n", "line 4: .* is not within"),
+        ("-2147483649 ignore\n", "line 4: .* is not within"),
+        ("1.5 ignore\n", "line 4: '1.5 ignore' is not a label value and a class"),
+        ("8\n", "line 4: '8' is not a label value and a class"),
+    ],
+)
+def test_label_maps_that_are_refused(tmp_path, lines, problem):
+    with pytest.raises(DataError):
+        mapped(tmp_path, "5 sky\n6 road\n7 car\n" + lines)
+    refused(tmp_path, problem, "label_map.txt")
+
+
+# --- Text of any encoding ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "label_map.txt"])
+def test_encodings(tmp_path, file):
+    texts = {"classes.txt": "sky\ncaf\u00e9\n", "label_map.txt": "0 sky\n1 caf\u00e9\n"}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le", "utf-16-be"):
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text, encoding=encoding if name == file else "utf-8")
+        if encoding in ("latin-1", "utf-16-le", "utf-16-be"):
+            refused(tmp_path, "is not UTF-8 text", file)
+        else:
+            assert get_spec("folder", tmp_path).classes == ("sky", "caf\u00e9")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_encodings_of_what_lies_beside_records(tmp_path, encoding):
+    spec = mapped(tmp_path, "0 sky\n1 road\n2 car\n")
+    readers = {
+        "statistics.json": ('{"mean": [1], "std": [2], "of": "\u00e9"}', lambda: statistics.read_statistics(tmp_path), ((1.0,), (2.0,))),
+        "names.json": ('{"train": ["\u00e9"]}', lambda: records._names(tmp_path, spec, "train", 1), ["\u00e9"]),
+        "dataset.json": (spec.to_json().replace("sky", "\u00e9"), lambda: records._read_spec(tmp_path / "dataset.json", "folder").classes[0], "\u00e9"),
+    }
+    for name, (text, read, value) in readers.items():
+        (tmp_path / name).write_text(text, encoding=encoding)
+        if encoding != "latin-1":
+            assert read() == value
+            continue
+        with pytest.raises(DataError, match=f"{name}: is not UTF-8 text"):
+            read()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[1, 2]"])
+def test_names_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        records._names(tmp_path, get_spec("voc12"), "train", 1)
+    assert caught.value.file == str(tmp_path / "names.json")
 
 
 def test_folder_colours(tmp_path):
@@ -69,8 +249,8 @@ def test_folder_colours(tmp_path):
     assert spec.classes == ("road", "sky") and spec.colors == spec.palette == ((128, 64, 128), (1, 2, 3))
     assert spec.ignored_colors == ((0, 0, 0), (255, 255, 255)) and spec.label_map == {0: 0, 1: 255, 2: 1, 3: 255}
     assert json.loads(spec.to_json())["colors"] == [[128, 64, 128], [1, 2, 3]]
-    (tmp_path / "classes.txt").write_text("road 128 64 128\nvoid\n")  # without a colour: a class
-    assert get_spec("folder", tmp_path).classes == ("road", "void") and get_spec("folder", tmp_path).colors == ()
+    (tmp_path / "classes.txt").write_text("road 128 64 128\nvoid\nsky\n")  # its number is ignored without a colour, too
+    assert get_spec("folder", tmp_path).label_map == {0: 0, 1: 255, 2: 1} and get_spec("folder", tmp_path).colors == ()
 
 
 def test_folder_without_root_or_classes(tmp_path):
@@ -79,6 +259,9 @@ def test_folder_without_root_or_classes(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         get_spec("folder", tmp_path / "nowhere")
     with pytest.raises(DataError, match="classes.txt: no such file; write the class names"):
+        get_spec("folder", tmp_path)
+    (tmp_path / "_classes.csv").touch()
+    with pytest.raises(DataError, match="there is _classes.csv"):
         get_spec("folder", tmp_path)
 
 

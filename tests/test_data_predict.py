@@ -1,5 +1,7 @@
 """Files in, files out: where predictions go, and what is refused before anything is written."""
 
+import json
+import logging
 import types
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from predictor_helpers import make_float_predictor, make_predictor, random_image
 
 from jaxseg.data.datasets import DataError
 from jaxseg.errors import JaxsegError, NonFiniteError
-from jaxseg.predict import find_images, predict_files, save_official
+from jaxseg.predict import _official_ids, find_images, predict_files, save_official
 
 
 class Segment:
@@ -81,6 +83,45 @@ def test_a_folder_may_be_named_like_a_file_or_a_version(tmp_path):
         assert predict_files(Segment(), tmp_path / "in", tmp_path / folder) == [tmp_path / folder / "a.png"]
 
 
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    write_png(tmp_path / "in/a.png", np.full((4, 6, 3), 9, np.uint8))
+    for name in ("notes.txt", ".b.png"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in/loop").symlink_to(".")
+    with caplog.at_level(logging.INFO, "jaxseg"):
+        predict_files(Segment(), tmp_path / "in", tmp_path / "out")
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"{tmp_path / 'in'}: left out 3 (hidden, no image, or listed already): .b.png, loop, notes.txt"
+    ]
+
+
+@pytest.mark.parametrize("name", ["photo", "a.b.c.png", "x.jfif", "x.JPE"])
+def test_names_of_predictions(tmp_path, name):
+    write_png(tmp_path / "x.png", np.full((4, 6, 3), 9, np.uint8))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "x.png").rename(tmp_path / "in" / name)
+    stem = {"photo": "photo", "a.b.c.png": "a.b.c"}.get(name, "x")
+    assert predict_files(Segment(), tmp_path / "in", tmp_path / "out") == [tmp_path / f"out/{stem}.png"]
+
+
+def test_an_input_without_images(tmp_path):
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path / "gone")
+    assert caught.value.file == str(tmp_path / "gone") and caught.value.field == "--input"
+    (tmp_path / "plan.pdf").write_bytes(b"%PDF-1.7")
+    with pytest.raises(DataError, match=r"it holds plan.pdf \(PDF\)"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize("value", [-9999, 70000, 2**32 - 1])
+def test_label_values_that_a_submission_cannot_hold(tmp_path, value):
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["sky", "road"], "official_ids": [0, value]}))
+    with pytest.raises(DataError, match=f"label value {value} stands for class 'road'"):
+        _official_ids(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["sky", "road"], "official_ids": [0, 65535]}))
+    assert _official_ids(tmp_path) == [0, 65535]
+
+
 # --- Paths that cannot be used ----------------------------------------------------------------------------------------
 
 
@@ -113,10 +154,10 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
 
 
 def test_inputs_that_cannot_be_used(tmp_path):
-    with pytest.raises(DataError, match="no such file or folder.*nothing"):
-        predict_files(Segment(), tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(DataError, match="no images in"):
-        predict_files(Segment(), tmp_path, tmp_path / "out")
+    for name in ("nothing", ""):
+        with pytest.raises(DataError, match="no such file or folder|no images") as error:
+            predict_files(Segment(), tmp_path / name, tmp_path / "out")
+        assert error.value.file == str(tmp_path / name) and error.value.field == "--input"
     photos(tmp_path / "twice", "a.png", "a.jpg")
     with pytest.raises(DataError, match="both be written as a.png") as error:
         predict_files(Segment(), tmp_path / "twice", tmp_path / "out")

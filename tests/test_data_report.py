@@ -153,7 +153,7 @@ ERRORS = {
     ),
     "shared name": (
         lambda r: os.link(r / "images/train/t1.png", r / "images/train/t1.webp"), "shared name", "train", 1,
-        "t1.webp have one name, so they would share one label; rename",
+        "t1.png, so they would share one label; rename",
     ),
     "split": (lambda r: shutil.rmtree(r / "images/val"), "split", "val", 1, "images/val: no such folder; put the images"),
 }  # fmt: skip

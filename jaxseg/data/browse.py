@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxseg import visualize
 from jaxseg.data import pipeline
 from jaxseg.data.datasets import DatasetSpec, get_spec
+from jaxseg.files import expand
 from jaxseg.fonts import choose_font
 
 COLUMN = 512  # pixels: the longer side of a picture, at most
@@ -25,7 +26,7 @@ def browse(config: ConfigDict, output: str | Path, count: int = 16, *, raw: bool
     They come from pipeline.train_batches, without their padding; with `raw` the same images as their files hold them.
     Returns the files written, the sheet last. Raises DataError.
     """
-    data = config.dataset
+    data, output = config.dataset, expand(output)
     spec = get_spec(data.name, data.root, data.source)
     files, cells, labels = [], [], []
     for number, (name, image, label) in enumerate(itertools.islice(_samples(config, raw), count)):

@@ -4,7 +4,6 @@ report.py collects all errors, by the same rules.
 """
 
 import dataclasses
-import itertools
 import logging
 import math
 import os
@@ -15,9 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg.data import histogram, pipeline
-from jaxseg.data.datasets import IGNORE, LABEL_SUFFIXES, DataError, DatasetSpec, get_spec
+from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
 from jaxseg.data.decode import Header, check_channels, check_sizes
-from jaxseg.data.sources import IMAGE_SUFFIXES, Source, open_source
+from jaxseg.data.pairs import left_out, unused_labels
+from jaxseg.data.sources import Source, open_source, split_names
 from jaxseg.data.statistics import check_range
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,20 @@ class Split:
     headers: Sequence[Header | None] = ()
 
     def open(self, data: ConfigDict) -> None:
-        """Find the files or records, to be read as config.dataset says. Raises DataError."""
+        """Find the files or records, to be read as config.dataset says, and log which files are left out. Raises DataError."""
+        for line in filter(None, (left_out(self.spec, self.part.root, part) for part in self._parts())):
+            log.info("%s", line)
         self.source = open_source(self.spec, self.part.root, self.split, source=self.part.source, **pipeline.image_options(data))
+
+    def _parts(self) -> list[str]:
+        """The data set's own names for what the split is made of, [] where it is not made of files."""
+        if self.part.source != "files" or self.spec.layout is None or not self.part.root:
+            return []
+        return list(dict.fromkeys(part for name in split_names(self.split) for part in self.spec.layout.parts(name)))
+
+    def unused_labels(self) -> list[str]:
+        """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
+        return sorted(str(file) for part in self._parts() for file in unused_labels(self.spec, self.part.root, part))
 
     def tally(self, *fields: str) -> list[tuple[tuple, int]]:
         """((values of these fields of Header), how many images have them), most frequent first."""
@@ -87,7 +99,7 @@ def check(config: ConfigDict) -> None:
     log.info("%s", format_label_map(splits[0].spec))
     for split in splits:
         split.open(data)
-        if unused := unused_labels(split):
+        if unused := split.unused_labels():
             log.warning("%s and %d other labels have no image of the same name and are not used", unused[0], len(unused) - 1)
         if data.check_samples and split.spec.name != "shapes":
             _check_pairs(split, data)
@@ -155,26 +167,13 @@ def teach_nothing(spec: DatasetSpec, counts: np.ndarray, training: bool = False)
     return None
 
 
-def unused_labels(split: Split) -> list[str]:
-    """Label files of a `folder` that no image has: harmless for training, but often a sign of misnamed images."""
-    layout = split.spec.layout
-    if split.part.source != "files" or layout is None or not layout.images.endswith(".*"):
-        return []
-    unused, pairs = [], zip(split.source.label_files, split.source.files)
-    for folders in {tuple(map(os.path.dirname, pair)) for pair in pairs}:
-        labels, images = (map(os.path.splitext, os.listdir(folder)) for folder in folders)
-        stems = {stem for stem, suffix in images if suffix.lower() in IMAGE_SUFFIXES}
-        extra = (stem + suffix for stem, suffix in labels if suffix.lower() in LABEL_SUFFIXES and stem not in stems)
-        unused += [os.path.join(folders[0], name) for name in extra if not name.startswith(".")]
-    return sorted(unused)
-
-
 def format_label_map(spec: DatasetSpec) -> str:
     """The label map as a table: what the labels hold, and the class that stands for."""
-    raw: dict[int, list[int]] = {}
-    for value, index in spec.label_map.items():
-        raw.setdefault(index, []).append(value)
-    raw.setdefault(IGNORE, []).append(IGNORE) if IGNORE not in spec.label_map else None
+    raw: dict[int, list[tuple[int, int]]] = {}
+    for first, last, index in (*((value, value, index) for value, index in spec.label_map.items()), *spec.label_ranges):
+        raw.setdefault(index, []).append((first, last))
+    if not any(first <= IGNORE <= last for ranges in raw.values() for first, last in ranges):
+        raw.setdefault(IGNORE, []).append((IGNORE, IGNORE))
     cells = [f"{_ranges(raw[index])} -> {index} {name}" for index, name in enumerate(spec.classes)]
     if spec.colors:
         cells = [f"{cell} (colour {' '.join(map(str, color))})" for cell, color in zip(cells, spec.colors)]
@@ -186,8 +185,12 @@ def format_label_map(spec: DatasetSpec) -> str:
     return "\n  ".join((f"label map of '{spec.name}': value in the labels -> class", *rows))
 
 
-def _ranges(values: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2,5'."""
-    groups = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
-    runs = ([value for _, value in run] for _, run in groups)
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+def _ranges(ranges: list[tuple[int, int]]) -> str:
+    """[(0, 0), (1, 1), (2, 4), (9, 9)] -> '0-4,9'; a range that begins below 0 is written -3..-1."""
+    joined: list[list[int]] = []
+    for first, last in sorted(ranges):
+        if joined and joined[-1][1] == first - 1:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return ",".join(str(first) if first == last else f"{first}{'..' if first < 0 else '-'}{last}" for first, last in joined)

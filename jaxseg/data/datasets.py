@@ -8,17 +8,19 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxseg.data.class_list import IGNORE, read_classes
+from jaxseg.data.label_map import read_label_map
 from jaxseg.errors import DataError
+from jaxseg.files import expand
 from jaxseg.presets import IMAGENET
 
-IGNORE = 255
-MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
-IGNORED_NAMES = ("ignore", "void")  # with a colour in classes.txt, or in label_map.txt, these are no class but ignored
+SHORT_RANGE = 256  # label values up to which a range of label_map.txt is a part of DatasetSpec.label_map
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")  # formats without loss
 
 
@@ -54,7 +56,9 @@ class DatasetSpec:
 
     An id that is not in the label map is an error, 255 excepted, which is always ignored. `colors`: RGB of each class
     in colour labels, () if such labels cannot be read; `ignored_colors`: those that mean 255. official_ids: what stands for each class
-    in files for the data set's benchmark, () for the class numbers themselves.
+    in files for the data set's benchmark, () for the class numbers themselves. label_ranges: (first, last, class or 255) of long ranges
+    of ids, both ends within, ascending and without ids in common with each other or with `label_map`. explicit_map: whether somebody
+    wrote down what the ids stand for, as in label_map.txt, rather than the order of the classes saying it.
     """
 
     name: str
@@ -183,9 +187,12 @@ def _facts() -> dict[str, Any]:
     return json.loads(resources.files("jaxseg.data").joinpath("classes.json").read_text())
 
 
-def first_ids(ids: Mapping[int, int], num_classes: int) -> tuple[int, ...]:
-    """The raw id of each class in a label map; of several the first."""
-    return tuple(next(raw for raw, index in ids.items() if index == wanted) for wanted in range(num_classes))
+def first_ids(ids: Iterable[tuple[int, int]], num_classes: int) -> tuple[int, ...]:
+    """The raw id of each class in pairs (raw id, class); of several the first."""
+    first: dict[int, int] = {}
+    for raw, index in ids:
+        first.setdefault(index, raw)
+    return tuple(first[index] for index in range(num_classes))
 
 
 def label_map(name: str, num_classes: int) -> dict[int, int]:
@@ -214,6 +221,7 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
     source 'tfds': of the TFDS data set below root, whose labels may hold other ids. Raises DataError for an unknown name, or a
     folder without a usable classes.txt.
     """
+    root = str(root) and expand(root)
     if source == "tfds" and name != "shapes":
         from jaxseg.data import records
 
@@ -229,11 +237,14 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise DataError(f"Unknown data set '{name}'.{hint} Known: {', '.join(list_datasets())}.")
     key, *layouts = SPECS[name]
-    layout = next((layout for layout in layouts if root and layout.lies_in(Path(root))), layouts[0])
+    layout = next((layout for layout in layouts if root and layout.lies_in(root)), layouts[0])
     classes, palette = _facts()["classes"][key], _facts()["palettes"][key]
     ids = label_map(layout.labels[-1][1], len(classes))
-    official = () if name in NUMBERED else first_ids(ids, len(classes))
-    return DatasetSpec(name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout, official_ids=official)
+    official = () if name in NUMBERED else first_ids(ids.items(), len(classes))
+    return DatasetSpec(
+        name, tuple(classes), tuple(tuple(color) for color in palette), ids, layout, official_ids=official,
+        explicit_map=layout.labels[-1][1] != "identity",
+    )  # fmt: skip
 
 
 def trained_spec(data: Any) -> DatasetSpec:
@@ -243,100 +254,41 @@ def trained_spec(data: Any) -> DatasetSpec:
 
 
 def _folder_spec(root: str | Path) -> DatasetSpec:
+    needs = "images/, labels/ and classes.txt"
     if not root:
-        raise DataError(
-            "The data set 'folder' needs its folder: --config.dataset.root=DIR with images/, labels/ and classes.txt."
-        )
-    file = Path(root) / "classes.txt"
-    if not Path(root).is_dir():
-        raise DataError(f"{root}: no such folder; config.dataset.root must hold images/, labels/ and classes.txt.")
+        raise DataError(f"The data set 'folder' needs its folder: --config.dataset.root=DIR with {needs}.", field="dataset.root")
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError("no such folder", file=root, field="dataset.root", hint=f"config.dataset.root must hold {needs}")
+    file = root / "classes.txt"
     if not file.is_file():
-        prepared = next(Path(root).glob("**/dataset_info.json"), None)
-        hint = f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)" if prepared else ""
-        raise DataError(f"{file}: no such file; write the class names into it, one a line, the first is label value 0{hint}.")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error}); save it as UTF-8, one class name a line.") from None
-    named = [(number, *_class_line(line)) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
-    _check_lines(file, named)
-    ignored = [bool(color) and name.lower() in IGNORED_NAMES for _, name, color in named]
-    classes = [(name, color) for (_, name, color), skip in zip(named, ignored, strict=True) if not skip]
-    if len(classes) == 1:
-        raise DataError(f"{file}: holds one class; softmax needs two or more: list the background as class 0.")
-    # A label's number is that of the line, so lines of ignored colours count: they become 255.
+        what = f"write the class names into it, one a line, the first is label value 0{_other_lists(root)}"
+        raise DataError("no such file", file=file, hint=what)
+    lines = read_classes(file)
+    classes = [line for line in lines if not line.ignored]
+    names = tuple(line.name for line in classes)
+    mapped = read_label_map(root / "label_map.txt", names)
     order = iter(range(len(classes)))
-    ids = {number: IGNORE if skip else next(order) for number, skip in enumerate(ignored)}
-    ids = _read_label_map(Path(root) / "label_map.txt", [name for name, _ in classes]) or ids
-    declared = tuple(color for _, color in classes)
+    ranges = mapped or [(line.number, line.number, IGNORE if line.ignored else next(order)) for line in lines]
+    declared = tuple(line.color for line in classes)
     palette = tuple(color or default for color, default in zip(declared, default_palette(len(classes)), strict=True))
+    short = [found for found in ranges if found[1] - found[0] < SHORT_RANGE]
     return DatasetSpec(
-        "folder", tuple(name for name, _ in classes), palette, ids, FOLDER, official_ids=first_ids(ids, len(classes)),
+        "folder", names, palette, {value: index for first, last, index in short for value in range(first, last + 1)}, FOLDER,
+        official_ids=first_ids(((first, index) for first, _, index in ranges), len(names)),
         colors=declared if all(declared) else (),
-        ignored_colors=tuple(color for (_, _, color), skip in zip(named, ignored, strict=True) if skip),
+        ignored_colors=tuple(line.color for line in lines if line.ignored and line.color),
+        label_ranges=tuple(sorted(set(ranges) - set(short))),
+        explicit_map=bool(mapped) or not lines[0].counted,
     )  # fmt: skip
 
 
-def _check_lines(file: Path, named: list[tuple[int, str, tuple[int, ...]]]) -> None:
-    """DataError unless these (line number, name, colour) of classes.txt can be a data set's classes."""
-    names = [name for _, name, color in named if not (color and name.lower() in IGNORED_NAMES)]
-    if not names:
-        raise DataError(
-            f"{file}: holds no class; write the class names into it, one a line, the first is label value 0."
-        )
-    if len(named) > MAX_CLASSES:
-        raise DataError(f"{file}: {len(named)} classes; at most {MAX_CLASSES} are possible.")
-    owners: dict[tuple[int, ...], str] = {}
-    for number, name, color in named:
-        if names.count(name) > 1:
-            raise DataError(
-                f"{file}, line {number}: class '{name}' is listed {names.count(name)} times; names must differ."
-            )
-        if color and max(color) > 255:
-            raise DataError(
-                f"{file}, line {number}: colour {color} of '{name}' is not within 0..255; write '{name} 128 64 0'."
-            )
-        if color in owners:
-            raise DataError(
-                f"{file}, line {number}: colour {color} of '{name}' is that of '{owners[color]}' too; "
-                "colours must differ."
-            )
-        if color:
-            owners[color] = name
-
-
-def _read_label_map(file: Path, classes: list[str]) -> dict[int, int]:
-    """The map of lines `<raw id, or first-last> <class or ignore>`; {} if there is no such file."""
-    if not file.is_file():
-        return {}
-    ids: dict[int, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-        words = line.split("#")[0].split(None, 1)
-        if not words:
-            continue
-        name = words[1] if len(words) > 1 else ""
-        first, _, last = words[0].partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) <= 65535):
-            raise DataError(f"{file}, line {number}: '{line.strip()}' does not begin with a label value; write `7 road` or `0-6 ignore`.")
-        name = name.strip()
-        if name not in classes and name.lower() not in IGNORED_NAMES:
-            near = (difflib.get_close_matches(name, classes, 1, 0.4) or classes)[0]
-            raise DataError(f"{file}, line {number}: '{name}' is no class of classes.txt; write one of them, '{near}' for instance, or 'ignore'.")
-        for value in range(int(first), int(last or first) + 1):
-            if value in ids:
-                raise DataError(f"{file}, line {number}: label value {value} has a line already; keep one of them.")
-            ids[value] = classes.index(name) if name in classes else IGNORE
-    if missing := [name for index, name in enumerate(classes) if index not in ids.values()]:
-        raise DataError(f"{file}: no label value stands for class '{missing[0]}'; add its line, or take it out of classes.txt.")
-    return ids
-
-
-def _class_line(line: str) -> tuple[str, tuple[int, ...]]:
-    """'road 128 64 128' -> ('road', (128, 64, 128)); without three numbers at the end the line is the name."""
-    words = line.replace(",", " ").split() if line[-1].isdecimal() else line.split()
-    if len(words) > 3 and all(word.isdecimal() for word in words[-3:]):
-        return " ".join(words[:-3]), tuple(int(word) for word in words[-3:])
-    return line, ()
+def _other_lists(root: Path) -> str:
+    """What a folder without classes.txt may hold in its place, for a message."""
+    if prepared := next(root.glob("**/dataset_info.json"), None):
+        return f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)"
+    lists = sorted(file.name for file in root.glob("*.*") if file.is_file() and re.search("class|label.?map|labels|names", file.name.lower()))
+    return f" (there is {lists[0]}: rename it if it is that list)" if lists else ""
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:

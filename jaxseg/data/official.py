@@ -7,7 +7,6 @@ archive unpacked; of several copies the first by name is taken. Splits and tiles
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import numpy as np
 from jaxseg.data.datasets import IGNORE, DataError, get_spec
 from jaxseg.data.decode import check_sizes, decode_image, inspect_image
 from jaxseg.data.official_labels import BLACK, CAMVID_COLORS, Reader, coco_ids, colors, context_ids, mat_ids, read_bytes, read_mask
+from jaxseg.data.pairs import read_names
+from jaxseg.files import expand, walk
 
 Tree = Mapping[str, list[Path]]  # file name in lower case -> where such files lie
 Strings = tuple[str, ...]
@@ -61,7 +62,7 @@ def jobs(name: str, root: str | Path, split: str) -> list[Job]:
     official = SETS[name]
     if not str(root):
         raise DataError(f"The data set '{name}' needs the folder where you unpacked {official.origin}.")
-    root = Path(root).absolute()
+    root = expand(root).absolute()
     if split not in official.splits:
         raise DataError(f"The data set '{name}' has no split '{split}'; it has {', '.join(official.splits)}.")
     if not root.is_dir():
@@ -110,10 +111,8 @@ def _tiles(stem: str, image: np.ndarray, label: np.ndarray, side: int, stride: i
 
 def _index(root: Path) -> Tree:
     tree: dict[str, list[Path]] = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(files):
-            tree.setdefault(name.lower(), []).append(Path(folder, name))
+    for file in walk(root).files:
+        tree.setdefault(file.name.lower(), []).append(file)
     return tree
 
 
@@ -136,7 +135,7 @@ def _need(tree: Tree, *ends: str) -> Path:
 
 def _stems(listing: Path) -> list[str]:
     """The names of a list of files: the first word of each line, without folder and suffix."""
-    return [Path(line.split()[0]).stem for line in listing.read_text().splitlines() if line.strip()]
+    return [Path(line.split()[0]).stem for line in read_names(listing)]
 
 
 def _fixed(images: Strings, labels: Strings, train: Strings, val: Strings, folders: tuple[str, str] = ("", "")) -> Finder:

@@ -32,6 +32,7 @@ from jaxseg.data import datasets, official, records, sources, statistics
 from jaxseg.data.datasets import DataError, DatasetSpec
 from jaxseg.data.decode import Decoded, ImageOptions, decode, decode_label, join_pair, make_table, map_label
 from jaxseg.data.official import Job
+from jaxseg.files import expand
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ WRITER_OPTIONS = {"raw": "group_size:1,uncompressed"}
 DEFAULT_OPTIONS = "group_size:1,zstd:1"
 EVALUATION_SETS = ("dark_zurich", "night_driving")
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
-PNG = {"png": (),
-       "zstd": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+PNG = {"png": (), "zstd": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
        "raw": (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
        "label": (cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)}  # fmt: skip
 # Reading a pair of 2048x1024 on one core (docs/benchmarks.md): keep 28 ms of PNG, zstd 14, raw 9, jpeg 8.
@@ -233,13 +233,13 @@ def prepare(
     """
     if codec not in CODECS:
         raise DataError(f"--codec={codec}: no such codec; there are {', '.join(CODECS)}.")
+    root, output = expand(root), expand(output)
     found, spec, zipped = list_splits(name, root, splits, channels), datasets.get_spec(name, root), is_zipped(name, root)
     counts = {split.name: min(len(split.jobs), shards or min(math.ceil(len(split.jobs) / PER_SHARD), MOST_SHARDS)) for split in found}
     keys = ("image_left", "segmentation_label", "image_id") if zipped else ("image", "label", "name")
     encoder = Encoder(codec, quality, found[0].channels, keys)
-    plan = dict(name=name, shards=counts, state={split.name: split.state for split in found}) | dataclasses.asdict(encoder)
-    plan = json.dumps(plan, indent=1)
-    final = Path(output) / (records.STOCK[name][0] if zipped else name) / VERSION
+    plan = json.dumps(dict(name=name, shards=counts, state={s.name: s.state for s in found}) | vars(encoder), indent=1)
+    final = output / (records.STOCK[name][0] if zipped else name) / VERSION
     if final.exists():
         if (final / PLAN).is_file() and (final / PLAN).read_text() == plan:
             log.info("%s is there already", final)
@@ -250,9 +250,9 @@ def prepare(
         with _progress(sum(len(split.jobs) for split in found)) as advance, ThreadPoolExecutor(THREADS) as pool:
             for split in found:
                 _write_split(scratch, name, split, counts[split.name], encoder, pool, advance)
-        _describe(scratch, spec, counts, encoder.channels, Path(output) if zipped else None)
+        _describe(scratch, spec, counts, encoder.channels, output if zipped else None)
         with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(Path(root) / statistics.NAME, scratch / statistics.NAME)
+            shutil.copyfile(root / statistics.NAME, scratch / statistics.NAME)
         os.rename(scratch, final)
     return final
 
@@ -367,7 +367,7 @@ def _describe(folder: Path, spec: DatasetSpec, counts: dict[str, int], channels:
         info = tfds.builder(records.STOCK[spec.name][0], data_dir=stock, file_format="array_record").info
     else:
         ids = datasets.label_map("identity", spec.num_classes)
-        held = dataclasses.replace(spec, label_map=ids, colors=(), ignored_colors=())
+        held = dataclasses.replace(spec, label_map=ids, colors=(), ignored_colors=(), label_ranges=(), explicit_map=False)
         (folder / records.SPEC).write_text(held.to_json())
         info = _make_info(spec, channels, {dtype for note in notes.values() for dtype in note["dtypes"]})
     info.set_file_format("array_record")

@@ -7,7 +7,6 @@ dataset.json tells of which classes), TFDS's own `cityscapes`, or a foreign one 
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxseg.data import datasets
 from jaxseg.data.datasets import DataError, DatasetSpec
 from jaxseg.data.decode import Decoded, Header, ImageOptions, decode, decode_label, inspect_image, join_pair, make_table, map_label
 from jaxseg.data.decode.images import RGB
+from jaxseg.files import expand, read_json
 
 # Our name -> (TFDS's name, label map of what it holds). Its scene_parse150 is not here: that holds instances, not ADE20K's 150 classes.
 STOCK = {"cityscapes": ("cityscapes/semantic_segmentation", "cityscapes_ids")}
@@ -38,7 +38,7 @@ def find_prepared(name: str, root: str | Path) -> Path:
     """
     if not root:
         raise DataError(f"The TFDS data set '{name}' needs its folder: --config.dataset.root=DIR, the --output of scripts/prepare_data.py.")
-    root = Path(root)
+    root = expand(root)
     if (root / INFO).is_file():
         return root
     found = [file.parent for depth in ("*", "*/*", "*/*/*") for file in root.glob(f"{depth}/{INFO}")]
@@ -77,15 +77,18 @@ def stock_spec(name: str) -> DatasetSpec:
 
 def _read_spec(file: Path, name: str) -> DatasetSpec:
     try:
-        facts = json.loads(file.read_text())
+        facts = read_json(file)
         facts["label_map"] = {int(raw): index for raw, index in facts["label_map"].items()}
-        for key in ("palette", "colors", "ignored_colors"):
-            facts[key] = tuple(tuple(color) for color in facts[key])
+        facts.setdefault("label_ranges", ())  # of which older ones know nothing
+        for key in ("palette", "colors", "ignored_colors", "label_ranges"):
+            facts[key] = tuple(tuple(values) for values in facts[key])
         for key in ("classes", "image_mean", "image_std", "official_ids"):
             facts[key] = tuple(facts[key])
         spec = DatasetSpec(**facts)
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: cannot be read as a data set's spec ({error!r}); prepare the data set again.") from None
+        raise DataError(f"cannot be read as a data set's spec ({error!r})", file=file, hint="prepare the data set again") from None
     if name not in (spec.name, "folder"):
         raise DataError(f"{file}: these are records of '{spec.name}', not of '{name}'; set config.dataset.name={spec.name} or another root.")
     return dataclasses.replace(spec, name=name)
@@ -236,5 +239,7 @@ def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
 
 def _names(folder: Path, spec: DatasetSpec, split: str, count: int) -> list[str]:
     """The records' names: those that scripts/prepare_data.py noted, else numbers."""
-    noted = json.loads((folder / NAMES).read_text()) if (folder / NAMES).is_file() else {}
+    noted = read_json(folder / NAMES) if (folder / NAMES).is_file() else {}
+    if not isinstance(noted, dict):
+        raise DataError("holds no names of splits", file=folder / NAMES, hint="prepare the data set again, or remove the file")
     return noted.get(split) or [f"{spec.name}-{split}-{index:05d}" for index in range(count)]

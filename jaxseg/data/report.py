@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,9 +18,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg.data import checks, datasets, histogram, pipeline, records, sources, statistics
+from jaxseg.data import pairs as pairing
 from jaxseg.data.checks import Split
 from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 from jaxseg.data.decode import Header, ImageOptions, check_channels, check_sizes, decode_label
+from jaxseg.files import expand
 from jaxseg.presets import DATASET, EVALUATION
 
 SHOWN = 3  # files of every kind of problem that are printed
@@ -87,6 +88,7 @@ class Report:
 
 def folder_config(root: str, name: str = "folder", channels: int = 0) -> ConfigDict:
     """As much of a config as `check_data` reads, for a data set that has none yet. channels: 0 for those of the first image."""
+    root = str(expand(root)) if root else ""
     if not channels:
         try:
             channels = sources.guess_channels(sources.open_source(datasets.get_spec(name, root), root, "train"))
@@ -139,33 +141,34 @@ def _open(split: Split, data: ConfigDict) -> list[Problem]:
     try:
         split.open(data)
     except DataError as error:
-        if split.part.source == "files" and split.spec.layout and os.path.isdir(split.part.root):
+        if split.part.source == "files" and split.spec.layout and expand(split.part.root).is_dir():
             with contextlib.suppress(DataError):  # the split's name cannot be parsed
                 pairs = _find_pairs(split, problems)
         split.source = sources.Files(split.spec, pairs, ImageOptions(**pipeline.image_options(data))) if pairs else None
         if not problems:
             problems.append(Problem("split", split.title, str(split.part.root), str(error)))
-    for file in checks.unused_labels(split) if split.source else ():
+    for file in split.unused_labels() if split.source else ():
         problems.append(Problem("unused label", split.title, file, f"{file}: not used; add its image, or give both one name."))
     return problems
 
 
-def _find_pairs(split: Split, problems: list[Problem]) -> list[sources.Pair]:
-    """The whole pairs of a split; images without label, and those that share one, go to `problems`."""
-    shared: list[tuple[Path, str]] = []
-    pairs, root, layout = [], Path(split.part.root), split.spec.layout
+def _find_pairs(split: Split, problems: list[Problem]) -> list[pairing.Pair]:
+    """The whole pairs of a split; images that cannot be read, without label, and those that share one, go to `problems`."""
+    wrong: list[tuple[str, Path, str]] = []
+    pairs, root, layout = [], expand(split.part.root), split.spec.layout
     for part in (part for name in sources.split_names(split.split) for part in layout.parts(name)):
         try:
-            images = sources.find_images(split.spec, root, part, shared)
+            images = pairing.find_images(split.spec, root, part, wrong)
         except DataError as error:
             problems.append(Problem("split", split.title, str(root), str(error)))
             continue
+        labels = pairing.Labels(root, layout, part, images)
         for stem, image in images.items():
             try:
-                pairs.append(sources.Pair(stem, image, *sources.find_label(root, layout, part, stem, image)))
+                pairs.append(pairing.Pair(stem, image, *labels.find(stem)))
             except DataError as error:
                 problems.append(Problem("missing label", split.title, str(image), str(error)))
-    problems += [Problem("shared name", split.title, str(file), wrong) for file, wrong in shared]
+    problems += [Problem(kind, split.title, str(file), text) for kind, file, text in wrong]
     return pairs
 
 

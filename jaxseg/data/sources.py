@@ -1,15 +1,11 @@
-"""Reading: find image/label pairs, decode them, apply the label map. Whatever is wrong is a DataError naming the file.
+"""Reading: decode pairs of image and label, apply the label map. Whatever is wrong is a DataError naming the file.
 
 A source has len, `spec`, `names` (file stems), `files` and `label_files` (of records: names again), `read(i)` -> (image [H, W, C],
 label uint8 [H, W] of classes and 255, which is where the image holds no data, too), `read_image(i)`, `read_decoded(i)` with what is missing,
 `read_label(i)`, `header(i)` of the image, and `fingerprint()`, which changes with the labels.
 """
 
-import dataclasses
-import glob
 import hashlib
-import itertools
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxseg.cache import cache_dir
-from jaxseg.data.datasets import DataError, DatasetSpec, Layout, label_map
+from jaxseg.data.datasets import DataError, DatasetSpec, label_map
 from jaxseg.data.decode import Decoded, Header, ImageOptions, decode, decode_label, inspect_image, join_pair, make_table, map_label
 from jaxseg.data.decode.images import MAX_PIXELS, RGB
+from jaxseg.data.pairs import Pair, find_pairs
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
 SPLIT = re.compile(r"(?P<name>[^\[\]*+]+)(?P<slice>\[(?P<first>\d*%?):(?P<last>\d*%?)\])?(\*(?P<times>[1-9]\d*))?")
 
 
@@ -41,119 +37,6 @@ class Source(Protocol):
     def read_label(self, index: int) -> np.ndarray: ...
     def header(self, index: int) -> Header: ...
     def fingerprint(self) -> str: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """An image file, its label file, and the name of the label file's map."""
-
-    name: str
-    image: Path
-    label: Path
-    ids: str
-
-
-# --- Finding ----------------------------------------------------------------------------------------------------------
-
-
-def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
-    """Every image of a split with its label, by name. Raises DataError if there is none or a label is missing."""
-    if not root:
-        hint = "--config.dataset.root=DIR (--config.eval.root for config.eval.dataset)"
-        raise DataError(f"The data set '{spec.name}' needs its folder: {hint}.")
-    root, layout, pairs = Path(root), spec.layout, []
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; set config.dataset.root to where the data set '{spec.name}' lies.")
-    for part in layout.parts(split):
-        images = find_images(spec, root, part)
-        if not images:
-            raise DataError(_nothing_found(spec, root, split, part))
-        pairs += [Pair(stem, image, *find_label(root, layout, part, stem, image)) for stem, image in images.items()]
-    return pairs
-
-
-def find_images(spec: DatasetSpec, root: Path, part: str, shared: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
-    """{stem: image file} of one of a layout's parts, in the order of names. Raises DataError for what a listing has not.
-
-    Images of one stem are an error, too, or, with `shared`, go there with what is wrong with them.
-    """
-    layout = spec.layout
-    prefix, suffix = layout.images.replace("{split}", part).split("{stem}")
-    if layout.listing:
-        listing = root / layout.listing.replace("{split}", part)
-        if not listing.is_file():
-            raise DataError(f"{listing}: no such file; it lists the images of split '{part}', one name a line{_official_hint(spec)}.")
-        stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-        images = {stem: root / f"{prefix}{stem}{suffix}" for stem in stems}
-        missing = next((image for image in images.values() if not image.is_file()), None)
-        if missing:
-            raise DataError(f"{missing}: no such file, but {listing} lists it; restore it or take it off the list.")
-        return images
-    suffixes = IMAGE_SUFFIXES if suffix == ".*" else (suffix,)
-    folder = root / prefix
-    found: dict[str, Path] = {}
-    for file in _files_in(folder, layout.nested):
-        ending = next((s for s in suffixes if file.name.lower().endswith(s.lower())), None)
-        if ending is None or file.name.startswith("."):
-            continue
-        stem = str(file.relative_to(folder))[: -len(ending)]
-        if stem in found:
-            wrong = f"{found[stem]} and {file} have one name, so they would share one label; rename or remove one of them."
-            if shared is None:
-                raise DataError(wrong)
-            shared.append((file, wrong))
-            continue
-        found[stem] = file
-    return found
-
-
-def _files_in(folder: Path, nested: bool) -> list[Path]:
-    """The files of a folder, sorted; `nested`: of the folders in it, too, which may be links."""
-    if not nested:
-        return sorted(file for file in folder.glob("*") if file.is_file())
-    return sorted(Path(path) / name for path, _, names in os.walk(folder, followlinks=True) for name in names)
-
-
-def _official_hint(spec: DatasetSpec) -> str:
-    from jaxseg.data import official
-
-    return "; the files as their makers distribute them go through scripts/prepare_data.py first" if spec.name in official.NAMES else ""
-
-
-def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> str:
-    """Why a split is empty."""
-    layout = spec.layout
-    pattern = layout.images.replace("{split}", part).replace("{stem}", "*")
-    folder = (root / pattern).parent
-    known = " ".join(IMAGE_SUFFIXES) if pattern.endswith(".*") else pattern.rsplit("/", 1)[-1]
-    if not folder.is_dir():
-        part = " (a part of another split will do: train_split='train[:80%]' with val_split='train[80%:]')" if split == "val" else ""
-        return (
-            f"{folder}: no such folder; put the images of split '{split}' there, or set config.dataset.root, train_split or val_split"
-            f"{part}{_official_hint(spec)}."
-        )
-    present = sorted(file.name for file in folder.glob("*") if not file.name.startswith("."))[:3]
-    there = f"it holds {', '.join(present)}, ... " if present else "it is empty"
-    return f"{folder}: no image of split '{split}' there ({there.strip()}); expected files {known}."
-
-
-def find_label(root: Path, layout: Layout, part: str, stem: str, image: Path) -> tuple[Path, str]:
-    candidates = [(root / pattern.replace("{split}", part).replace("{stem}", stem), ids) for pattern, ids in layout.labels]
-    for file, ids in candidates:
-        if present := _in_any_case(file):
-            return present, ids
-    wanted = candidates[0][0] if layout.images.endswith(".*") else " or ".join(str(file) for file, _ in candidates)
-    similar = sorted(file.name for file in candidates[0][0].parent.glob(f"{glob.escape(Path(stem).name)}.*"))
-    lossy = ", not compressed with loss" if similar and similar[0].lower().endswith((".jpg", ".jpeg")) else ""
-    hint = f" There is {similar[0]}: labels must be PNG, TIFF, BMP, GIF or NPY{lossy}." if similar else ""
-    raise DataError(f"{image}: its label {wanted} is missing; add it, or take the image out.{hint}")
-
-
-def _in_any_case(file: Path) -> Path | None:
-    """The file of this name, its suffix in lower or upper case or mixed."""
-    endings = itertools.product(*zip(file.suffix.lower(), file.suffix.upper(), strict=True))
-    candidates = (file, *(file.with_suffix("".join(ending)) for ending in endings))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

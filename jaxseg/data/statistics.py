@@ -14,6 +14,7 @@ from jaxseg.data.datasets import DataError
 from jaxseg.data.decode import Decoded
 from jaxseg.data.histogram import in_parallel, spread
 from jaxseg.data.sources import Source
+from jaxseg.files import expand, read_text
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _is_outside(value: float, count: int, low: float, high: float) -> bool:
 
 def write_statistics(root: str | Path, mean: Sequence[float], std: Sequence[float]) -> Path:
     """Write root/statistics.json, which training reads; returns its path. DataError if it cannot be written."""
-    file = Path(root) / NAME
+    file = expand(root) / NAME
     part = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         part.write_text(json.dumps({"mean": list(mean), "std": list(std)}, indent=1) + "\n")
@@ -137,13 +138,15 @@ def as_flag(values: Sequence[float]) -> str:
 
 def read_statistics(root: str | Path, channels: int = 0) -> Statistics | None:
     """(mean, std) of root/statistics.json, None if there is no such file. DataError if it is malformed or of other `channels`."""
-    file = Path(root) / NAME
+    file = expand(root) / NAME
     if not root or not file.is_file():
         return None
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(file))
         mean, std = (tuple(float(value) for value in stored[key]) for key in ("mean", "std"))
         wrong = _wrong(mean, std, channels)
+    except DataError as error:
+        wrong = error.problem
     except (ValueError, TypeError, KeyError) as error:
         wrong = f"no key {error}" if isinstance(error, KeyError) else str(error)
     if wrong:

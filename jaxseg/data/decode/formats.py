@@ -18,17 +18,23 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-HEAD = 32  # bytes that tell the format
-SIGNATURES = {
-    JPEG: "JPEG", PNG: "PNG", NPY: "NPY", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-    b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP", b"II\xbc\x01": "JPEG XR", b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"8BPS": "Photoshop", b"%PDF": "PDF", b"<svg": "SVG", b"v/1\x01": "OpenEXR", b"\x89HDF": "HDF5", b"PK\x03\x04": "ZIP",
-}  # fmt: skip
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC"}
+HEAD = 1024  # bytes that tell the format
+# Format -> how its files begin; the first that fits counts. Short signs ask for more, as notes.txt may begin with BM or P1.
+SIGNATURES = {name: re.compile(start, re.DOTALL) for name, start in {
+    "JPEG": rb"\xff\xd8\xff(?!\xf7)", "PNG": rb"\x89PNG\r\n\x1a\n", "camera raw": rb"II\*\0.{4}CR|IIRO|IIU\0|MMOR|FUJIFILM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "NPY": rb"\x93NUMPY", "WebP": rb"RIFF.{4}WEBP", "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "PNM": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG-LS": rb"\xff\xd8\xff\xf7", "JPEG XR": rb"II\xbc\x01",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ", "AVIF": rb".{4}ftypavi[fs]", "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "Photoshop": rb"8BPS", "GIMP": rb"gimp xcf", "OpenEXR": rb"v/1\x01", "Radiance HDR": rb"#\?(?:RADIANCE|RGBE)",
+    "PAM": rb"P7\s+WIDTH", "PFM": rb"P[Ff]\s+\d+\s+\d+\s", "DICOM": rb".{128}DICM", "FITS": rb"SIMPLE  =",
+    "PDF": rb"%PDF-", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg",
+    "HDF5": rb"\x89HDF", "ZIP": rb"PK\x03\x04",
+}.items()}  # fmt: skip
 LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}  # version of a LERC blob -> where its tolerance stands
-NETPBM = re.compile(rb"P([1-7])[\s#]")
 IMAGE_FORMATS = ("JPEG", "PNG", "NPY", "TIFF", "GIF", "BMP", "WebP", "PNM", "JPEG 2000")  # which `decode_image` reads
+NO_PICTURES = ("PDF", "PostScript", "SVG", "HDF5", "ZIP")  # whatever these hold, it is no photo
 
 ORIENTATION = 0x0112  # the EXIF tag
 EXIF_WITHIN = 1 << 18  # bytes of a JPEG in which EXIF is looked for; it is the first or second segment
@@ -38,13 +44,7 @@ NODATA_TAG = 42113  # GDAL's, of TIFF: the value of pixels without data
 def tell_format(data: bytes) -> str:
     """The format of a file's bytes, of which the first `HEAD` are enough: "JPEG", "PNG", ..., "" if it is none known."""
     head = bytes(data[:HEAD])
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[4:8] == b"ftyp":
-        return BRANDS.get(head[8:12], "")
-    if NETPBM.match(head):
-        return "PNM"
-    return next((name for start, name in SIGNATURES.items() if head.startswith(start)), "")
+    return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
 
 
 def exif_orientation(data: bytes) -> int:

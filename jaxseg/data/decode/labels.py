@@ -201,7 +201,7 @@ def _missing(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray 
     if stored.nodata is None:
         return missing
     found = tiffs.equals_nodata(stored.values, stored.nodata)
-    index = spec.label_map.get(int(stored.nodata)) if float(stored.nodata).is_integer() else None
+    index = _index_of(int(stored.nodata), spec) if float(stored.nodata).is_integer() else None
     if not found.any() or (index is not None and spec.explicit_map):
         return missing
     if index not in (None, IGNORE):
@@ -215,6 +215,12 @@ def _missing(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray 
     return found if missing is None else missing | found
 
 
+def _index_of(value: int, spec: DatasetSpec) -> int | None:
+    """The class, or 255, that a value stands for; None if the map lacks it."""
+    ranges = (index for first, last, index in spec.label_ranges if first <= value <= last)
+    return spec.label_map.get(value, next(ranges, None))
+
+
 def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray:
     """RGB uint8 [H, W, 3] of an indexed label, whose colours must be those declared: else its indices are meant."""
     used = np.unique(stored.values.astype(np.intp))
@@ -224,7 +230,7 @@ def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.n
     if not strange:
         return stored.palette[stored.values.astype(np.intp)]
     index = strange[0]
-    fits = all(i in spec.label_map or i == IGNORE for i in used.tolist())
+    fits = all(i == IGNORE or _index_of(i, spec) is not None for i in used.tolist())
     numbers = f"its indices {', '.join(map(str, used.tolist()[:8]))} {'are' if fits else 'are not all'} class numbers"
     raise DataError(
         f"is a palette label whose index {index} ({np.count_nonzero(stored.values == index)} pixels) has the colour "
@@ -310,7 +316,8 @@ def map_label(ids: np.ndarray, table: LabelTable, spec: DatasetSpec, file: str |
     value = int(ids[row, column])
     count, others = int((ids == value).sum()), sorted({int(v) for v in np.unique(ids[wrong])} - {value})
     more = f" (and other such values: {', '.join(map(str, others[:8]))})" if others else ""
-    known = sorted(raw for raw, index in spec.label_map.items() if index != IGNORE)
+    known = [*spec.label_map.items(), *((raw, index) for first, last, index in spec.label_ranges for raw in (first, last))]
+    known = sorted(raw for raw, index in known if index != IGNORE)
     say = f", or say in label_map.txt what it stands for, e.g. `{value} ignore`" if spec.name == "folder" else ""
     raise DataError(
         f"label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of the "

@@ -1,0 +1,350 @@
+"""classes.txt of a `folder`, in the forms that people and other programs write it.
+
+A class list that could be read in two ways is an error: what must never happen is that every class moves by one.
+"""
+
+import ast
+import csv
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxseg.errors import DataError
+from jaxseg.files import read_text
+
+IGNORE = 255
+MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
+IGNORED_NAMES = ("ignore", "void")  # no classes but ignored; so is labelme's __ignore__, which has no number
+LABELME_IGNORE = "__ignore__"
+SMALLEST, LARGEST = -(2**31), 2**32 - 1  # of a label value: int32 and uint32
+# Headings of columns that hold names or label values, and of those that hold colours, without blanks and signs.
+NAME_OR_NUMBER = tuple(
+    "id ids idx index value values pixelvalue labelvalue rastervalue number gridcode classid classindex classvalue "
+    "classnumber labelid categoryid trainid name names class classes classname classnames label labels labelname "
+    "category categories categoryname".split()
+)
+COLORS = dict(
+    r="r", red="r", g="g", green="g", b="b", blue="b", color="rgb", colour="rgb", rgb="rgb", hex="rgb"
+)
+INTEGER = re.compile(r"[+-]?\d+")
+# 'road:128,64,128:part,part:action', all but the name may be missing.
+CVAT = re.compile(r"(?P<name>[^:]+):(?P<color>\d+,\d+,\d+|):[^:]*:[^:]*")
+HEX = re.compile(r"(?P<name>.*?)[\s,;:|]+#(?P<hex>[0-9a-fA-F]{6})")
+PAINTED = re.compile(r"(?P<name>.*?\S)[\s,;:|=]+[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?")
+COLOR_FIRST = re.compile(r"[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?[\s,;:|=]+(?P<name>(?!\d+\b).*\D.*)")
+NUMBER_FIRST = re.compile(r"(?P<number>[+-]?\d+)(?:\s*[,;:|=\t]\s*|[.)]\s+|\s+)(?P<name>\S.*)")
+NUMBER_LAST = re.compile(r"(?P<name>.*?[^\s,;:|=])(?:\s*[,;:|=\t]\s*|\s+)(?P<number>[+-]?\d+)")
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What a line of classes.txt says.
+
+    Attributes:
+        at: the line's own number, for messages.
+        name: the class.
+        color: RGB in colour labels, or ().
+        number: the label value.
+        counted: the number is that of the line's place, and was not written there.
+    """
+
+    at: int
+    name: str
+    color: tuple[int, ...] = ()
+    number: int | None = None
+    counted: bool = False
+
+    @property
+    def ignored(self) -> bool:
+        """Whether this is no class: its pixels become 255."""
+        return self.name.lower() in (*IGNORED_NAMES, LABELME_IGNORE)
+
+
+# --- classes.txt ------------------------------------------------------------------------------------------------------
+
+
+def read_classes(file: Path) -> list[Line]:
+    """The classes in a file, each with the label value that stands for it, `number`.
+
+    One name a line, the first is label value 0; a colour may follow it. Where every line gives a number, that is the
+    label value. CVAT's and labelme's lists, tables with headings, one line with all names, and lists in JSON or Python
+    are read as well.
+
+    Raises:
+        DataError: no class list, or one that could be read in two ways.
+    """
+    text = read_text(file)
+    lines = [(at, _clean(line)) for at, line in enumerate(text.splitlines(), 1)]
+    lines = [(at, line) for at, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise DataError(
+            "holds no class",
+            file=file,
+            hint="write the class names into it, one a line, the first is label value 0",
+        )
+    found = _literal(file, text) or _table(file, lines) or _one_line(lines) or _plain_lines(file, lines)
+    found = _number(file, found)
+    _check(file, found)
+    return found
+
+
+def _clean(line: str) -> str:
+    """A line without blanks around it, a list's bullet, and separators that nothing follows."""
+    line = re.sub(r"^[-*•]\s+", "", line.strip().strip("\ufeff"))
+    return line if CVAT.fullmatch(line) else line.rstrip(",;:| \t")
+
+
+def _unquote(name: str) -> str:
+    name = name.strip()
+    return name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text))
+
+
+def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
+    """One class a line: name and colour, with a number before or after them on every line or on none."""
+    (at, first), *rest = lines
+    if rest and _is_heading(first):
+        if not (_numbers(rest) or all(_split_color(line)[1] for _, line in rest)):
+            hint = f"remove the line; if it is a class, write the label value before every name, `0 {first}`"
+            raise DataError(
+                f"line {at}: '{first}' looks like a heading, not like a class", file=file, hint=hint
+            )
+        lines = rest
+    elif first == str(len(rest)) and not any(INTEGER.fullmatch(line) for _, line in rest):
+        raise DataError(
+            f"line {at}: '{first}' is the number of classes, not a class", file=file, hint="remove the line"
+        )
+    colors = [_split_color(line)[1] for _, line in lines]
+    lines = [(at, _split_color(line)[0]) for at, line in lines]
+    numbered = _numbers(lines) or [(name, None) for _, name in lines]
+    if numbered[0][1] is None and any(NUMBER_FIRST.fullmatch(name) for _, name in lines):
+        at, name = next((at, name) for at, name in lines if not NUMBER_FIRST.fullmatch(name))
+        hint = f"write the label value before every name, `0 {name}`, or before none"
+        raise DataError(f"line {at}: '{name}' has no number, but other lines have one", file=file, hint=hint)
+    found = []
+    for (at, line), (name, number), color in zip(lines, numbered, colors):
+        name, color = (
+            (name, color) if color or number is None else _split_color(name)
+        )  # of `0 128 64 128 road`
+        unclear = (
+            number is not None and color and NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
+        )
+        if unclear or re.search(r"[,;|\t]\s*[\d.]+$|(?:[\s,;]+\d*\.\d+){3}$", name):
+            hint = "write `0 road 128 64 128`: label value, name, colour; or add a line of headings, `name,id,r,g,b`"
+            raise DataError(
+                f"line {at}: it is not clear what the numbers of '{line}' are", file=file, hint=hint
+            )
+        found.append(Line(at, _unquote(name), color, number))
+    return found
+
+
+def _numbers(lines: Sequence[tuple[int, str]]) -> list[tuple[str, int]]:
+    """[(name, number)] of lines of which each begins, or ends, with its label value; [] for others."""
+    if all(found := [NUMBER_FIRST.fullmatch(line) for _, line in lines]):
+        return [(match["name"], int(match["number"])) for match in found]
+    if len(lines) > 1 and all(found := [NUMBER_LAST.fullmatch(line) for _, line in lines]):
+        pairs = [(match["name"], int(match["number"])) for match in found]
+        # 'sky 1' and 'road 2' are names and label values, 'lane 1' and 'lane 2' are names
+        return pairs if all(len(set(column)) == len(pairs) for column in zip(*pairs)) else []
+    return []
+
+
+def _split_color(line: str) -> tuple[str, tuple[int, ...]]:
+    """'road 128 64 128' -> ('road', (128, 64, 128)); the colour is () if there is none."""
+    if found := CVAT.fullmatch(line):
+        return found["name"].strip(), _integers(found["color"])
+    if found := HEX.fullmatch(line):
+        return found["name"], tuple(bytes.fromhex(found["hex"]))
+    if found := PAINTED.fullmatch(line) or COLOR_FIRST.fullmatch(line):
+        return found["name"], _integers(found["color"])
+    return line, ()
+
+
+def _one_line(lines: Sequence[tuple[int, str]]) -> list[Line]:
+    """'sky, road, car' on the only line -> three classes; [] for anything else."""
+    (at, line), *rest = lines
+    names = [_unquote(name) for name in re.split(r"[,;\t|]", line)]
+    return (
+        [] if rest or len(names) < 2 or re.search(r"\d", line) else [Line(at, name) for name in names if name]
+    )
+
+
+def _number(file: Path, found: list[Line]) -> list[Line]:
+    """Lines with their label values: where none is written there that of the place, in which ignored lines count."""
+    if found and found[0].number is not None:
+        return found
+    if marked := [line for line in found[1:] if line.name == LABELME_IGNORE]:
+        hint = "put it first, where it has no number, or number all lines"
+        raise DataError(f"line {marked[0].at}: {LABELME_IGNORE} is not the first class", file=file, hint=hint)
+    first = -1 if found and found[0].name == LABELME_IGNORE else 0
+    return [
+        dataclasses.replace(line, number=number, counted=True) for number, line in enumerate(found, first)
+    ]
+
+
+def _check(file: Path, found: Sequence[Line]) -> None:
+    """DataError unless these can be a data set's classes."""
+    names = [line.name for line in found if not line.ignored]
+    if len(names) < 2:
+        many = (
+            "one class; softmax needs two or more: list the background as class 0"
+            if names
+            else "no class but what is ignored"
+        )
+        raise DataError(f"holds {many}", file=file)
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{len(names)} classes; at most {MAX_CLASSES} are possible", file=file)
+    owners: dict[Any, str] = {}
+    for line in found:
+        here = f"line {line.at}: "
+        if not line.name:
+            raise DataError(f"{here}a class without a name", file=file)
+        if names.count(line.name) > 1:
+            raise DataError(
+                f"{here}class '{line.name}' is listed {names.count(line.name)} times",
+                file=file,
+                hint="names must differ",
+            )
+        if not SMALLEST <= line.number <= LARGEST:
+            raise DataError(f"{here}label value {line.number} is not within {SMALLEST}..{LARGEST}", file=file)
+        if line.color and max(line.color) > 255:
+            raise DataError(
+                f"{here}colour {line.color} of '{line.name}' is not within 0..255",
+                file=file,
+                hint=f"write '{line.name} 128 64 0'",
+            )
+        for word, value in (("colour", line.color), ("label value", line.number)):
+            if value in owners:
+                raise DataError(
+                    f"{here}{word} {value} of '{line.name}' is that of '{owners[value]}' too",
+                    file=file,
+                    hint=f"{word}s must differ",
+                )
+            if value != ():
+                owners[value] = line.name
+
+
+# --- Tables with headings ---------------------------------------------------------------------------------------------
+
+
+def _is_heading(line: str) -> bool:
+    """Whether all words of a line are such as stand above a table, and not only those of colours."""
+    cells = ([_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+"))
+    return any(
+        {*NAME_OR_NUMBER, *COLORS}.issuperset(words) and not COLORS.keys() >= set(words) for words in cells
+    )
+
+
+def _word(cell: str) -> str:
+    return re.sub(r"[\W_]", "", cell.lower())
+
+
+def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
+    """The classes of a table with headings such as `id,name,r,g,b`; other columns do not count. [] if this is none."""
+    (at, first), *rest = lines
+    separator = next((sign for sign in "\t;,|" if sign in first), "")
+    heads = [_word(cell) for cell in first.split(separator)] if separator else []
+    known = [head in NAME_OR_NUMBER or head in COLORS for head in heads]
+    if len(rest) < 2 or sum(known) < 2 or not any(head in NAME_OR_NUMBER for head in heads):
+        return []
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader((line for _, line in rest), delimiter=separator, skipinitialspace=True)
+    ]
+    for (number, _), row in zip(rest, rows):
+        if len(row) != len(heads):
+            raise DataError(
+                f"line {number}: {len(row)} columns, where line {at} has {len(heads)} headings", file=file
+            )
+    columns = dict(zip(heads, zip(*rows)))
+    numeric = {head for head, cells in columns.items() if all(map(INTEGER.fullmatch, cells))}
+    names = [head for head in columns if head in NAME_OR_NUMBER and head not in numeric]
+    numbers = [head for head in columns if head in NAME_OR_NUMBER and head in numeric]
+    if len(names) != 1 or len(numbers) > 1 or len(columns) != len(heads):
+        problem = f"line {at}: it is not clear which column holds the name and which the label value"
+        raise DataError(problem, file=file, hint="keep one column of each: `id,name`")
+    paint = {COLORS[head]: cells for head, cells in columns.items() if head in COLORS}
+    colors = (
+        list(zip(*(paint[c] for c in "rgb")))
+        if all(c in paint for c in "rgb")
+        else [(cell,) for cell in paint.get("rgb", ())]
+    )
+    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [()] * len(
+        rows
+    )
+    values = map(int, columns[numbers[0]]) if numbers else [None] * len(rows)
+    return [
+        Line(number, _unquote(name), color, value)
+        for (number, _), name, color, value in zip(rest, columns[names[0]], colors, values)
+    ]
+
+
+def _read_color(file: Path, at: int, cells: Sequence[str]) -> tuple[int, ...]:
+    """('128', '64', '0'), ('#804000',) or ('128 64 0',) -> (128, 64, 0)."""
+    text = " ".join(cells)
+    if found := re.fullmatch(r"#?([0-9a-fA-F]{6})", text.strip()):
+        return tuple(bytes.fromhex(found[1]))
+    if len(_integers(text)) != 3 or re.search(r"\d\.\d|-", text):
+        raise DataError(f"line {at}: '{text}' is no colour", file=file, hint="write 128 64 0 or #804000")
+    return _integers(text)
+
+
+# --- JSON and Python --------------------------------------------------------------------------------------------------
+
+
+def _literal(file: Path, text: str) -> list[Line]:
+    """The classes of a list of names, of entries with `name`, `id` and `color`, or of {number: name}; [] for other text."""
+    text = re.sub(r"^\s*\w+\s*[:=]\s*(?=[\[({])", "", text.strip().rstrip(","))
+    if text[:1] not in tuple("[{("):
+        return []
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise DataError(
+                "begins like a list in JSON or Python, but is none",
+                file=file,
+                hint="write one class name a line",
+            ) from None
+    try:
+        return _entries(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        problem = "is no list of class names, of entries with `name` and `id`, or of numbers with names"
+        raise DataError(problem, file=file, hint="write one class name a line") from None
+
+
+def _entries(value: Any) -> list[Line]:
+    if isinstance(value, dict):  # {'0': 'road'} or {'road': 0}
+        swapped = [isinstance(key, str) and not INTEGER.fullmatch(key) for key in value]
+        pairs = [pair[::-1] if swap else pair for pair, swap in zip(value.items(), swapped)]
+        value = [{"id": int(number), "name": name} for number, name in pairs]
+    entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in value]
+    numbers = [entry.get("id") for entry in entries]
+    if len({number is None for number in numbers}) > 1 or not all(
+        isinstance(entry["name"], str) for entry in entries
+    ):
+        raise ValueError
+    values = [None if number is None else int(number) for number in numbers]
+    return [
+        Line(1, entry["name"].strip(), _entry_color(entry.get("color", ())), number)
+        for entry, number in zip(entries, values)
+    ]
+
+
+def _entry_color(color: Any) -> tuple[int, ...]:
+    """[128, 64, 0] or '#804000' -> (128, 64, 0)."""
+    color = (
+        tuple(bytes.fromhex(color.removeprefix("#"))) if isinstance(color, str) else tuple(map(int, color))
+    )
+    if len(color) not in (0, 3):
+        raise ValueError
+    return color
