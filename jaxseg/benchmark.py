@@ -96,7 +96,7 @@ def infer_case(config: ConfigDict, batch: int, size: Sequence[int]) -> Case:
 
     @jax.jit
     def classes(variables: Any, images: jax.Array) -> jax.Array:
-        return jnp.argmax(inference.predict(model, settings, variables, images, tuple(size)), -1)
+        return jnp.argmax(inference.predict(model, settings, variables, (images,), tuple(size)), -1)
 
     compiled, seconds = _compile(config, classes, variables, images)
     return Case(lambda: compiled(variables, images), batch, {"batch": batch, "size": list(size)}, compiled, compile_seconds=seconds)
@@ -121,7 +121,7 @@ def slide_case(config: ConfigDict, batch: int, size: Sequence[int]) -> Case:
     call = functools.partial(compiled, variables)
 
     def run() -> list[jax.Array]:
-        return [argmax(scores) for scores in inference.predict_slide(call, settings, [(image, tuple(size)) for image in images])]
+        return [argmax(scores) for scores in inference.predict_slide(call, settings, [((image,), tuple(size)) for image in images])]
 
     count = batch * np.prod([len(inference.window_starts(*x)) for x in zip(size, settings.crop_size, settings.stride)])
     facts = {"batch": batch, "size": list(size), "window": window, "stride": list(settings.stride), "windows_at_once": settings.batch_size}

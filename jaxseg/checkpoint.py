@@ -9,7 +9,6 @@ them.
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxseg.errors import CheckpointError, NonFiniteError
 from jaxseg.files import expand
+from jaxseg.files import write_json as write_json
 from jaxseg.presets import DATASET, EVALUATION
 from jaxseg.train_state import TrainState, to_host
 
@@ -173,17 +173,9 @@ def write_best(manager: ocp.CheckpointManager) -> None:
         write_json(Path(manager.directory).parent / "best.json", found)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str) -> None:
     """Write config.json and dataset.json."""
-    write_json(Path(workdir) / "config.json", _plain(config))
+    write_json(Path(workdir) / "config.json", _plain(config), strict=False)  # dataset.nodata may be NaN
     write_json(Path(workdir) / "dataset.json", json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
 
 

@@ -4,6 +4,9 @@ Scripts show exactly these as one message and exit with 1; every other exception
 keeps its traceback. Library users catch `JaxsegError`, or one of its kinds.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class JaxsegError(Exception):
     """Something the caller or a file brought along cannot be used; the text says what, where and what to do.
@@ -31,6 +34,10 @@ class DataError(JaxsegError, ValueError):
     """An image, a label or a data set that cannot be trained on, evaluated on or segmented."""
 
 
+class ImageTypeError(DataError, TypeError):
+    """Something given as an image is no array, or an array of another dtype than the model was trained on."""
+
+
 class CheckpointError(JaxsegError, ValueError):
     """A workdir or a checkpoint in it that cannot be used."""
 
@@ -41,3 +48,13 @@ class WeightsError(JaxsegError, ValueError):
 
 class NonFiniteError(JaxsegError, RuntimeError):
     """Training or a model's output left the numbers: the loss, a gradient, a variable or a class score is NaN or infinite."""
+
+
+@contextlib.contextmanager
+def about(*, file: object = "", field: str = "") -> Iterator[None]:
+    """Let the errors of a block say what they are about, where they do not yet: only the caller knows the file's name."""
+    try:
+        yield
+    except JaxsegError as error:
+        error.file, error.field = error.file or str(file), error.field or field
+        raise

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import cache, inference, precision, visualize
+from jaxseg.data.transforms import scaled_views
 from jaxseg.errors import DataError
-from jaxseg.files import expand
+from jaxseg.files import expand, write_json
 from jaxseg.metrics import IGNORE, confusion_matrix, summarize
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,26 @@ READERS = 4  # threads that read samples
 
 
 class Result(NamedTuple):
-    """Some evaluated images: counts [..., K, K] and, per image, (index, sample, (array of class ids, its place there)).
+    """Some evaluated images; arrays are on the devices, and ids fetched for those images only whose picture is wanted.
 
-    Arrays are on the devices; ids are fetched for those images only whose picture is wanted.
+    Attributes:
+        confusion: counts [..., K, K].
+        ids: class ids [..., H, W] of every image.
+        nonfinite: [...], how many pixels of each have class scores that are not finite.
+        images: (index, sample, its place in `ids` and `nonfinite`); other places hold copies that fill a batch.
     """
 
     confusion: jax.Array
-    images: list[tuple[int, dict, tuple[jax.Array, tuple]]]
+    ids: jax.Array
+    nonfinite: jax.Array
+    images: list[tuple[int, dict, tuple[int, ...]]]
+
+
+class Counts(NamedTuple):
+    """What is counted over a split: the confusion matrix [K, K] int64, and the pixels whose class scores are not finite."""
+
+    confusion: np.ndarray
+    nonfinite_pixels: int
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------
@@ -60,28 +73,29 @@ def read_ahead(samples: Sequence[dict], order: Sequence[int], ahead: int) -> Ite
 
 
 def check_label(sample: dict, num_classes: int) -> None:
-    """ValueError if a label is neither a class nor 255: such pixels would vanish from the counts."""
+    """DataError if a label is neither a class nor 255: such pixels would vanish from the counts."""
     label = sample["label"]
     wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
     if wrong.size:
         raise DataError(
             f"the label of {sample['name']} holds {int(wrong[0])}, which is neither one of the {num_classes} classes "
-            f"(0..{num_classes - 1}) nor {IGNORE} (ignore)"
-        )
+            f"(0..{num_classes - 1}) nor {IGNORE} (ignore)", file=sample["name"],
+        )  # fmt: skip
 
 
 def batches(stream: Iterable[tuple[int, dict]], size: int) -> Iterator[list[tuple[int, dict]]]:
-    """Lists of at most `size` samples whose images, and labels, are equally large.
+    """Lists of at most `size` samples whose views, and labels, are equally large.
 
     A list that is not full is kept until the image size changes, so images of one size should follow each other.
     """
     for _, run in itertools.groupby(stream, key=lambda item: item[1]["image"].shape):
         waiting: dict[tuple, list] = {}
         for item in run:
-            group = waiting.setdefault(item[1]["label"].shape, [])
+            key = (item[1]["label"].shape, *(view.shape for view in item[1]["views"]))
+            group = waiting.setdefault(key, [])
             group.append(item)
             if len(group) == size:
-                yield waiting.pop(item[1]["label"].shape)
+                yield waiting.pop(key)
         yield from waiting.values()
 
 
@@ -113,12 +127,10 @@ class _Same:
         return id(self.value)
 
 
-def count_whole(model: Any, settings: inference.Settings, variables, batch) -> tuple[jax.Array, jax.Array]:
-    """(counts [K, K], class ids [B, H, W]) of images [B, h, w, C] uint8 and labels [B, H, W]."""
+def count_whole(model: Any, settings: inference.Settings, variables, batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_count` of a batch: images [B, h, w, C] at every scale, and labels [B, H, W]."""
     images, labels = batch
-    scores = inference.predict(model, settings, variables, images, labels.shape[1:3])
-    prediction = jnp.argmax(scores, -1).astype(jnp.int32)
-    return confusion_matrix(prediction, labels, scores.shape[-1]), prediction
+    return _count(inference.predict(model, settings, variables, images, labels.shape[1:3]), labels)
 
 
 @lru_cache(maxsize=4)
@@ -132,9 +144,10 @@ def _program(model: _Same, settings: inference.Settings, devices: tuple) -> Call
 
 
 @jax.jit
-def _count(scores: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    prediction = jnp.argmax(scores, -1).astype(jnp.int32)
-    return confusion_matrix(prediction, label, scores.shape[-1]), prediction
+def _count(scores: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(counts [K, K], class ids, not finite pixels of each image) of scores [..., H, W, K] and labels [..., H, W]."""
+    ids, nonfinite = inference.classify(scores)
+    return confusion_matrix(ids, label, scores.shape[-1]), ids, nonfinite
 
 
 def replicate(variables, devices: Sequence[jax.Device]):
@@ -155,16 +168,14 @@ def replicate(variables, devices: Sequence[jax.Device]):
 def _whole(program: Callable, variables, stream, devices: Sequence, per_device: int) -> Iterator[Result]:
     size = len(devices) * per_device
     for group in batches(stream, size):
-        images = np.stack([sample["image"] for _, sample in group])
+        views = [np.stack(view) for view in zip(*(sample["views"] for _, sample in group))]
         labels = np.stack([sample["label"] for _, sample in group])
         missing = size - len(group)
         if missing:
-            images = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
+            views = [np.concatenate([view, np.repeat(view[-1:], missing, 0)]) for view in views]
             labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORE, labels.dtype)])
-        images, labels = (x.reshape(len(devices), per_device, *x.shape[1:]) for x in (images, labels))
-        confusion, prediction = program(variables, (images, labels))
-        found = [(*item, (prediction, divmod(i, per_device))) for i, item in enumerate(group)]
-        yield Result(confusion, found)
+        batch = jax.tree.map(lambda x: x.reshape(len(devices), per_device, *x.shape[1:]), (views, labels))
+        yield Result(*program(variables, batch), [(*item, divmod(i, per_device)) for i, item in enumerate(group)])
 
 
 def _slide(program: Callable, variables, stream, devices: Sequence, settings: inference.Settings) -> Iterator[Result]:
@@ -173,7 +184,7 @@ def _slide(program: Callable, variables, stream, devices: Sequence, settings: in
     def items():
         for index, sample in stream:
             waiting.append((index, sample))
-            yield sample["image"], sample["label"].shape
+            yield sample["views"], sample["label"].shape
 
     def call(windows: np.ndarray) -> jax.Array:
         logits = program(variables, windows.reshape(len(devices), -1, *windows.shape[1:]))
@@ -182,8 +193,7 @@ def _slide(program: Callable, variables, stream, devices: Sequence, settings: in
 
     for scores in inference.predict_slide(call, settings, items(), len(devices)):
         index, sample = waiting.popleft()
-        confusion, prediction = _count(scores, sample["label"])
-        yield Result(confusion, [(index, sample, (prediction, ()))])
+        yield Result(*_count(scores, sample["label"]), [(index, sample, ())])
 
 
 # --- The door ---------------------------------------------------------------------------------------------------------
@@ -205,18 +215,19 @@ def evaluate(
     model: has `apply(variables, images, train=False) -> (logits [B, h, w, K], out)`; variables: its arrays, on host or
     devices. devices: local ones, all by default. pictures: how many images, spread over the split, to draw as panels
     [image | truth | prediction] for save_picture(name, uint8 [h, w, 3]). progress: one live line on a terminal.
-    Returns metrics.summarize's dict plus images, seconds, images_per_second (compilation included); every process gets
-    the result over all of them.
-    ValueError: no samples, labels that are not classes, a model with another number of classes.
+    Returns metrics.summarize's dict plus nonfinite_pixels (of which a class score is not finite, so that their class
+    means nothing), images, seconds, images_per_second (compilation included); every process gets the result over all of
+    them.
+    DataError: no samples, labels that are not classes, a model with another number of classes.
     """
     if not len(samples):
-        raise DataError("there is nothing to evaluate: the split holds no samples")
+        raise DataError("there is nothing to evaluate: the split holds no samples", field="dataset.val_split")
     spec, start = samples.spec, time.perf_counter()
     if config.model.num_classes != len(spec.classes):
         raise DataError(
-            f"the model has {config.model.num_classes} classes, the data set {spec.name!r} has {len(spec.classes)}: "
-            "evaluate on a data set with the classes it was trained for"
-        )
+            f"the model has {config.model.num_classes} classes, the data set {spec.name!r} has {len(spec.classes)}",
+            field="eval.dataset", hint="evaluate on a data set with the classes it was trained for",
+        )  # fmt: skip
     wanted = set(np.linspace(0, len(samples) - 1, min(pictures, len(samples)), dtype=int).tolist())
 
     def look(index: int, sample: dict, prediction: Callable[[], np.ndarray]) -> None:
@@ -224,10 +235,10 @@ def evaluate(
             save_picture(sample["name"], draw(sample, prediction(), spec))
 
     settings = inference.make_settings(config)
-    confusion = count(model, variables, settings, samples, devices=devices, look=look, progress=progress)
+    counts = count(model, variables, settings, samples, devices=devices, look=look, progress=progress)
     seconds = time.perf_counter() - start
     speed = dict(images=len(samples), seconds=seconds, images_per_second=len(samples) / seconds)
-    return summarize(confusion, spec.classes) | speed
+    return summarize(counts.confusion, spec.classes) | {"nonfinite_pixels": counts.nonfinite_pixels} | speed
 
 
 def count(
@@ -239,34 +250,51 @@ def count(
     devices: Sequence[jax.Device] | None = None,
     look: Callable[[int, dict, Callable[[], np.ndarray]], None] | None = None,
     progress: bool = False,
-) -> np.ndarray:
-    """The confusion matrix [K, K] int64 over all samples and processes, K = len(samples.spec.classes); see `evaluate`.
+) -> Counts:
+    """What is counted over all samples and processes, K = len(samples.spec.classes); see `evaluate`.
 
-    look(index, sample, prediction) sees every image of this process; prediction() fetches its class ids [H, W].
+    A sample's "views" are its image at each of settings.scales, "image" resized if there are none. Images whose class
+    scores are not all finite are warned of. look(index, sample, prediction) sees every image of this process;
+    prediction() fetches its class ids [H, W].
     """
     devices = tuple(jax.local_devices() if devices is None else devices)
     program, variables = _program(_Same(model), settings, devices), replicate(variables, devices)
     num_classes, size = len(samples.spec.classes), len(devices) * settings.batch_size
     whole = settings.mode == "whole"
-    stream = _checked(read_ahead(samples, visit_order(samples, whole), READERS + size), num_classes)
+    stream = _checked(read_ahead(samples, visit_order(samples, whole), READERS + size), num_classes, settings.scales)
     way = partial(_whole, per_device=settings.batch_size) if whole else partial(_slide, settings=settings)
     results = way(program, variables, stream, devices)
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    for counts, images in _lagging(_with_progress(results, len(samples), progress)):
-        confusion += np.asarray(counts, np.int64).reshape(-1, num_classes, num_classes).sum(0)
-        for index, sample, (prediction, place) in images if look else ():
-            look(index, sample, partial(_fetch, prediction, place))
-    return sum_over_processes(confusion)
+    confusion, broken = np.zeros((num_classes, num_classes), np.int64), {}
+    for result in _lagging(_with_progress(results, len(samples), progress)):
+        confusion += np.asarray(result.confusion, np.int64).reshape(-1, num_classes, num_classes).sum(0)
+        nonfinite = np.asarray(result.nonfinite)
+        for index, sample, place in result.images:
+            if nonfinite[place]:
+                broken[sample["name"]] = broken.get(sample["name"], 0) + int(nonfinite[place])
+            if look:
+                look(index, sample, partial(_fetch, result.ids, place))
+    _warn_of(broken)
+    total = sum_over_processes(np.append(confusion, sum(broken.values())))
+    return Counts(total[:-1].reshape(confusion.shape), int(total[-1]))
 
 
-def _fetch(prediction: jax.Array, place: tuple) -> np.ndarray:
-    return np.asarray(prediction[place])
+def _fetch(ids: jax.Array, place: tuple) -> np.ndarray:
+    return np.asarray(ids[place])
 
 
-def _checked(stream: Iterable[tuple[int, dict]], num_classes: int) -> Iterator[tuple[int, dict]]:
+def _warn_of(broken: dict[str, int]) -> None:
+    """Log which images of this process have how many pixels without a meaningful class."""
+    if broken:
+        first, more = next(iter(broken)), f" and {len(broken) - 1} more images" if len(broken) > 1 else ""
+        log.warning("the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean nothing; where the "
+                    "model computes in float16, say --config.precision=float32 or bfloat16", sum(broken.values()), first, more)  # fmt: skip
+
+
+def _checked(stream: Iterable[tuple[int, dict]], num_classes: int, scales: Sequence[float]) -> Iterator[tuple[int, dict]]:
+    """The samples, their labels checked, each with its "views"."""
     for index, sample in stream:
         check_label(sample, num_classes)
-        yield index, sample
+        yield index, sample if "views" in sample else sample | {"views": scaled_views(sample["image"], (0, 0), scales)}
 
 
 def _lagging(results: Iterable[Result]) -> Iterator[Result]:
@@ -316,19 +344,28 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     return (high << 31) + low
 
 
+def evaluation_folder(path: str | Path) -> Path:
+    """Where `evaluate_checkpoint` writes: the workdir, or WORKDIR/evaluations/STEP of one step, whose own folder may go."""
+    from jaxseg import checkpoint
+
+    workdir, step = checkpoint.find_workdir(expand(path))
+    return workdir if step is None else workdir / "evaluations" / step
+
+
 def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> dict:
-    """Evaluate a workdir (its best step) or one step; writes metrics.json and pictures/ there. Returns the summary.
+    """Evaluate a workdir (its best step) or one step; writes metrics.json and pictures/ (see `evaluation_folder`).
 
     config: overrides config.dataset and config.eval of the trained run; an empty dataset.root means the run's, if the data
-    set is the same. What metrics.json says about training stays; `evaluated` there says on what, and how, it was measured.
+    set is the same. What a workdir's metrics.json says about training stays; `step` there is the one that was measured,
+    `evaluated` says on what, and how. Returns the summary.
     """
     from jaxseg import checkpoint  # orbax is slow to import
     from jaxseg.data.pipeline import eval_samples, evaluated
 
     cache.enable_compilation_cache()
-    step = checkpoint.find_step(path)
-    model, variables, config = inference.load_model(path, config)
-    folder = expand(path)
+    workdir, folder = checkpoint.find_workdir(expand(path))[0], evaluation_folder(path)
+    step = checkpoint.find_step(expand(path))  # once: the best of a run that goes on changes
+    model, variables, config = inference.load_model(workdir / "checkpoints" / str(step), config)
     save = partial(visualize.save_picture, folder / "pictures")
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
@@ -338,5 +375,5 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     summary |= {"step": step, "evaluated": part.to_dict() | dict(split=config.dataset.val_split) | how}
     summary |= {"training": training} if training else {}
     if jax.process_index() == 0:
-        checkpoint.write_json(folder / "metrics.json", summary)
+        write_json(folder / "metrics.json", summary)
     return summary

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxseg.errors import DataError
+from jaxseg.errors import DataError, JaxsegError
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
@@ -138,18 +138,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Whoever reads `path` sees the old file or the new one, never half of it; several processes may do this at once, and
     the last one wins. The folder is made if it is missing.
+
+    Raises:
+        JaxsegError: the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name}")
+    # The end of the name, for its suffix: the whole one could be too long with something before it.
+    part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name[-48:]}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise JaxsegError(f"cannot be written ({error.strerror or error})", file=path) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON, whole or not at all; not-finite numbers are refused, as JSON has none."""
+def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:
+    """Write JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        value: what is written.
+        strict: refuse numbers that are not finite, as JSON has none. Otherwise Python's `NaN` and `Infinity` are
+            written, which `json.loads` reads.
+    """
     with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(value, indent=2, allow_nan=not strict) + "\n", encoding="utf-8")

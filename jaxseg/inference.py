@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import precision
-from jaxseg.errors import CheckpointError, ConfigError, DataError
-from jaxseg.files import expand
+from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError, about
+from jaxseg.files import expand, read_text
+from jaxseg.metrics import IGNORE
 from jaxseg.models.layers import normalize, resize_bilinear
+from jaxseg.variables import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -48,22 +50,26 @@ class Settings(NamedTuple):
 
 
 def make_settings(config) -> Settings:
-    """Settings from config.eval, .dataset (image statistics) and .model; ValueError names what does not fit."""
+    """Settings from config.eval, .dataset (image statistics) and .model; ConfigError names what does not fit."""
     run = config.eval
     if run.mode not in ("whole", "slide"):
-        raise ConfigError(f"config.eval.mode is {run.mode!r}: choose 'whole' or 'slide'")
+        raise ConfigError(f"config.eval.mode is {run.mode!r}: choose 'whole' or 'slide'", field="eval.mode")
     crop, stride = (tuple(int(n) for n in value) for value in (run.crop_size, run.stride))
     if run.mode == "slide" and (len(crop) != 2 or len(stride) != 2 or min(crop + stride) < 1):
+        field = "eval.stride" if len(crop) == 2 and min(crop) > 0 else "eval.crop_size"
         raise ConfigError(
-            f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}"
+            f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}", field=field
         )
     if run.mode == "slide" and any(step > side for step, side in zip(stride, crop)):
-        raise ConfigError(f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out")
+        raise ConfigError(
+            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out",
+            field="eval.stride",
+        )  # fmt: skip
     scales = tuple(float(s) for s in run.scales)
     if not scales or min(scales) <= 0:
-        raise ConfigError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none")
+        raise ConfigError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none", field="eval.scales")
     if run.batch_size < 1:
-        raise ConfigError(f"config.eval.batch_size is {run.batch_size}: it must be 1 or more")
+        raise ConfigError(f"config.eval.batch_size is {run.batch_size}: it must be 1 or more", field="eval.batch_size")
     mean, std = (tuple(float(v) for v in value) for value in (config.dataset.image_mean, config.dataset.image_std))
     align, flip = bool(config.model.align_corners), bool(run.flip)
     return Settings(mean, std, align, run.mode, crop, stride, scales, flip, int(run.batch_size))
@@ -73,7 +79,7 @@ def make_settings(config) -> Settings:
 
 
 def network(model: Any, settings: Settings, variables, images: jax.Array) -> jax.Array:
-    """Logits [B, h, w, K] float32 of raw images [B, h, w, C] uint8.
+    """Logits [B, h, w, K] float32 of raw images [B, h, w, C].
 
     model: anything with `apply(variables, images, train=False) -> (logits, out)`.
     """
@@ -81,28 +87,33 @@ def network(model: Any, settings: Settings, variables, images: jax.Array) -> jax
     return logits.astype(jnp.float32)
 
 
-def scaled(images: jax.Array, ratio: float) -> jax.Array:
-    """Images [B, h, w, C] uint8 resized by a ratio, rounded to uint8 as an image file would be."""
-    if ratio == 1:
-        return images
-    size = [int(n * ratio + 0.5) for n in images.shape[1:3]]
-    return jnp.round(resize_bilinear(images.astype(jnp.float32), size)).astype(jnp.uint8)
+def softmax(logits: jax.Array) -> jax.Array:
+    """Class probabilities [..., K]; NaN, which an average keeps, where a logit is not finite: softmax hides -inf."""
+    return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
 
 
-def predict(model: Any, settings: Settings, variables, images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Scores [B, H, W, K] float32 of images [B, h, w, C] uint8, in one pass over the whole image per view.
+def classify(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(class ids [..., H, W] int32, how many pixels [...] have a score that is not finite) of scores [..., H, W, K]."""
+    broken = ~jnp.isfinite(scores).all(-1)
+    return jnp.argmax(scores, -1).astype(jnp.int32), broken.sum((-2, -1), dtype=jnp.int32)
 
-    size: (H, W) of the result. Scores are logits with one view, else mean probabilities. Pure: jit it for a fixed size.
+
+def predict(model: Any, settings: Settings, variables, images: Sequence[jax.Array], size: tuple[int, int]) -> jax.Array:
+    """Scores [B, H, W, K] float32 of images, in one pass over the whole image per view.
+
+    images: [B, h, w, C] of any dtype at each of settings.scales (`data.transforms.scaled_views`). size: (H, W) of the
+    result. Scores are logits with one view, else mean probabilities, NaN where logits are not finite. Pure: jit it for
+    a fixed size.
     """
-    batch, total = len(images), 0.0
-    for ratio in settings.scales:
-        view = scaled(images, ratio)
+    total = 0.0
+    for _, view in zip(settings.scales, images, strict=True):
+        batch = len(view)
         if settings.flip:
             view = jnp.concatenate([view, view[:, :, ::-1]])
         scores = resize_bilinear(network(model, settings, variables, view), size, settings.align_corners)
         if settings.views == 1:
             return scores
-        scores = jax.nn.softmax(scores)
+        scores = softmax(scores)
         total += scores[:batch] + scores[batch:, :, ::-1] if settings.flip else scores
     return total / settings.views
 
@@ -182,37 +193,30 @@ def slide(
                 yield _divide(total, *map(_coverage, window.size, crop_size, stride))
 
 
-_scaled = jax.jit(scaled, static_argnums=1)
-
-
-def _views(image: np.ndarray, settings: Settings) -> Iterator[np.ndarray]:
-    for ratio in settings.scales:
-        view = image if ratio == 1 else np.asarray(_scaled(image[None], ratio)[0])
-        yield view
-        if settings.flip:
-            yield view[:, ::-1]
-
-
-@partial(jax.jit, static_argnames=("size", "align_corners", "softmax", "mirrored"))
-def _finish(logits: jax.Array, *, size, align_corners: bool, softmax: bool, mirrored: bool) -> jax.Array:
+@partial(jax.jit, static_argnames=("size", "align_corners", "several", "mirrored"))
+def _finish(logits: jax.Array, *, size, align_corners: bool, several: bool, mirrored: bool) -> jax.Array:
     scores = resize_bilinear(logits[None], size, align_corners)[0]
-    scores = jax.nn.softmax(scores) if softmax else scores
+    scores = softmax(scores) if several else scores
     return scores[:, ::-1] if mirrored else scores
 
 
 def predict_slide(
-    call: Callable, settings: Settings, items: Iterable[tuple[np.ndarray, tuple[int, int]]], devices: int = 1
+    call: Callable, settings: Settings, items: Iterable[tuple[Sequence[np.ndarray], tuple[int, int]]], devices: int = 1
 ) -> Iterator[jax.Array]:
-    """Scores [H, W, K] of each item (image [h, w, C] uint8, (H, W)), in order, by sliding windows.
+    """Scores [H, W, K] of each item, in order, by sliding windows.
 
-    call: as in `slide`, with windows [devices * settings.batch_size, wh, ww, C]. Scores are as in `predict`.
+    call: as in `slide`, with windows [devices * settings.batch_size, wh, ww, C]. items: (the image [h, w, C] at each of
+    settings.scales, (H, W)). Scores are as in `predict`.
     """
     sizes: collections.deque = collections.deque()
 
     def views():
-        for image, size in items:
+        for images, size in items:
             sizes.append(tuple(size))
-            yield from _views(image, settings)
+            for _, view in zip(settings.scales, images, strict=True):
+                yield view
+                if settings.flip:
+                    yield view[:, ::-1]
 
     total = None
     batch = devices * settings.batch_size
@@ -222,7 +226,7 @@ def predict_slide(
             logits,
             size=sizes[0],
             align_corners=settings.align_corners,
-            softmax=several,
+            several=several,
             mirrored=settings.flip and view % 2 == 1,
         )
         total = scores if view == 0 else total + scores
@@ -262,12 +266,21 @@ def logged(make: Callable[[], Callable], what: str) -> Callable:
 class Predictor:
     """A trained model as a function of photos: `segment(image)` -> int32 [H, W] class ids.
 
-    image: uint8 [H, W, 3] RGB (or of the channels and dtype it was trained on) of any size, or a list of such, which gives a list. config.eval decides the test resize,
-    the windows, scales and mirrored copies, as in evaluation. The first image of a size compiles.
+    image: uint8 [H, W, 3] RGB (or of the channels and dtype it was trained on) of any size, or a list of such, which
+    gives a list. Missing are the masked values of a masked array and those that config.dataset.nodata names; pixels
+    without any data become 255. config.eval decides the test resize, the windows, scales and mirrored copies, as in
+    evaluation. The first image of a size compiles.
+
+    Every method raises DataError for what is no such image, NonFiniteError where the model's scores are no numbers.
+
     Attributes for research code: model, variables, config, classes (names), palette (RGB).
     """
 
-    def __init__(self, model: Any, variables, config, *, classes: Sequence[str], palette: Sequence[Sequence[int]]):
+    def __init__(
+        self, model: Any, variables, config, *, classes: Sequence[str], palette: Sequence[Sequence[int]], source: str | Path = ""
+    ):
+        """`source`: where the variables come from, for the WeightsError about those that are not finite."""
+        check_finite(variables, str(source))
         self.model, self.config = model, config
         self.classes, self.palette = tuple(classes), tuple(tuple(color) for color in palette)
         self.variables = jax.tree.map(jnp.asarray, variables)
@@ -276,14 +289,16 @@ class Predictor:
         whole = partial(jax.jit, partial(predict, model, settings), static_argnames="size")
         self._whole = logged(whole, "whole image")
         self._network = logged(partial(jax.jit, partial(network, model, settings)), "window")
-        self._argmax = jax.jit(lambda scores: jnp.argmax(scores, -1).astype(jnp.int32))
+        self._classify = jax.jit(classify)
+        self._softmax = jax.jit(lambda scores: (softmax(scores) if settings.views == 1 else scores, classify(scores)[1]))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, config=None) -> "Predictor":
         """From a workdir (its best step) or one step; `config`, if given, overrides config.dataset and config.eval."""
+        path = expand(path)
         model, variables, config = load_model(path, config)
         facts = read_dataset_facts(path)
-        return cls(model, variables, config, classes=facts["classes"], palette=facts["palette"])
+        return cls(model, variables, config, classes=facts["classes"], palette=facts["palette"], source=path)
 
     @classmethod
     def from_mmseg(cls, config, weights: str | Path) -> "Predictor":
@@ -293,49 +308,59 @@ class Predictor:
         from jaxseg.data.datasets import trained_spec
         from jaxseg.models import create_model
 
-        config = resolve(config)
+        config, weights = resolve(config), expand(weights)
         spec = trained_spec(config.dataset)
         model = create_model(config.model, dtype=precision.make_policy(config).dtype)
-        variables = convert.from_mmseg(convert.read_state_dict(weights), model)
-        return cls(model, variables, config, classes=spec.classes, palette=spec.palette)
+        with about(file=weights):
+            variables = convert.from_mmseg(convert.read_state_dict(weights), model, config.dataset.channels)
+        return cls(model, variables, config, classes=spec.classes, palette=spec.palette, source=weights)
 
     def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        """Class ids int32 [H, W] of an image, 255 where it holds no data; of a list of images, a list."""
         if isinstance(image, list | tuple):
-            return [self(one) for one in image]
-        return np.asarray(self._argmax(self._scores(image)))
+            return _of_each(self, image)
+        scores, empty = self._scores(image)
+        ids, broken = self._classify(scores)
+        self._require_finite(int(broken), ids.size)
+        return np.asarray(ids) if empty is None else np.where(empty, np.int32(IGNORE), ids)
 
     def probabilities(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        """Class probabilities [H, W, K] float32 of an image uint8 [H, W, C]; a list gives a list."""
+        """Class probabilities float32 [H, W, K] of an image, all 0 where it holds no data; of a list of images, a list."""
         if isinstance(image, list | tuple):
-            return [self.probabilities(one) for one in image]
-        scores = self._scores(image)
-        return np.asarray(jax.nn.softmax(scores) if self._settings.views == 1 else scores)
+            return _of_each(self.probabilities, image)
+        scores, empty = self._scores(image)
+        result, broken = self._softmax(scores)
+        self._require_finite(int(broken), result.size // result.shape[-1])
+        return np.asarray(result) if empty is None else np.where(empty[..., None], np.float32(0), result)
 
-    def _scores(self, image: np.ndarray) -> jax.Array:
-        from jaxseg.data.transforms import resize_image
+    def _scores(self, image: np.ndarray) -> tuple[jax.Array, np.ndarray | None]:
+        """(scores [H, W, K], where the image holds no data)."""
+        from jaxseg.data.photos import prepare_image
+        from jaxseg.data.transforms import scaled_views
 
-        check_image(image, len(self._settings.mean), self.config.dataset.dtype)
-        size, resized = image.shape[:2], resize_image(image, self.config.eval.resize)
+        pixels, empty = prepare_image(image, self.config.dataset)
+        size, views = pixels.shape[:2], scaled_views(pixels, self.config.eval.resize, self._settings.scales)
         with self._matmul_precision():
             if self._settings.mode == "whole":
-                return self._whole(self.variables, resized[None], size=size)[0]
+                return self._whole(self.variables, [view[None] for view in views], size=size)[0], empty
             call = partial(self._network, self.variables)
-            return next(predict_slide(call, self._settings, [(resized, size)]))
+            return next(predict_slide(call, self._settings, [(views, size)])), empty
+
+    def _require_finite(self, broken: int, pixels: int) -> None:
+        if broken:
+            raise NonFiniteError(
+                f"the class scores of {broken} of {pixels} pixels are NaN or infinite",
+                hint="the model computes in float16, which ends at 65504: say --config.precision=float32 or bfloat16"
+                if self.config.precision == "float16" else "are the image's values like those that the model was trained on?",
+            )  # fmt: skip
 
 
-def check_image(image: np.ndarray, channels: int, expected: str = "uint8") -> None:
-    """TypeError or ValueError unless image is [H, W, channels] with pixels and of the dtype the model was trained on."""
-    shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
-    what, colors = f"{expected} [H, W, {channels}]", " RGB" if channels == 3 else ""
-    if shape is None or dtype is None:
-        raise DataError(f"an image must be a numpy array {what}{colors}, not {type(image).__name__}")
-    if dtype != np.dtype(expected):
-        values = " with values 0..255" if expected == "uint8" else ", as those the model was trained on"
-        raise DataError(f"an image must be {expected}{values}, not {dtype} (shape {shape}); do not normalise it")
-    if len(shape) == 4:
-        raise DataError(f"one image is [H, W, {channels}], not {shape}: pass several as a list")
-    if len(shape) != 3 or shape[2] != channels or not min(shape):
-        raise DataError(f"an image must have the shape [H, W, {channels}]{colors and ' (RGB)'}, not {shape}")
+def _of_each(function: Callable, images: Sequence[np.ndarray]) -> list:
+    results = []
+    for i, image in enumerate(images):
+        with about(file=f"image[{i}]", field=f"image[{i}]"):
+            results.append(function(image))
+    return results
 
 
 def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:
@@ -371,9 +396,12 @@ def override_data(trained, config):
 
 
 def read_dataset_facts(path: str | Path) -> dict:
-    """dataset.json (classes, palette, ...) of a workdir or of one of its steps; ValueError if there is none."""
+    """dataset.json (classes, palette, ...) of a workdir or of one of its steps; CheckpointError if there is none."""
     path = expand(path).absolute()
-    for folder in (path, *path.parents[:2]):
-        if (folder / "dataset.json").is_file():
-            return json.loads((folder / "dataset.json").read_text())
-    raise CheckpointError(f"no dataset.json in {path} or above it: give the workdir of a run, or one of its steps")
+    for file in (folder / "dataset.json" for folder in (path, *path.parents[:2])):
+        if file.is_file():
+            try:
+                return json.loads(read_text(file))
+            except json.JSONDecodeError as error:
+                raise CheckpointError(f"is no JSON ({error})", file=file, hint="restore it, or train or convert anew") from None
+    raise CheckpointError("there is no dataset.json in it or above it", file=path, hint="give the workdir of a run, or one of its steps")

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.errors import DataError
+
 IGNORE = 255
 
 
@@ -46,7 +48,7 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict:
     """
     confusion = np.asarray(confusion, np.int64)
     if confusion.shape != (len(classes), len(classes)):
-        raise ValueError(f"confusion matrix of shape {confusion.shape} does not fit {len(classes)} classes")
+        raise DataError(f"confusion matrix of shape {confusion.shape} does not fit {len(classes)} classes", field="confusion")
     hits, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = hits / predicted, hits / truth

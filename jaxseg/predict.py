@@ -1,23 +1,28 @@
 """Photos on disk to label maps and overlays on disk."""
 
-import collections
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg import cache, visualize
-from jaxseg.data.decode import check_channels, decode_image, inspect_image
+from jaxseg.data.decode import Header, ImageOptions, check_channels, decode, inspect_image
+from jaxseg.data.decode.images import MEND_IMAGE
 from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
-from jaxseg.data.pipeline import check_dtype
-from jaxseg.errors import DataError
-from jaxseg.files import expand
+from jaxseg.data.pipeline import image_options
+from jaxseg.errors import DataError, about
+from jaxseg.files import expand, replacing
 from jaxseg.inference import Predictor, read_dataset_facts
+from jaxseg.metrics import IGNORE
 
 log = logging.getLogger(__name__)
 
+FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")  # of an --output that is no folder
+MEND_PHOTO = "replace it, or take it out of the images to segment"
 
 InputError = DataError  # its earlier name
 
@@ -56,47 +61,130 @@ def _log_left_out(source: Path, output: Path) -> None:
 def predict_files(
     segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None
 ) -> list[Path]:
-    """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png, in folders
-    as the images lie in.
+    """Segment an image file or a folder of them, and write class ids with a palette, 255 where an image holds no data.
 
-    official_ids: what stands for each class in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
-    overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
-    a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
+    Args:
+        segment: the model.
+        source: an image file, or a folder whose images are segmented.
+        output: a folder, which gets <stem>.png and <stem>_overlay.png of each image, in folders as the images lie in. Of
+            one image it may be a file ending in .png.
+        official_ids: what stands for each class in the data set's own labels; these are written, as benchmark servers
+            want them, and no overlays.
+
+    Returns:
+        The label files.
+
+    Raises:
+        DataError: `output` cannot be written as meant or would overwrite an image; an image is damaged or not of the kind
+            the model was trained on, which the headers tell before anything is written.
+        NonFiniteError: the model's scores are no numbers.
     """
     source, output = expand(source), expand(output)
-    base = source.parent if source.is_file() else source
-    if output.resolve() == base.resolve():
-        raise InputError(f"the output folder {output} is the input's own: predictions would overwrite images")
-    files, endings = find_images(source, output), ("",) if official_ids else ("", "_overlay")
-    targets = [output / path.relative_to(base).with_suffix("") for path in files]
-    written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
-    if doubled := [name for name, times in written.items() if times > 1]:
-        raise InputError(f"two images in {source} would both be written as {Path(doubled[0]).name}.png: rename one")
+    targets = _targets(source, output, () if official_ids else ("_overlay",))
     _log_left_out(source, output)
     data = segment.config.dataset
-    for path in files:
-        header = inspect_image(path, path, data.channels)
-        check_channels(header.channels, data.channels, path, header.alpha)
-        check_dtype(header.dtype, data.dtype, str(path))
-    for path, target in zip(files, targets):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image = decode_image(path.read_bytes(), path, data.channels)
-        mask = segment(image)
+    options = ImageOptions(**image_options(data))
+    for path in targets:
+        with _of_one_image(path):
+            _check_header(inspect_image(path, path, data.channels, max_pixels=options.max_pixels), data)
+    for path, target in targets.items():
+        with _of_one_image(path):
+            image = decode(path.read_bytes(), path, options)
+            pixels = image.pixels if image.missing is None else np.ma.masked_array(image.pixels, image.missing)
+            mask = segment(pixels)
         if official_ids:
-            save_official(target.with_name(f"{target.name}.png"), mask, official_ids)
+            save_official(target, mask, official_ids)
         else:
-            visualize.save_label_png(target.with_name(f"{target.name}.png"), mask, segment.palette)
-            picture = visualize.overlay(visualize.to_rgb(image), mask, segment.palette, segment.classes)
-            visualize.save_picture(target.parent, f"{target.name}_overlay", picture)
-        log.info("%s: %s", path.relative_to(base), " x ".join(map(str, mask.shape)))
-    return [target.with_name(f"{target.name}.png") for target in targets]
+            visualize.save_label_png(target, mask, segment.palette)
+            picture = visualize.overlay(visualize.to_rgb(image.filled(options.fill)), mask, segment.palette, segment.classes)
+            visualize.save_picture(target.parent, f"{target.stem}_overlay", picture)
+        log.info("%s: %s", path.name if source.is_file() else path.relative_to(source), " x ".join(map(str, mask.shape)))
+    return list(targets.values())
+
+
+def _targets(source: Path, output: Path, endings: Sequence[str]) -> dict[Path, Path]:
+    """{image: its label file}, where more is written beside a label file under its stem and each of `endings`."""
+    if output.suffix.lower() in FILE_SUFFIXES and not output.is_dir():
+        _check_output_file(source, output)
+        targets = {path: output for path in find_images(source)}
+    else:
+        if output.exists() and not output.is_dir():
+            raise DataError("is a file, no folder to write into", file=output, field="--output", hint="give a folder")
+        base = source.parent if source.is_file() else source
+        if output.resolve() == base.resolve():
+            raise DataError(
+                "the output folder is the input's own: predictions would overwrite images", file=output, field="--output",
+                hint="give another folder",
+            )  # fmt: skip
+        paths = {path: output / path.relative_to(base) for path in find_images(source, output)}
+        targets = {path: target.with_name(f"{target.stem}.png") for path, target in paths.items()}
+    _check_written(targets, endings)
+    return targets
+
+
+def _check_output_file(source: Path, output: Path) -> None:
+    if source.is_dir():
+        raise DataError(f"--output names one file, but --input={source} is a folder", file=output, field="--output",
+                        hint="give a folder to write into")  # fmt: skip
+    if output.suffix.lower() != ".png":
+        raise DataError("class numbers are written as PNG", file=output, field="--output",
+                        hint=f"say --output={output.with_suffix('.png')}, or give a folder")  # fmt: skip
+
+
+def _check_written(targets: Mapping[Path, Path], endings: Sequence[str]) -> None:
+    """DataError if two images would be written as one file, or one over an image."""
+    owners: dict[Path, Path] = {}
+    images = {path.resolve() for path in targets}
+    for path, target in targets.items():
+        for file in (target, *(target.with_name(f"{target.stem}{ending}.png") for ending in endings)):
+            if file.resolve() in images:
+                raise DataError("is an image to be segmented, and would be overwritten", file=file, field="--output",
+                                hint="write elsewhere")  # fmt: skip
+            if file in owners:
+                raise DataError(f"{owners[file]} and {path} would both be written as {file.name}", file=path, field="--input",
+                                hint="rename one")  # fmt: skip
+            owners[file] = path
+
+
+def _check_header(header: Header, data: ConfigDict) -> None:
+    """DataError, in the words of one photo, unless the model can read an image."""
+    try:
+        check_channels(header.channels, data.channels, "", header.alpha)
+    except DataError:
+        raise DataError(
+            f"the image has {header.channels} channels, but the model was trained on {data.channels}", field="--input",
+            hint=f"convert it to {data.channels} channels",
+        ) from None  # fmt: skip
+    if header.dtype != data.dtype:
+        raise DataError(
+            f"the image is {header.dtype}, but the model was trained on {data.dtype}", field="--input",
+            hint=f"convert it to {data.dtype}, to values like those it was trained on",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _of_one_image(path: Path) -> Iterator[None]:
+    """Name the image in errors, and replace the advice of the reader that is about data sets with labels."""
+    with about(file=path):
+        try:
+            yield
+        except DataError as error:
+            error.hint = MEND_PHOTO if error.hint == MEND_IMAGE else error.hint
+            raise
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})", hint=MEND_PHOTO) from None
 
 
 def save_official(path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]) -> None:
-    """Write class ids [H, W] as a PNG of the values or RGB colours that stand for them, 8 bits, or 16 where these are needed."""
-    table = np.array(ids)
-    table = table.astype(np.uint8 if table.max() < 256 else np.uint16)
-    Image.fromarray(table[mask]).save(path, optimize=True)
+    """Write class ids [H, W] as a PNG of the values or RGB colours that stand for them, 8 bits, or 16 where these are needed.
+
+    Pixels without data are 255, or black.
+    """
+    values = np.array(ids)
+    table = np.full((256, *values.shape[1:]), IGNORE if values.ndim == 1 else 0, np.uint8 if values.max() < 256 else np.uint16)
+    table[: len(values)] = values
+    with replacing(path) as part:
+        Image.fromarray(table[mask]).save(part, optimize=True)
 
 
 def predict_checkpoint(
@@ -106,7 +194,7 @@ def predict_checkpoint(
 
     submission: write the data set's own label values instead of class ids.
     """
-    find_images(source)  # a wrong path is told before the model is loaded
+    _targets(expand(source), expand(output), ())  # a wrong path is told before the model is loaded
     cache.enable_compilation_cache()
     ids = None
     if submission:

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxseg.errors import DataError
+from jaxseg.files import replacing
+from jaxseg.fonts import choose_font
+
 IGNORE = 255
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
 SMALLEST_SIDE = 320  # smaller pictures are enlarged to at least this, so that legend and borders are legible
@@ -39,10 +43,10 @@ def colorize(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"a mask is an integer array [H, W], not {mask.dtype} of shape {mask.shape}")
+        raise DataError(f"a mask is an integer array [H, W], not {mask.dtype} of shape {mask.shape}", field="mask")
     wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
     if wrong.size:
-        raise ValueError(f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}")
+        raise DataError(f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}", field="mask")
     return mask.astype(np.uint8)
 
 
@@ -142,29 +146,32 @@ def legend(
 ) -> np.ndarray:
     """Colour and name of every class in the masks, most frequent first, in as many columns as fit: [h, width, 3].
 
-    size: of the letters, in pixels; shares: write how much of the masks each class takes.
+    A name for which no font is at hand is "class" and its number. size: of the letters, in pixels; shares: write how
+    much of the masks each class takes.
     """
     counts = sum(np.bincount(_ids(mask, len(palette)).ravel(), minlength=256) for mask in masks)
     present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
-    font = ImageFont.load_default(size)
+    plain = ImageFont.load_default(size)
     entries = []
     for k in present:
         name, color = ("no class", (0, 0, 0)) if k == IGNORE else (str(classes[k]), tuple(map(int, palette[k])))
-        entries.append((name, f"{100 * counts[k] / counts.sum():.1f}%" if shares else "", color))
+        font = choose_font(name, size)
+        name, font = (f"class {k}", plain) if font is None else (name, font)
+        entries.append((name, font, f"{100 * counts[k] / counts.sum():.1f}%" if shares else "", color))
     box, pad = size, size // 2
-    cell = max((font.getlength(name) + pad + font.getlength(share) for name, share, _ in entries), default=0)
+    cell = max((font.getlength(name) + pad + plain.getlength(share) for name, font, share, _ in entries), default=0)
     cell = int(box + pad + cell + 2 * pad)
     columns = max(1, min((width - pad) // cell, len(entries)))
     line = int(size * 1.6)
     rows = -(-len(entries) // columns)
     strip = Image.new("RGB", (width, rows * line + 2 * pad), BACKGROUND)
     pen = ImageDraw.Draw(strip)
-    for i, (name, share, color) in enumerate(entries):
+    for i, (name, font, share, color) in enumerate(entries):
         x, y = pad + (i % columns) * cell, pad + (i // columns) * line + line // 2
         pen.rounded_rectangle((x, y - box // 2, x + box, y + box // 2), size // 5, color, outline=FAINT)
         x += box + pad
         pen.text((x, y), name, INK, font, anchor="lm")
-        pen.text((x + font.getlength(name) + pad, y), share, FAINT, font, anchor="lm")
+        pen.text((x + font.getlength(name) + pad, y), share, FAINT, plain, anchor="lm")
     return np.asarray(strip)
 
 
@@ -174,12 +181,13 @@ def save_label_png(path: str | Path, mask: np.ndarray, palette: Sequence[Sequenc
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = np.asarray(palette, np.uint8)
     picture.putpalette(colors.tobytes())
-    picture.save(path, optimize=True)
+    with replacing(path) as part:
+        picture.save(part, optimize=True)
 
 
 def save_picture(folder: str | Path, name: str, picture: np.ndarray) -> Path:
     """Write a picture as folder/name.png (the folder is made, slashes in the name become dashes); returns the path."""
     path = Path(folder) / f"{name.replace('/', '-')}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with replacing(path) as part:
+        Image.fromarray(picture).save(part)
     return path

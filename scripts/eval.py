@@ -1,5 +1,7 @@
 """Evaluate a trained or converted model: IoU and accuracy of every class, metrics.json and pictures in its folder.
 
+Those of one step, --checkpoint=WORKDIR/checkpoints/STEP, go to WORKDIR/evaluations/STEP.
+
   python scripts/eval.py --checkpoint=runs/quickstart
   python scripts/eval.py --checkpoint=runs/quickstart --config.eval.flip=True
   python scripts/eval.py --checkpoint=runs/mine --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.eval.flip=True
@@ -24,13 +26,15 @@ def _one_of(values: dict[str, str]) -> bool:
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.evaluate import evaluate_checkpoint
+    from jaxseg.evaluate import evaluate_checkpoint, evaluation_folder
     from jaxseg.metrics import format_table
 
     path = CHECKPOINT.value or WORKDIR.value
     summary = evaluate_checkpoint(path, CONFIG.value, pictures=PICTURES.value)
     print(format_table(summary))
-    print(f"{summary['images']} images in {summary['seconds']:.1f} s; wrote {path}/metrics.json and {path}/pictures")
+    folder = evaluation_folder(path)
+    wrote = f"{folder / 'metrics.json'}{f' and {folder}/pictures' if PICTURES.value else ''}"
+    print(f"step {summary['step']}: {summary['images']} images in {summary['seconds']:.1f} s; wrote {wrote}")
 
 
 if __name__ == "__main__":

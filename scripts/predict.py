@@ -1,6 +1,7 @@
 """Segment photos: writes <stem>.png (class ids, with a palette) and <stem>_overlay.png for each.
 
   python scripts/predict.py --checkpoint=runs/quickstart --input=photos --output=segmented
+  python scripts/predict.py --checkpoint=runs/quickstart --input=photo.jpg --output=mask.png
 
 --config.eval.* overrides the config of the run. With --config, which is optional here, its dataset and eval parts replace
 those of the run first (an empty dataset.root stays the run's if the data set is the same).
@@ -16,7 +17,7 @@ CHECKPOINT = flags.DEFINE_string(
 )
 INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.", required=True)
 SUBMISSION = flags.DEFINE_bool("submission", False, "Write only <stem>.png, with the data set's own label values or colours, as benchmarks want them.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write into, made if it is missing; of one image also a file, NAME.png.", required=True)
 
 
 def main(_: list[str]) -> None:

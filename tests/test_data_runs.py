@@ -14,6 +14,7 @@ from jaxseg.config import get_experiment, resolve
 from jaxseg.data import histogram, pipeline, statistics
 from jaxseg.data.datasets import DataError, get_spec
 from jaxseg.data.prepare import prepare
+from jaxseg.errors import ImageTypeError
 from jaxseg.evaluate import evaluate_checkpoint
 from jaxseg.inference import Predictor
 from jaxseg.resolve import fill_class_weights
@@ -61,9 +62,9 @@ def test_a_16_bit_set_of_5_channels_trains_evaluates_and_predicts(fields, tmp_pa
     assert sorted(file.name for file in (tmp_path / "raw").iterdir()) == ["0.png", "1.png"]
     segment = Predictor.from_checkpoint(tmp_path / "run")
     np.testing.assert_array_equal(segment(tifffile.imread(fields / "images/val/1.tif")), ids)
-    with pytest.raises(TypeError, match="must be uint16, as those the model was trained on, not uint8"):
+    with pytest.raises(ImageTypeError, match="uint16, not uint8"):
         segment(np.zeros((8, 8, 5), np.uint8))
-    with pytest.raises(DataError, match=r"t0.png: has 3 channels, but config.dataset.channels=5"):
+    with pytest.raises(DataError, match=r"t0.png: the image has 3 channels, but the model was trained on 5"):
         predict.predict_checkpoint(tmp_path / "run", make_folder(tmp_path / "rgb") / "images/train", tmp_path / "none")
 
 

@@ -1,15 +1,24 @@
 """Evaluation: every image once, whatever the devices, batches and sizes; the door writes what it promises."""
 
 import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, door, evaluate, metrics, presets
+from jaxseg.errors import DataError
 from jaxseg.inference import Settings
 
 SETTINGS = Settings(mean=(128.0,) * 3, std=(64.0,) * 3)
@@ -57,8 +66,9 @@ def test_four_devices_count_as_one(model, samples, settings):
     assert len(jax.local_devices()) == 4
     one = evaluate.count(model, VARIABLES, settings, samples, devices=jax.local_devices()[:1])
     four = evaluate.count(model, VARIABLES, settings, samples)
-    np.testing.assert_array_equal(one, four)
-    assert one.sum() == sum(np.sum(sample["label"] != 255) for sample in samples)
+    np.testing.assert_array_equal(one.confusion, four.confusion)
+    assert one.nonfinite_pixels == four.nonfinite_pixels == 0
+    assert one.confusion.sum() == sum(np.sum(sample["label"] != 255) for sample in samples)
 
 
 def test_counts_equal_the_predictors(model, samples):
@@ -68,7 +78,7 @@ def test_counts_equal_the_predictors(model, samples):
     for sample in chosen:
         expected += np.asarray(metrics.confusion_matrix(sample["image"].argmax(-1), sample["label"], 3))
     for settings in (SETTINGS, SLIDE):
-        np.testing.assert_array_equal(evaluate.count(model, VARIABLES, settings, chosen), expected)
+        np.testing.assert_array_equal(evaluate.count(model, VARIABLES, settings, chosen).confusion, expected)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SLIDE], ids=["whole", "slide"])
@@ -84,7 +94,7 @@ def test_samples_without_shape_in_any_order(model, samples):
 
     settings = SETTINGS._replace(batch_size=2)
     counts = evaluate.count(model, VARIABLES, settings, Plain(samples[::-1]))
-    np.testing.assert_array_equal(counts, evaluate.count(model, VARIABLES, settings, samples))
+    np.testing.assert_array_equal(counts.confusion, evaluate.count(model, VARIABLES, settings, samples).confusion)
 
 
 def test_second_evaluation_compiles_nothing(samples):
@@ -127,40 +137,157 @@ def test_evaluate_returns_metrics_and_pictures(model, samples, tmp_path):
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in drawn.values())
     assert summary["images"] == 7 and summary["images_per_second"] > 0
     counts = evaluate.count(model, VARIABLES, SETTINGS._replace(mean=(0.0,) * 3, std=(1.0,) * 3), samples)
-    assert summary["mIoU"] == metrics.summarize(counts, samples.spec.classes)["mIoU"]
+    assert summary["mIoU"] == metrics.summarize(counts.confusion, samples.spec.classes)["mIoU"]
+    assert summary["nonfinite_pixels"] == 0
     json.dumps(summary, allow_nan=False)
 
 
 def test_evaluate_refuses(model, samples):
-    with pytest.raises(ValueError, match="19 classes"):
+    with pytest.raises(DataError, match="19 classes"):
         evaluate.evaluate(model, VARIABLES, make_config(19), samples)
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(DataError) as error:
         evaluate.evaluate(model, VARIABLES, make_config(), Samples([]))
+    assert error.value.field == "dataset.val_split"
 
 
-def test_digits_of_large_sums():
-    """What processes send each other holds any int64 count (here: by one process, so by hand)."""
-    counts = np.array([0, 5, 2**31 + 3, 3_000_000_000_000], np.int64)
-    high, low = counts >> 31, counts & (2**31 - 1)
-    np.testing.assert_array_equal((high.astype(np.int32).astype(np.int64) << 31) + low.astype(np.int32), counts)
+# --- Scores that are not finite ---------------------------------------------------------------------------------------
+
+
+def broken_model(value):
+    """Red becomes `value` where its normalised value is above 1.9 (250 and more); the logits are as large as the image."""
+
+    def apply(variables, images, train):
+        return images.at[..., 0].set(jnp.where(images[..., 0] > 1.9, value, images[..., 0])), {}
+
+    return SimpleNamespace(apply=apply)
+
+
+@pytest.mark.parametrize(
+    "settings, value",
+    [(SETTINGS, np.nan), (SETTINGS._replace(batch_size=2), np.inf), (SETTINGS._replace(flip=True), -np.inf), (SLIDE, np.inf),
+     (SETTINGS._replace(scales=(1.0, 2.0)), -np.inf), (SLIDE._replace(flip=True, batch_size=3), -np.inf)],
+)  # fmt: skip
+def test_scores_that_are_not_finite_are_counted(settings, value, caplog):
+    """4 pixels of the 6th of 6 images, on four devices: copies of it that fill up the batch do not count."""
+    chosen = Samples([((9, 9), (9, 9))] * 6)
+    for sample in chosen:
+        sample["image"][..., 0] = np.minimum(sample["image"][..., 0], 200)
+    chosen[5]["image"][3:5, 2:4, 0] = 255
+    several = len(settings.scales) > 1  # twice as large, 4 pixels blend into their neighbours
+    with caplog.at_level(logging.WARNING, logger="jaxseg.evaluate"):
+        found = evaluate.count(broken_model(value), VARIABLES, settings, chosen).nonfinite_pixels
+    assert 4 <= found <= 81 if several else found == 4
+    [record] = caplog.records
+    assert "sample5" in record.getMessage() and f"{found} pixels" in record.getMessage()
+
+
+def test_ignored_pixels_count_as_not_finite_too():
+    chosen = Samples([((9, 9), (9, 9))])
+    chosen[0]["image"][:], chosen[0]["label"][:] = 255, 255
+    counts = evaluate.count(broken_model(np.nan), VARIABLES, SETTINGS, chosen)
+    assert counts.nonfinite_pixels == 81 and counts.confusion.sum() == 0
+
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+
+rank, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60)
+from jaxseg import evaluate
+from test_evaluate import SETTINGS, SIZES, SLIDE, VARIABLES, Samples, broken_model
+
+counts = np.array([0, 1, 2**31 - 1, 2**31 + 3, 2**40 + 12345, 2**61 - 1], np.int64)
+total = evaluate.sum_over_processes(counts + rank)
+assert total.dtype == np.int64, total.dtype
+assert total.tolist() == (2 * counts + 1).tolist(), total
+for settings in (SETTINGS, SLIDE):
+    found = evaluate.count(broken_model(np.nan), VARIABLES, settings, Samples(SIZES))
+    print(settings.mode, found.confusion.tolist(), found.nonfinite_pixels)
+"""
+SIZES = [((8, 12), (10, 15)), ((9, 9), (9, 9))] * 2 + [((9, 9), (9, 9))]
+
+
+def test_two_processes_sum_exactly_and_count_what_one_does():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), port], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        results = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, results):
+        assert process.returncode == 0, errors
+    for settings in (SETTINGS, SLIDE):
+        alone = evaluate.count(broken_model(np.nan), VARIABLES, settings, Samples(SIZES))
+        assert alone.nonfinite_pixels > 0
+        for output, _ in results:
+            assert f"{settings.mode} {alone.confusion.tolist()} {alone.nonfinite_pixels}" in output
+
+
+def test_one_process_sums_nothing():
+    counts = np.array([2**40], np.int64)
     assert evaluate.sum_over_processes(counts) is counts
 
 
-def test_checkpoint_door_writes_metrics_and_pictures(model, samples, tmp_path, monkeypatch):
+# --- Workdirs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workdir(model, samples, tmp_path, monkeypatch):
+    """A workdir whose best step is 7; `loaded` lists what evaluation loads."""
     from jaxseg.data import pipeline
 
-    config = make_config()
+    config, loaded = make_config(), []
     config.precision = "float32"
-    monkeypatch.setattr(evaluate.inference, "load_model", lambda path, config_: (model, VARIABLES, config))
+    monkeypatch.setattr(evaluate.inference, "load_model", lambda path, config_: loaded.append(path) or (model, VARIABLES, config))
     monkeypatch.setattr(evaluate.cache, "enable_compilation_cache", lambda: "")
     monkeypatch.setattr(pipeline, "eval_samples", lambda config_: samples)
-    monkeypatch.setattr(checkpoint, "find_step", lambda path: 7)
-    (tmp_path / "metrics.json").write_text('{"step": 3, "training": {"seconds": 5.0}}')
-    summary = evaluate.evaluate_checkpoint(tmp_path, pictures=2)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == summary
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["sample0.png", "sample6.png"]
-    assert summary["step"] == 7 and summary["training"] == {"seconds": 5.0}
+    monkeypatch.setattr(checkpoint, "find_step", lambda path: int(path.name) if path.name.isdigit() else 7)
+    (tmp_path / "config.json").write_text("{}")
+    return SimpleNamespace(path=tmp_path, loaded=loaded)
+
+
+def test_a_workdirs_evaluation_lies_in_it_and_is_of_the_step_chosen(workdir):
+    (workdir.path / "metrics.json").write_text('{"step": 3, "training": {"seconds": 5.0}}')
+    summary = evaluate.evaluate_checkpoint(workdir.path, pictures=2)
+    assert json.loads((workdir.path / "metrics.json").read_text()) == summary
+    assert sorted(path.name for path in (workdir.path / "pictures").iterdir()) == ["sample0.png", "sample6.png"]
+    assert workdir.loaded == [workdir.path / "checkpoints/7"] and summary["step"] == 7
+    assert summary["training"] == {"seconds": 5.0} and summary["nonfinite_pixels"] == 0
     assert summary["evaluated"]["name"] == "shapes" and summary["evaluated"]["split"] == "val" and summary["evaluated"]["scales"] == [1.0]
+
+
+def test_the_evaluation_of_one_step_leaves_its_checkpoint_alone(workdir):
+    step = workdir.path / "checkpoints" / "3"
+    step.mkdir(parents=True)
+    summary = evaluate.evaluate_checkpoint(step, pictures=1)
+    folder = workdir.path / "evaluations" / "3"
+    assert evaluate.evaluation_folder(step) == folder and evaluate.evaluation_folder(workdir.path) == workdir.path
+    assert not list(step.iterdir()) and not (workdir.path / "metrics.json").exists()
+    assert json.loads((folder / "metrics.json").read_text()) == summary and summary["step"] == 3 and workdir.loaded == [step]
+    assert len(list((folder / "pictures").iterdir())) == 1
+
+
+def test_evaluations_at_once_do_not_meet(workdir):
+    """Each of several finds whole files, and leaves no others behind."""
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: evaluate.evaluate_checkpoint(workdir.path, pictures=3), range(3)))
+    assert json.loads((workdir.path / "metrics.json").read_text()) in found
+    assert len(list((workdir.path / "pictures").iterdir())) == 3
+    assert not list(workdir.path.rglob(".part-*"))
 
 
 def test_overrides_are_of_the_run_where_no_config_is_given(tmp_path):

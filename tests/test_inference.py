@@ -2,28 +2,23 @@
 
 import json
 import logging
-from types import SimpleNamespace
 
+import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
-from PIL import Image
+from predictor_helpers import make_config, make_predictor, random_image, toy
 
-from jaxseg import inference
+from jaxseg import convert, inference
+from jaxseg.config import get_experiment, resolve
+from jaxseg.data.transforms import resize_image, scaled_views
+from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError
 from jaxseg.inference import Predictor, Settings, predict, predict_slide, slide, window_starts
-from jaxseg.predict import InputError, predict_files
+from jaxseg.models import create_model, init_variables
+from jaxseg.models.layers import resize_bilinear
 
 PLAIN = Settings(mean=(0.0,), std=(1.0,))
-
-
-def toy(function):
-    """A model without variables whose logits are function(images)."""
-    return SimpleNamespace(apply=lambda variables, images, train: (function(images), {}))
-
-
-def random_image(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 @pytest.mark.parametrize("length, crop, stride", [(10, 4, 3), (1025, 769, 513), (2049, 769, 513), (7, 9, 3), (9, 9, 9)])
@@ -67,9 +62,9 @@ def test_slide_averages_overlaps():
 
 def test_single_view_gives_resized_logits():
     image = random_image(1, 6, 8, 1)
-    logits = predict(toy(lambda x: x * 2), PLAIN, {}, image, (6, 8))
+    logits = predict(toy(lambda x: x * 2), PLAIN, {}, [image], (6, 8))
     np.testing.assert_allclose(logits, image * 2.0)
-    assert predict(toy(lambda x: x), PLAIN, {}, image, (9, 5)).shape == (1, 9, 5, 1)
+    assert predict(toy(lambda x: x), PLAIN, {}, [image], (9, 5)).shape == (1, 9, 5, 1)
 
 
 def two_classes(images):
@@ -79,8 +74,8 @@ def two_classes(images):
 
 def test_flip_of_a_symmetric_toy_changes_nothing():
     image = random_image(2, 8, 10, 1)
-    plain = predict(toy(two_classes), PLAIN, {}, image, (8, 10))
-    flipped = predict(toy(two_classes), PLAIN._replace(flip=True), {}, image, (8, 10))
+    plain = predict(toy(two_classes), PLAIN, {}, [image], (8, 10))
+    flipped = predict(toy(two_classes), PLAIN._replace(flip=True), {}, [image], (8, 10))
     np.testing.assert_allclose(flipped, jnp.exp(plain) / jnp.exp(plain).sum(-1, keepdims=True), atol=1e-6)
 
 
@@ -89,14 +84,14 @@ def test_flip_averages_a_model_that_sees_left_from_right():
         left = jnp.broadcast_to(jnp.arange(images.shape[2])[None, None, :, None], images.shape) * 1.0
         return jnp.concatenate([left, -left], -1)
 
-    result = predict(toy(sided), PLAIN._replace(flip=True), {}, np.zeros((1, 4, 6, 1), np.uint8), (4, 6))
+    result = predict(toy(sided), PLAIN._replace(flip=True), {}, [np.zeros((1, 4, 6, 1), np.uint8)], (4, 6))
     np.testing.assert_allclose(result, result[:, :, ::-1], atol=1e-6)
     assert np.ptp(np.asarray(result[0, 0, :, 0])) > 0.01
 
 
 def test_scales_of_a_flat_image_change_nothing():
-    image = np.full((1, 8, 8, 1), 70, np.uint8)
-    several = predict(toy(two_classes), PLAIN._replace(scales=(0.5, 1.0), flip=True), {}, image, (8, 8))
+    images = [np.full((1, side, side, 1), 70, np.uint8) for side in (4, 8)]
+    several = predict(toy(two_classes), PLAIN._replace(scales=(0.5, 1.0), flip=True), {}, images, (8, 8))
     expected = np.exp([0.7, 0.3]) / np.exp([0.7, 0.3]).sum()
     np.testing.assert_allclose(several, np.broadcast_to(expected, (1, 8, 8, 2)), atol=1e-5)
 
@@ -105,22 +100,17 @@ def test_scales_of_a_flat_image_change_nothing():
 def test_slide_with_one_large_window_equals_whole(views):
     image, size = random_image(10, 14, 1), (13, 11)
     settings = PLAIN._replace(**views, crop_size=(64, 64), stride=(32, 32), batch_size=2)
-    whole = predict(toy(two_classes), settings, {}, image[None], size)[0]
-    [sliding] = predict_slide(lambda w: inference.network(toy(two_classes), settings, {}, w), settings, [(image, size)])
+    images = scaled_views(image, (0, 0), settings.scales)
+    whole = predict(toy(two_classes), settings, {}, [view[None] for view in images], size)[0]
+    [sliding] = predict_slide(lambda w: inference.network(toy(two_classes), settings, {}, w), settings, [(images, size)])
     np.testing.assert_allclose(sliding, whole, atol=1e-5)
 
 
 def test_slide_keeps_several_images_apart():
     settings = PLAIN._replace(crop_size=(8, 8), stride=(5, 5), flip=True, batch_size=3)
-    items = [(random_image(*size, 1, seed=i), size) for i, size in enumerate([(9, 12), (12, 9), (8, 8)])]
-    for (image, size), scores in zip(items, predict_slide(lambda w: two_classes(w * 1.0), settings, items)):
-        np.testing.assert_allclose(scores, predict(toy(two_classes), settings, {}, image[None], size)[0], atol=1e-5)
-
-
-def make_config(**run):
-    defaults = dict(mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1, resize=(0, 0))
-    data = dict(name="shapes", root="", source="files", channels=3, dtype="uint8", image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))
-    return ConfigDict({"precision": "float32", "model": {"align_corners": False}, "dataset": data, "eval": defaults | run})
+    items = [([random_image(*size, 1, seed=i)], size) for i, size in enumerate([(9, 12), (12, 9), (8, 8)])]
+    for ([image], size), scores in zip(items, predict_slide(lambda w: two_classes(w * 1.0), settings, items)):
+        np.testing.assert_allclose(scores, predict(toy(two_classes), settings, {}, [image[None]], size)[0], atol=1e-5)
 
 
 def test_overriding_replaces_data_and_eval_only():
@@ -140,12 +130,6 @@ def test_an_empty_root_is_that_of_the_run_if_the_data_set_is_the_same():
     assert merged.dataset.root == "photos" and merged.dataset.source == "tfds" and other.dataset.root == ""
     other.dataset.name = "cityscapes"
     assert inference.override_data(trained, other).dataset.root == ""
-
-
-def make_predictor(**run):
-    """Its class is the brightest channel."""
-    names, colors = ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    return Predictor(toy(lambda x: x), {}, make_config(**run), classes=names, palette=colors)
 
 
 @pytest.mark.parametrize("run", [dict(), dict(mode="slide", crop_size=(8, 8), stride=(5, 5)), dict(flip=True)])
@@ -170,29 +154,120 @@ def test_predictor_resizes_as_evaluation_and_returns_the_photos_size():
     assert shapes == [(1, 10, 15, 3)]
 
 
-@pytest.mark.parametrize(
-    "image, error, message",
-    [
-        ("photo.jpg", TypeError, "numpy array"),
-        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8"),
-        (np.zeros((8, 8), np.uint8), ValueError, r"\[H, W, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, r"\[H, W, 3\]"),
-        (np.zeros((2, 8, 8, 3), np.uint8), ValueError, "as a list"),
-        (np.zeros((0, 8, 3), np.uint8), ValueError, "shape"),
-    ],
-)
-def test_wrong_images_are_refused(image, error, message):
-    with pytest.raises(error, match=message):
-        make_predictor()(image)
+# --- Numbers that are none --------------------------------------------------------------------------------------------
+
+
+VIEWS = [dict(), dict(flip=True), dict(scales=(0.5, 1.0)), dict(mode="slide", crop_size=(6, 6), stride=(4, 4)),
+         dict(mode="slide", crop_size=(6, 6), stride=(4, 4), scales=(1.0, 2.0), flip=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("run, value", [*((run, -np.inf) for run in VIEWS), (VIEWS[0], np.nan), (VIEWS[0], np.inf), (VIEWS[-1], np.nan)])
+def test_scores_that_are_not_finite_are_an_error(run, value):
+    segment = make_predictor(**run)
+    apply = segment.model.apply
+
+    def breaking(variables, images, train):
+        logits, out = apply(variables, images, train=train)
+        return logits.at[..., 1].set(jnp.where(logits[..., 1] > 0.5, value, logits[..., 1])), out
+
+    segment.model.apply = breaking
+    image = np.zeros((8, 9, 3), np.uint8)
+    assert segment(image).max() == 0
+    image[2:4, 3:5] = 250
+    for method in (segment, segment.probabilities):
+        with pytest.raises(NonFiniteError, match="of 72 pixels are NaN or infinite") as error:
+            method([image])
+        assert error.value.field == "image[0]" and error.value.hint
+
+
+def test_overflow_of_float16_is_told():
+    segment = make_predictor()
+    segment.config.precision = "float16"
+    segment.model.apply = lambda variables, images, train: ((images * 1e3).astype(jnp.float16) * jnp.float16(100), {})
+    with pytest.raises(NonFiniteError) as error:
+        segment(random_image(4, 5, 3))
+    assert "float16" in error.value.hint and "of 20 pixels" in error.value.problem
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_variables_that_are_not_finite_are_refused(value):
+    variables = {"params": {"head": {"kernel": np.ones(3, np.float32), "bias": np.array([0, value], np.float32)}}}
+    with pytest.raises(WeightsError, match="params/head/bias") as error:
+        Predictor(toy(lambda x: x), variables, make_config(), classes=("a",), palette=((0, 0, 0),), source="weights.npz")
+    assert error.value.file == "weights.npz"
+
+
+# --- Test-time scales -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("run", [dict(), dict(mode="slide", crop_size=(64, 64), stride=(64, 64))])
+def test_scales_are_of_the_original_image_in_its_dtype(dtype, run):
+    """Against each scale resized by OpenCV from the original to the size that MMSegmentation computes."""
+    largest = 255 if dtype == "uint8" else 60000
+    image = np.random.default_rng(0).uniform(0, largest, (20, 33, 3)).astype(dtype)
+    segment = make_predictor(resize=(26, 13), scales=(0.5, 1.0, 1.75), flip=True, **run)
+    segment.config.dataset.update({"dtype": dtype, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3})
+    segment = Predictor(toy(lambda x: x / largest), {}, segment.config, classes=segment.classes, palette=segment.palette)
+    expected = 0.0
+    for long, short in ((13, 6), (26, 13), (45, 22)):  # 26 * 1.75 = 45.5 and 13 * 1.75 = 22.75 are cut
+        factor = min(long / 33, short / 20)
+        size = (int(33 * factor + 0.5), int(20 * factor + 0.5))
+        view = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        assert view.dtype == dtype
+        logits = resize_bilinear(jnp.asarray(view, jnp.float32)[None] / largest, (20, 33))[0]
+        expected += np.asarray(jax.nn.softmax(logits), np.float64)  # a mirror image has the same scores, mirrored
+    np.testing.assert_allclose(segment.probabilities(image), expected / 3, atol=2e-6)
+
+
+def test_sizes_of_scales():
+    image = random_image(375, 500, 3)
+    shapes = [view.shape for view in scaled_views(image, (2048, 512), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))]
+    assert shapes == [(256, 341, 3), (384, 512, 3), (512, 683, 3), (640, 853, 3), (768, 1024, 3), (896, 1195, 3)]
+    assert [view.shape for view in scaled_views(image, (0, 0), (0.5, 1.0, 1.5))] == [(188, 250, 3), (375, 500, 3), (563, 750, 3)]
+    np.testing.assert_array_equal(scaled_views(image, (2048, 512), (1.0,))[0], resize_image(image, (2048, 512)))
+    assert scaled_views(image, (0, 0), (1.0,))[0] is image
+    assert scaled_views(random_image(3, 2, 1), (0, 0), (0.1,))[0].shape == (1, 1, 1)
+
+
+# --- Weights of MMSegmentation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_from_mmseg_equals_the_model_with_these_weights(channels, tmp_path):
+    config = get_experiment("fcn_r18-d8_64x64_2k_shapes")
+    config.dataset.update(dict(channels=channels, dtype="uint8", image_mean=(90.0,) * channels, image_std=(50.0,) * channels))
+    config.model.backbone.update(dict(base_channels=4, stem_channels=4, depth=10))
+    for head in config.model.heads.values():
+        head.channels = 4
+    model = create_model(resolve(config).model)
+    variables = init_variables(model, seed=3, image_shape=(1, 32, 32, channels))
+    np.savez(tmp_path / "weights.npz", **convert.to_mmseg(variables))
+    segment = Predictor.from_mmseg(config, tmp_path / "weights.npz")
+    image = random_image(32, 40, channels)
+    logits, _ = model.apply(variables, (jnp.asarray(image[None], jnp.float32) - 90) / 50, train=False)
+    np.testing.assert_allclose(segment.probabilities(image), jax.nn.softmax(logits)[0], atol=1e-5)
+    np.testing.assert_array_equal(segment(image), np.asarray(logits.argmax(-1))[0])
+    assert len(segment.classes) == len(segment.palette) == config.model.num_classes
+    if channels == 5:
+        config.dataset.update(dict(channels=3, image_mean=(90.0,) * 3, image_std=(50.0,) * 3))
+        with pytest.raises(WeightsError, match="of another shape") as error:
+            Predictor.from_mmseg(config, tmp_path / "weights.npz")
+        assert error.value.file == str(tmp_path / "weights.npz")
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "run, message",
-    [(dict(mode="tiles"), "tiles"), (dict(mode="slide"), "stride"), (dict(scales=()), "scales"), (dict(batch_size=0), "1 or more")],
-)
-def test_wrong_settings_are_refused(run, message):
-    with pytest.raises(ValueError, match=message):
+    "run, field",
+    [(dict(mode="tiles"), "mode"), (dict(mode="slide"), "crop_size"), (dict(mode="slide", crop_size=(8, 8)), "stride"), (dict(scales=()), "scales"),
+     (dict(mode="slide", crop_size=(8, 8), stride=(9, 8)), "stride"), (dict(scales=(1.0, 0.0)), "scales"), (dict(batch_size=0), "batch_size")],
+)  # fmt: skip
+def test_wrong_settings_are_refused(run, field):
+    with pytest.raises(ConfigError) as error:
         inference.make_settings(make_config(**run))
+    assert error.value.field == f"eval.{field}"
 
 
 def test_new_shapes_are_logged_once_and_bounded(caplog, monkeypatch):
@@ -210,40 +285,9 @@ def test_dataset_facts_of_a_workdir_and_of_a_step(tmp_path):
     step = tmp_path / "checkpoints" / "10"
     step.mkdir(parents=True)
     assert inference.read_dataset_facts(step) == inference.read_dataset_facts(tmp_path)
-    with pytest.raises(ValueError, match="dataset.json"):
+    with pytest.raises(CheckpointError, match="dataset.json") as error:
         inference.read_dataset_facts(tmp_path / "a" / "b" / "c" / "d")
-
-
-def write_photos(folder, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(names):
-        Image.fromarray(random_image(10, 14, 3, seed=i)).save(folder / name)
-
-
-def test_files_in_files_out(tmp_path):
-    write_photos(tmp_path / "in", "a.png", "b.PNG")
-    (tmp_path / "in" / "notes.txt").write_text("not an image")
-    written = predict_files(make_predictor(), tmp_path / "in", tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
-    assert [path.name for path in written] == ["a.png", "b.png"]
-    with Image.open(tmp_path / "in" / "a.png") as photo, Image.open(tmp_path / "out" / "a.png") as label:
-        np.testing.assert_array_equal(np.asarray(label), np.asarray(photo).argmax(-1))
-    assert predict_files(make_predictor(), tmp_path / "in" / "a.png", tmp_path / "one") == [tmp_path / "one" / "a.png"]
-
-
-def test_paths_that_cannot_be_used(tmp_path):
-    segment = make_predictor()
-    with pytest.raises(InputError, match="no such file or folder.*nothing"):
-        predict_files(segment, tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(InputError, match="no images in"):
-        predict_files(segment, tmp_path, tmp_path / "out")
-    write_photos(tmp_path / "in", "a.png")
-    with pytest.raises(InputError, match="overwrite"):
-        predict_files(segment, tmp_path / "in", tmp_path / "in")
-    write_photos(tmp_path / "twice", "a.png", "a.jpg")
-    with pytest.raises(InputError, match="both be written as a.png"):
-        predict_files(segment, tmp_path / "twice", tmp_path / "out")
-    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="broken.jpg"):
-        predict_files(segment, tmp_path / "in", tmp_path / "out")
+    assert error.value.file == str(tmp_path / "a" / "b" / "c" / "d")
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(CheckpointError, match="JSON"):
+        inference.read_dataset_facts(step)

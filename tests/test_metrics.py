@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxseg import metrics
+from jaxseg.errors import DataError
 
 
 def brute_force(prediction, label, num_classes):
@@ -75,7 +76,7 @@ def test_nothing_to_count():
 
 
 def test_wrong_number_of_classes():
-    with pytest.raises(ValueError, match="3 classes"):
+    with pytest.raises(DataError, match="3 classes"):
         metrics.summarize(np.zeros((2, 2), np.int64), ("a", "b", "c"))
 
 

@@ -1,10 +1,17 @@
 """Pictures: sizes, colours, and label files that hold the ids."""
 
+import shutil
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from fontTools import subset
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageFont
 
-from jaxseg import visualize
+from jaxseg import fonts, visualize
+from jaxseg.errors import DataError, JaxsegError
 
 CLASSES = ("road", "a class with a rather long name", "sky")
 PALETTE = ((128, 64, 128), (0, 200, 0), (70, 130, 180))
@@ -65,10 +72,107 @@ def test_save_picture_makes_its_folder(tmp_path):
 
 @pytest.mark.parametrize("mask", [np.full((4, 4), 3), np.full((4, 4), -1), np.zeros((4, 4)), np.zeros((4, 4, 1), int)])
 def test_masks_that_are_none_are_refused(mask):
-    with pytest.raises(ValueError, match="mask"):
+    with pytest.raises(DataError) as error:
         visualize.colorize(mask, PALETTE)
+    assert error.value.field == "mask"
 
 
 def test_nothing_but_ignored_pixels():
     image, mask = scene(8, 8)
     assert visualize.overlay(image, np.full_like(mask, 255), PALETTE, CLASSES).ndim == 3
+
+
+# --- Names in any script ----------------------------------------------------------------------------------------------
+
+DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+NAMES = {"chinese": "道路", "japanese": "ひこうき", "korean": "도로", "hindi": "सड़क", "mixed": "road 道路"}
+
+
+def font_with(text, path):
+    """A font file whose glyph of every character of the text is DejaVu's `A`."""
+    font = TTFont(DEJAVU)
+    for table in font["cmap"].tables:
+        table.cmap = {ord(c): "A" for c in text} if table.isUnicode() else {}
+    subsetter = subset.Subsetter(subset.Options(notdef_outline=True))
+    subsetter.populate(unicodes=map(ord, text))
+    subsetter.subset(font)
+    font.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def system_fonts(monkeypatch):
+    """What the system's fonts are; the search starts anew."""
+    found = []
+    for cached in (fonts._find_font, fonts._coverage):
+        cached.cache_clear()
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: found)
+    yield found
+    fonts._find_font.cache_clear()
+
+
+def strip(name):
+    return visualize.legend([np.zeros((4, 4), int)], ((9, 9, 9),), (name,), 300)
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_name_that_no_font_can_show_is_its_number(name, system_fonts, tmp_path):
+    system_fonts += [font_with(name[:-1], tmp_path / "most.ttf"), str(tmp_path / "absent.ttf"), str(tmp_path / "broken.ttf")]
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    assert fonts.choose_font(name, 14) is None
+    np.testing.assert_array_equal(strip(name), strip("class 0"))
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_font_of_the_system_that_has_every_letter_is_taken(name, system_fonts, tmp_path):
+    system_fonts += [font_with(name[:-1], tmp_path / "most.ttf"), font_with(name, tmp_path / "all.ttf")]
+    assert fonts.choose_font(name, 14).path == str(tmp_path / "all.ttf")
+    assert (strip(name) != strip("class 0")).any()
+
+
+@pytest.mark.parametrize("name", ["café", "Straße", "łąka", "дорога", "δρόμος", "طريق"])
+def test_other_alphabets_need_no_font_of_the_system(name, system_fonts):
+    assert fonts.choose_font(name, 14).path == str(DEJAVU)
+
+
+def test_english_names_need_no_other_font(monkeypatch):
+    monkeypatch.setattr(fonts, "_find_font", lambda letters: pytest.fail("searched"))
+    assert fonts.choose_font("traffic light, 100% (it's)", 14).getname() == ImageFont.load_default(14).getname()
+
+
+def test_joiners_and_variation_selectors_need_no_glyph(system_fonts, tmp_path):
+    system_fonts.append(font_with("㊗", tmp_path / "emoji.ttf"))
+    assert fonts.choose_font("㊗\ufe0f\u200d", 14).path == str(tmp_path / "emoji.ttf")
+
+
+def test_fonts_of_placeholders_are_left_out_and_plain_ones_come_first(monkeypatch):
+    from matplotlib import font_manager
+
+    files = ["/f/LastResort.otf", "/f/NotoSansCJK-Bold.ttc", "/f/NotoSansCJK-Regular.ttc", "/f/AdobeBlank.otf"]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
+    assert fonts._system_fonts.__wrapped__() == ("/f/NotoSansCJK-Regular.ttc", "/f/NotoSansCJK-Bold.ttc")
+
+
+def test_system_fonts_are_found(monkeypatch, tmp_path):
+    from matplotlib import font_manager
+
+    shutil.copy(DEJAVU, tmp_path / "Some.ttf")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "Some.ttf")])
+    assert fonts._system_fonts.__wrapped__() == (str(tmp_path / "Some.ttf"),)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: visualize.save_label_png(path / "a.png", np.zeros((2, 2), int), PALETTE),
+                  lambda path: visualize.save_picture(path, "a", np.zeros((2, 2, 3), np.uint8))):  # fmt: skip
+        with pytest.raises(JaxsegError) as error:
+            write(tmp_path / "file")
+        assert error.value.file == str(tmp_path / "file/a.png")
+
+
+def test_a_long_name_is_written(tmp_path):
+    path = visualize.save_picture(tmp_path, "n" * 250, np.zeros((2, 2, 3), np.uint8))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -12,6 +12,7 @@ from jaxseg import visualize
 from jaxseg.data import pipeline
 from jaxseg.data.datasets import DatasetSpec, get_spec
 from jaxseg.files import expand
+from jaxseg.fonts import choose_font
 
 COLUMN = 512  # pixels: the longer side of a picture, at most
 CELL = 240  # pixels: the same in the sheet
@@ -81,7 +82,9 @@ def _pair(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side: int) ->
 
 def _title(text: str, width: int) -> np.ndarray:
     bar = Image.new("RGB", (width, 26), visualize.BACKGROUND)
-    ImageDraw.Draw(bar).text((4, 13), text, visualize.INK, ImageFont.load_default(14), anchor="lm")
+    font = choose_font(text, 14)
+    text, font = (text.encode("ascii", "replace").decode(), ImageFont.load_default(14)) if font is None else (text, font)
+    ImageDraw.Draw(bar).text((4, 13), text, visualize.INK, font, anchor="lm")
     return np.asarray(bar)
 
 

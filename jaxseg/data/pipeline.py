@@ -24,7 +24,7 @@ from jaxseg.data.datasets import DataError, get_spec
 from jaxseg.data.decode.tiff import silence_nodata
 from jaxseg.data.sources import Joined, Source, open_source
 from jaxseg.data.statistics import check_finite
-from jaxseg.data.transforms import Augment, rescaled_size, resize_image
+from jaxseg.data.transforms import Augment, rescaled_size, resize_image, scaled_views
 from jaxseg.presets import CONCAT
 
 log = logging.getLogger(__name__)
@@ -236,10 +236,11 @@ def _parse_flags() -> None:
 
 
 class EvalSamples(Sequence):
-    """Random access to {image [h, w, C] uint8, label [H, W] int32, name}, read when asked for; see `eval_samples`."""
+    """Random access to {image [h, w, C], label [H, W] int32, name, views}, read when asked for; see `eval_samples`."""
 
-    def __init__(self, source: Source, resize: Sequence[int], dtype: str):
+    def __init__(self, source: Source, resize: Sequence[int], dtype: str, scales: Sequence[float] = (1.0,)):
         self._source, self.spec, self._resize, self._dtype = source, source.spec, tuple(resize), dtype
+        self._scales = tuple(scales)
         short = [name.rsplit("/", 1)[-1] for name in source.names]
         self.names = short if len(set(short)) == len(short) else list(source.names)
 
@@ -250,7 +251,10 @@ class EvalSamples(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         image, label = read(self._source, index % len(self), self._dtype)
-        return {"image": resize_image(image, self._resize), "label": label.astype(np.int32), "name": self.names[index]}
+        # Of the image as it is read, so that no scale is resized twice.
+        views = scaled_views(image, self._resize, self._scales)
+        resized = views[self._scales.index(1)] if 1 in self._scales else resize_image(image, self._resize)
+        return {"image": resized, "label": label.astype(np.int32), "name": self.names[index], "views": views}
 
     def shape(self, index: int) -> tuple[int, int]:
         """(h, w) of the resized image, from the file's header."""
@@ -260,11 +264,12 @@ class EvalSamples(Sequence):
 def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
     """The samples that config.eval names (else config.dataset's), by default of config.dataset.val_split.
 
-    Images are resized to config.eval.resize, ratio kept, bilinear; labels keep their size. Raises DataError.
+    Images are resized to config.eval.resize, ratio kept, bilinear, and "views" are images of config.eval.scales times that;
+    labels keep their size. Raises DataError.
     """
     part, spec = evaluated(config)
     source = open_source(spec, part.root, split or config.dataset.val_split, source=part.source, **image_options(config.dataset))
-    return EvalSamples(source, config.eval.resize, config.dataset.dtype)
+    return EvalSamples(source, config.eval.resize, config.dataset.dtype, config.eval.scales)
 
 
 def evaluated(config: ConfigDict) -> tuple[ConfigDict, Any]:

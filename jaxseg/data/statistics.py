@@ -58,15 +58,20 @@ def _valid(image: Decoded, channel: int) -> np.ndarray:
     return (values.ravel() if image.missing is None else values[~image.missing[..., channel]]).astype(np.float64)
 
 
-def check_finite(image: np.ndarray, file: str | Path) -> None:
-    """DataError if an image holds NaN or infinity."""
+FINITE_HINT = (
+    "write a number there, and 255 into the label if the pixel means nothing; if it stands for missing data, say "
+    "--config.dataset.nodata={value}"
+)
+
+
+def check_finite(image: np.ndarray, file: str | Path, hint: str = FINITE_HINT) -> None:
+    """DataError, with this hint about a {value}, if an image holds NaN or infinity."""
     if np.issubdtype(image.dtype, np.floating) and not (finite := np.isfinite(image)).all():
         row, column, channel = np.argwhere(~finite)[0].tolist()
+        value = image[row, column, channel]
         raise DataError(
-            f"holds {image[row, column, channel]} ({np.count_nonzero(~finite)} values are NaN or infinite, the first at row {row}, "
-            f"column {column}, channel {channel})", file=file,
-            hint="write a number there, and 255 into the label if the pixel means nothing; if NaN stands for missing data, say "
-            "--config.dataset.nodata=nan",
+            f"holds {value} ({np.count_nonzero(~finite)} values are NaN or infinite, the first at row {row}, "
+            f"column {column}, channel {channel})", file=file, hint=hint.format(value=value),
         )  # fmt: skip
 
 

@@ -39,6 +39,27 @@ def resize_image(image: np.ndarray, target: Sequence[int]) -> np.ndarray:
     return _resize(image, rescaled_size(image.shape[:2], target), cv2.INTER_LINEAR)
 
 
+def scaled_views(image: np.ndarray, target: Sequence[int], ratios: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """An image at several test-time scales, each resized once, from the image itself, and of its dtype.
+
+    Args:
+        image: [H, W, C].
+        target: (long, short) side at ratio 1, as in `resize_image`; (0, 0) for the image's own size.
+        ratios: as in MMSegmentation a ratio multiplies the target, whose sides are cut to whole numbers, and the image is
+            made as large as fits into it; without a target it multiplies the image's own sides.
+
+    Returns:
+        One image [h, w, C] a ratio; integers are rounded.
+    """
+    return tuple(_resize(image, _scaled_size(image.shape[:2], target, ratio), cv2.INTER_LINEAR) for ratio in ratios)
+
+
+def _scaled_size(size: tuple[int, int], target: Sequence[int], ratio: float) -> tuple[int, int]:
+    if any(target):
+        return rescaled_size(size, [max(int(side * ratio), 1) for side in target])
+    return tuple(max(int(side * ratio + 0.5), 1) for side in size)
+
+
 def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
     if array.shape[:2] == size:
         return array

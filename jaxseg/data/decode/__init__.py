@@ -9,6 +9,7 @@ from jaxseg.data.decode.images import check_channels as check_channels
 from jaxseg.data.decode.images import decode as decode
 from jaxseg.data.decode.images import decode_image as decode_image
 from jaxseg.data.decode.images import inspect_image as inspect_image
+from jaxseg.data.decode.images import mark_missing as mark_missing
 from jaxseg.data.decode.labels import check_sizes as check_sizes
 from jaxseg.data.decode.labels import decode_label as decode_label
 from jaxseg.data.decode.labels import join_pair as join_pair

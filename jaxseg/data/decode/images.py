@@ -143,14 +143,14 @@ def decode(data: bytes, file: str | Path, options: ImageOptions = RGB) -> Decode
     if kind == "NPY":
         array = load_npy(io.BytesIO(data), file)
         pixels = _channels_last(array, array.shape, channels, file)
-        return _fit(_with_missing(pixels, nodata), channels, file, alpha=False)
+        return _fit(mark_missing(pixels, nodata), channels, file, alpha=False)
     if kind == "JPEG":
         pixels = _decode_jpeg(bytes(data), file, channels, max_pixels)
     elif channels == 3 and _is_plain_png(data):
         pixels = _decode_png(data, file, max_pixels)
     else:
         pixels = _decode_photo(data, file, channels, max_pixels)
-    return Decoded(pixels) if not nodata else _with_missing(pixels, nodata)
+    return Decoded(pixels) if not nodata else mark_missing(pixels, nodata)
 
 
 def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) -> np.ndarray:
@@ -234,7 +234,7 @@ def _decode_tiff(data: bytes, file: str | Path, channels: int, nodata: Sequence[
     if facts.palette is not None:
         return _fit(Decoded(facts.palette[stored.astype(np.intp)]), channels, file)
     values = (*nodata, facts.nodata) if facts.nodata is not None and nodata != ("none",) else nodata
-    image = _with_missing(_channels_last(stored, facts.shape, channels, file, facts.axes), values)
+    image = mark_missing(_channels_last(stored, facts.shape, channels, file, facts.axes), values)
     if mask is not None and nodata != ("none",) and not mask.all():
         missing = np.broadcast_to(~mask[..., None], image.pixels.shape)
         image = image._replace(missing=missing if image.missing is None else image.missing | missing)
@@ -271,7 +271,7 @@ def _channels_last(
     return array[..., None] if array.ndim == 2 else np.moveaxis(array, axis, -1)
 
 
-def _with_missing(values: np.ndarray, nodata: Sequence[Any]) -> Decoded:
+def mark_missing(values: np.ndarray, nodata: Sequence[Any]) -> Decoded:
     """Values [H, W, C] of any dtype as an image, the no-data values marked as long as they have their own precision."""
     missing = None
     for value in () if nodata == ("none",) else nodata:
