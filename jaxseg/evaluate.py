@@ -107,7 +107,9 @@ def visit_order(samples: Sequence[dict], group: bool) -> list[int]:
     shapes = {i: tuple(samples.shape(i)) for i in order}
     sizes = len(set(shapes.values()))
     if sizes > 1:
-        log.info("whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one window size)", sizes)
+        log.info(
+            "whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one window size)", sizes
+        )
     return sorted(order, key=lambda i: (shapes[i], i))
 
 
@@ -286,11 +288,15 @@ def _warn_of(broken: dict[str, int]) -> None:
     """Log which images of this process have how many pixels without a meaningful class."""
     if broken:
         first, more = next(iter(broken)), f" and {len(broken) - 1} more images" if len(broken) > 1 else ""
-        log.warning("the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean nothing; where the "
-                    "model computes in float16, say --config.precision=float32 or bfloat16", sum(broken.values()), first, more)  # fmt: skip
+        log.warning(
+            "the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean nothing; where the model "
+            "computes in float16, say --config.precision=float32 or bfloat16", sum(broken.values()), first, more,
+        )  # fmt: skip
 
 
-def _checked(stream: Iterable[tuple[int, dict]], num_classes: int, scales: Sequence[float]) -> Iterator[tuple[int, dict]]:
+def _checked(
+    stream: Iterable[tuple[int, dict]], num_classes: int, scales: Sequence[float]
+) -> Iterator[tuple[int, dict]]:
     """The samples, their labels checked, each with its "views"."""
     for index, sample in stream:
         check_label(sample, num_classes)

@@ -33,7 +33,9 @@ def choose_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 def _letters(text: str) -> frozenset[str]:
     """The characters of a text that need a picture: not spaces, controls, joiners and variation selectors."""
-    return frozenset(c for c in text if unicodedata.category(c) not in ("Zs", "Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
+    return frozenset(
+        c for c in text if unicodedata.category(c) not in ("Zs", "Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f"
+    )
 
 
 @cache
@@ -61,7 +63,9 @@ def _coverage(file: str) -> np.ndarray:
 def _find_font(letters: frozenset[str]) -> str | None:
     """The first font file that has all these letters and can draw them at any size."""
     wanted = np.array(list(map(ord, letters)), np.uint32)
-    return next((file for file in _candidates() if np.isin(wanted, _coverage(file)).all() and _draws(file, letters)), None)
+    return next(
+        (file for file in _candidates() if np.isin(wanted, _coverage(file)).all() and _draws(file, letters)), None
+    )
 
 
 def _draws(file: str, letters: frozenset[str]) -> bool:
@@ -87,5 +91,9 @@ def _system_fonts() -> tuple[str, ...]:
     def styled(file: str) -> int:
         return sum(word in Path(file).name.lower() for word in STYLED)
 
-    files = (file for file in font_manager.findSystemFonts() if not any(name in Path(file).name.lower() for name in PLACEHOLDERS))
+    files = (
+        file
+        for file in font_manager.findSystemFonts()
+        if not any(name in Path(file).name.lower() for name in PLACEHOLDERS)
+    )
     return tuple(sorted(files, key=lambda file: (styled(file), file)))

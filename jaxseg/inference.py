@@ -6,7 +6,6 @@ resized logits are averaged instead.
 """
 
 import collections
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +22,14 @@ from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError, about
 from jaxseg.files import expand, read_text
 from jaxseg.metrics import IGNORE
 from jaxseg.models.layers import normalize, resize_bilinear
+from jaxseg.sliding import slide
+from jaxseg.sliding import window_starts as window_starts
 from jaxseg.variables import check_finite
 
 log = logging.getLogger(__name__)
 
 MAX_PROGRAMS = 64  # compiled shapes kept alive; one more frees them all
+OVERFLOW_HINT = "the model computes in float16, which ends at 65504: say --config.precision=float32 or bfloat16"
 
 
 class Settings(NamedTuple):
@@ -58,16 +60,19 @@ def make_settings(config) -> Settings:
     if run.mode == "slide" and (len(crop) != 2 or len(stride) != 2 or min(crop + stride) < 1):
         field = "eval.stride" if len(crop) == 2 and min(crop) > 0 else "eval.crop_size"
         raise ConfigError(
-            f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}", field=field
-        )
+            f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}",
+            field=field,
+        )  # fmt: skip
     if run.mode == "slide" and any(step > side for step, side in zip(stride, crop)):
         raise ConfigError(
-            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be left out",
-            field="eval.stride",
+            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would be "
+            "left out", field="eval.stride",
         )  # fmt: skip
     scales = tuple(float(s) for s in run.scales)
     if not scales or min(scales) <= 0:
-        raise ConfigError(f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none", field="eval.scales")
+        raise ConfigError(
+            f"config.eval.scales is {scales}: give one or more positive ratios, (1.0,) for none", field="eval.scales"
+        )
     if run.batch_size < 1:
         raise ConfigError(f"config.eval.batch_size is {run.batch_size}: it must be 1 or more", field="eval.batch_size")
     mean, std = (tuple(float(v) for v in value) for value in (config.dataset.image_mean, config.dataset.image_std))
@@ -88,7 +93,7 @@ def network(model: Any, settings: Settings, variables, images: jax.Array) -> jax
 
 
 def softmax(logits: jax.Array) -> jax.Array:
-    """Class probabilities [..., K]; NaN, which an average keeps, where a logit is not finite: softmax hides -inf."""
+    """Class probabilities [..., K]; where a logit is not finite all are NaN, which an average keeps (-inf would be 0)."""
     return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
 
 
@@ -119,78 +124,6 @@ def predict(model: Any, settings: Settings, variables, images: Sequence[jax.Arra
 
 
 # --- Sliding windows --------------------------------------------------------------------------------------------------
-
-
-def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows start along one axis: every stride, the last shifted back inside; [0] if the image is smaller."""
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    return [max(min(i * stride, length - crop), 0) for i in range(count)]
-
-
-class _Window(NamedTuple):
-    pixels: np.ndarray  # [wh, ww, C]
-    corner: tuple[int, int]
-    size: tuple[int, int]  # of its image
-    first: bool
-    last: bool
-
-
-def _windows(images: Iterable[np.ndarray], crop: Sequence[int], stride: Sequence[int]) -> Iterator[_Window]:
-    for image in images:
-        size = image.shape[:2]
-        corners = list(itertools.product(*map(window_starts, size, crop, stride)))
-        for i, (y, x) in enumerate(corners):
-            pixels = image[y : y + crop[0], x : x + crop[1]]
-            yield _Window(pixels, (y, x), size, i == 0, i == len(corners) - 1)
-
-
-def _chunks(windows: Iterable[_Window], batch: int) -> Iterator[list[_Window]]:
-    """Runs of at most `batch` windows of one shape."""
-    for _, run in itertools.groupby(windows, key=lambda window: window.pixels.shape):
-        while chunk := list(itertools.islice(run, batch)):
-            yield chunk
-
-
-def _coverage(length: int, crop: int, stride: int) -> np.ndarray:
-    """How many windows see each position along one axis: [length] float32."""
-    count = np.zeros(length, np.float32)
-    for start in window_starts(length, crop, stride):
-        count[start : start + crop] += 1
-    return count
-
-
-@partial(jax.jit, donate_argnums=0)
-def _add(total: jax.Array, logits: jax.Array, n: int, y: int, x: int) -> jax.Array:
-    """total [h, w, K] plus logits[n] [wh, ww, K] at (y, x); indices are traced, so one compilation per shape."""
-    window = jax.lax.dynamic_index_in_dim(logits, n, keepdims=False)
-    here = jax.lax.dynamic_slice(total, (y, x, 0), window.shape)
-    return jax.lax.dynamic_update_slice(total, here + window, (y, x, 0))
-
-
-@partial(jax.jit, donate_argnums=0)
-def _divide(total: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return total / (rows[:, None] * columns[None, :])[..., None]
-
-
-def slide(
-    call: Callable, images: Iterable[np.ndarray], crop_size: Sequence[int], stride: Sequence[int], batch: int = 1
-) -> Iterator[jax.Array]:
-    """Logits [h, w, K] of each image [h, w, C], in order: the mean over the windows that see a pixel.
-
-    call: windows [batch, wh, ww, C] numpy -> logits [batch, wh, ww, K]. Its shapes depend on the crop alone (or on the
-    image where that is smaller), never on the image sizes or the number of windows: windows of consecutive images share
-    a call, and the last call repeats a window to fill up. One image's sum is held at a time.
-    """
-    total = None
-    for chunk in _chunks(_windows(images, crop_size, stride), batch):
-        pixels = [window.pixels for window in chunk]
-        logits = call(np.stack(pixels + pixels[-1:] * (batch - len(chunk))))
-        for n, window in enumerate(chunk):
-            if window.first:
-                total = jnp.zeros((*window.size, logits.shape[-1]), jnp.float32)
-            total = _add(total, logits, n, *window.corner)
-            if window.last:
-                yield _divide(total, *map(_coverage, window.size, crop_size, stride))
 
 
 @partial(jax.jit, static_argnames=("size", "align_corners", "several", "mirrored"))
@@ -277,8 +210,9 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Any, variables, config, *, classes: Sequence[str], palette: Sequence[Sequence[int]], source: str | Path = ""
-    ):
+        self, model: Any, variables, config, *, classes: Sequence[str], palette: Sequence[Sequence[int]],
+        source: str | Path = "",
+    ):  # fmt: skip
         """`source`: where the variables come from, for the WeightsError about those that are not finite."""
         check_finite(variables, str(source))
         self.model, self.config = model, config
@@ -290,7 +224,9 @@ class Predictor:
         self._whole = logged(whole, "whole image")
         self._network = logged(partial(jax.jit, partial(network, model, settings)), "window")
         self._classify = jax.jit(classify)
-        self._softmax = jax.jit(lambda scores: (softmax(scores) if settings.views == 1 else scores, classify(scores)[1]))
+        self._softmax = jax.jit(
+            lambda scores: (softmax(scores) if settings.views == 1 else scores, classify(scores)[1])
+        )
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, config=None) -> "Predictor":
@@ -325,7 +261,7 @@ class Predictor:
         return np.asarray(ids) if empty is None else np.where(empty, np.int32(IGNORE), ids)
 
     def probabilities(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        """Class probabilities float32 [H, W, K] of an image, all 0 where it holds no data; of a list of images, a list."""
+        """Class probabilities float32 [H, W, K] of an image, 0 where it holds no data; of a list of images, a list."""
         if isinstance(image, list | tuple):
             return _of_each(self.probabilities, image)
         scores, empty = self._scores(image)
@@ -350,8 +286,7 @@ class Predictor:
         if broken:
             raise NonFiniteError(
                 f"the class scores of {broken} of {pixels} pixels are NaN or infinite",
-                hint="the model computes in float16, which ends at 65504: say --config.precision=float32 or bfloat16"
-                if self.config.precision == "float16" else "are the image's values like those that the model was trained on?",
+                hint=OVERFLOW_HINT if self.config.precision == "float16" else "are the image's values like those of training?",
             )  # fmt: skip
 
 
@@ -403,5 +338,8 @@ def read_dataset_facts(path: str | Path) -> dict:
             try:
                 return json.loads(read_text(file))
             except json.JSONDecodeError as error:
-                raise CheckpointError(f"is no JSON ({error})", file=file, hint="restore it, or train or convert anew") from None
-    raise CheckpointError("there is no dataset.json in it or above it", file=path, hint="give the workdir of a run, or one of its steps")
+                raise CheckpointError(
+                    f"is no JSON ({error})", file=file, hint="restore it, or train or convert anew"
+                ) from None
+    hint = "give the workdir of a run, or one of its steps"
+    raise CheckpointError("there is no dataset.json in it or above it", file=path, hint=hint)

@@ -21,7 +21,8 @@ from jaxseg.metrics import IGNORE
 
 log = logging.getLogger(__name__)
 
-FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")  # of an --output that is no folder
+# Of an --output that is no folder.
+FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")
 MEND_PHOTO = "replace it, or take it out of the images to segment"
 
 InputError = DataError  # its earlier name
@@ -66,8 +67,8 @@ def predict_files(
     Args:
         segment: the model.
         source: an image file, or a folder whose images are segmented.
-        output: a folder, which gets <stem>.png and <stem>_overlay.png of each image, in folders as the images lie in. Of
-            one image it may be a file ending in .png.
+        output: a folder, which gets <stem>.png and <stem>_overlay.png of each image, in folders as the images lie in.
+            Of one image it may be a file ending in .png.
         official_ids: what stands for each class in the data set's own labels; these are written, as benchmark servers
             want them, and no overlays.
 
@@ -75,8 +76,8 @@ def predict_files(
         The label files.
 
     Raises:
-        DataError: `output` cannot be written as meant or would overwrite an image; an image is damaged or not of the kind
-            the model was trained on, which the headers tell before anything is written.
+        DataError: `output` cannot be written as meant or would overwrite an image; an image is damaged or not of the
+            kind the model was trained on, which the headers tell before anything is written.
         NonFiniteError: the model's scores are no numbers.
     """
     source, output = expand(source), expand(output)
@@ -96,9 +97,12 @@ def predict_files(
             save_official(target, mask, official_ids)
         else:
             visualize.save_label_png(target, mask, segment.palette)
-            picture = visualize.overlay(visualize.to_rgb(image.filled(options.fill)), mask, segment.palette, segment.classes)
+            picture = visualize.overlay(
+                visualize.to_rgb(image.filled(options.fill)), mask, segment.palette, segment.classes
+            )
             visualize.save_picture(target.parent, f"{target.stem}_overlay", picture)
-        log.info("%s: %s", path.name if source.is_file() else path.relative_to(source), " x ".join(map(str, mask.shape)))
+        name = path.name if source.is_file() else path.relative_to(source)
+        log.info("%s: %s", name, " x ".join(map(str, mask.shape)))
     return list(targets.values())
 
 
@@ -176,12 +180,12 @@ def _of_one_image(path: Path) -> Iterator[None]:
 
 
 def save_official(path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]) -> None:
-    """Write class ids [H, W] as a PNG of the values or RGB colours that stand for them, 8 bits, or 16 where these are needed.
+    """Write class ids [H, W] as a PNG of the values or RGB colours that stand for them.
 
-    Pixels without data are 255, or black.
+    It has 8 bits, or 16 where the values need them. Pixels without data are 255, or black.
     """
-    values = np.array(ids)
-    table = np.full((256, *values.shape[1:]), IGNORE if values.ndim == 1 else 0, np.uint8 if values.max() < 256 else np.uint16)
+    values, missing = np.array(ids), IGNORE if np.ndim(ids) == 1 else 0
+    table = np.full((IGNORE + 1, *values.shape[1:]), missing, np.uint8 if values.max() < 256 else np.uint16)
     table[: len(values)] = values
     with replacing(path) as part:
         Image.fromarray(table[mask]).save(part, optimize=True)

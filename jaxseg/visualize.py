@@ -46,7 +46,9 @@ def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
         raise DataError(f"a mask is an integer array [H, W], not {mask.dtype} of shape {mask.shape}", field="mask")
     wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
     if wrong.size:
-        raise DataError(f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}", field="mask")
+        raise DataError(
+            f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}", field="mask"
+        )
     return mask.astype(np.uint8)
 
 
@@ -120,7 +122,9 @@ def panel(
     masks = [_blended(image, mask, palette, size, opacity) for mask in (truth, prediction)]
     gap = max(4, size[1] // 80)
     text = _font_size(2 * size[1])
-    columns = [_titled(picture, title, text) for picture, title in zip([photo, *masks], ("image", "truth", "prediction"))]
+    columns = [
+        _titled(picture, title, text) for picture, title in zip([photo, *masks], ("image", "truth", "prediction"))
+    ]
     space = np.full((columns[0].shape[0], gap, 3), BACKGROUND, np.uint8)
     row = np.concatenate([columns[0], space, columns[1], space, columns[2]], axis=1)
     return np.concatenate([row, legend([truth, prediction], palette, classes, row.shape[1], text)])

@@ -10,16 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from absl import flags
+from data_helpers import make_config as data_config
+from data_helpers import make_folder
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, door, evaluate, metrics, presets
+from jaxseg.data.pipeline import eval_samples
 from jaxseg.errors import DataError
-from jaxseg.inference import Settings
+from jaxseg.inference import Predictor, Settings, make_settings
 
 SETTINGS = Settings(mean=(128.0,) * 3, std=(64.0,) * 3)
 SLIDE = SETTINGS._replace(mode="slide", crop_size=(8, 8), stride=(5, 6))
@@ -148,6 +153,36 @@ def test_evaluate_refuses(model, samples):
     with pytest.raises(DataError) as error:
         evaluate.evaluate(model, VARIABLES, make_config(), Samples([]))
     assert error.value.field == "dataset.val_split"
+
+
+# --- Test-time scales -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", [(0, 0), (30, 13)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resize):
+    root, scales = make_folder(tmp_path), (0.5, 1.0, 1.75)
+    for file in (root / "images/val").glob("*"):
+        file.unlink()
+    images = [np.random.default_rng(i).uniform(0, 250 if dtype == "uint8" else 60000, (20, 24, 3)).astype(dtype) for i in range(2)]
+    for i, image in enumerate(images):
+        tifffile.imwrite(root / f"images/val/v{i}.tif", image, photometric="rgb")
+    config = data_config(root=str(root), dtype=dtype, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    config.eval.update(dict(scales=scales, resize=resize, flip=True))
+    config.update(dict(precision="float32", model=dict(align_corners=False, num_classes=3)))
+    samples = eval_samples(config)
+    sizes = [(10, 12), (20, 24), (35, 42)] if resize == (0, 0) else [(6, 7), (13, 16), (22, 26)]
+    for image, sample in zip(images, samples):
+        for size, view in zip(sizes, sample["views"]):
+            np.testing.assert_array_equal(view, cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))
+            assert view.dtype == dtype
+        assert sample["image"] is sample["views"][1] and sample["label"].shape == (20, 24)
+    # Evaluation and prediction agree, and the score of an identity model is that of the scales' mean.
+    identity = SimpleNamespace(apply=lambda variables, images, train: (images * variables["scale"] / 60000, {}))
+    counts = evaluate.count(identity, VARIABLES, make_settings(config), samples)
+    segment = Predictor(identity, VARIABLES, config, classes="abc", palette=((0, 0, 0),) * 3)
+    expected = sum(np.asarray(metrics.confusion_matrix(segment(image), sample["label"], 3)) for image, sample in zip(images, samples))
+    np.testing.assert_array_equal(counts.confusion, expected)
 
 
 # --- Scores that are not finite ---------------------------------------------------------------------------------------

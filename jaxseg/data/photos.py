@@ -11,7 +11,9 @@ from jaxseg.data.decode import mark_missing
 from jaxseg.data.statistics import check_finite
 from jaxseg.errors import DataError, ImageTypeError
 
-FINITE_HINT = "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
+FINITE_HINT = (
+    "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
+)
 
 
 def prepare_image(image: Any, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
@@ -46,9 +48,15 @@ def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
     """
     what = f"[H, W, {channels}]{' (RGB)' if channels == 3 else ''}"
     if not isinstance(image, np.ndarray | jax.Array):
-        raise ImageTypeError(f"an image must be a numpy array {expected} {what}, not {type(image).__name__}", hint=_as_array(image))
+        raise ImageTypeError(
+            f"an image must be a numpy array {expected} {what}, not {type(image).__name__}", hint=_as_array(image)
+        )
     if image.dtype.newbyteorder("=") != expected:
-        values = "its values 0..255 as they are in the file" if expected == "uint8" else "values like those it was trained on"
+        values = (
+            "its values 0..255 as they are in the file"
+            if expected == "uint8"
+            else "values like those it was trained on"
+        )
         raise ImageTypeError(
             f"the model takes images of {expected}, not {image.dtype} (shape {image.shape})",
             hint=f"give it {values}; it normalises them itself",
@@ -56,19 +64,27 @@ def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
     if image.ndim == 4:
         raise DataError(f"an image must have the shape {what}, not {image.shape}", hint="give several as a list")
     if image.ndim != 3 or image.shape[2] != channels or not min(image.shape):
-        raise DataError(f"an image must have the shape {what}, not {image.shape}", hint=_as_shape(image.shape, channels))
+        raise DataError(
+            f"an image must have the shape {what}, not {image.shape}", hint=_as_shape(image.shape, channels)
+        )
 
 
 def _as_array(image: Any) -> str:
     if isinstance(image, Image.Image):
         return 'numpy.asarray(image.convert("RGB")) is one'
-    return "jaxseg.predict.predict_files segments files" if hasattr(image, "__fspath__") or isinstance(image, str) else ""
+    return (
+        "jaxseg.predict.predict_files segments files" if hasattr(image, "__fspath__") or isinstance(image, str) else ""
+    )
 
 
 def _as_shape(shape: tuple[int, ...], channels: int) -> str:
     """How an array of another shape becomes an image, "" where that is not clear."""
     if len(shape) == 2 and min(shape):
-        return "image[..., None] has an axis of channels" if channels == 1 else f"numpy.stack([image] * {channels}, -1) repeats grey"
+        return (
+            "image[..., None] has an axis of channels"
+            if channels == 1
+            else f"numpy.stack([image] * {channels}, -1) repeats grey"
+        )
     if len(shape) == 3 and shape[0] == channels:
         return "image.transpose(1, 2, 0) has its channels last"
     return "image[..., :3] leaves the transparency out" if shape[2:] == (4,) and channels == 3 else ""
