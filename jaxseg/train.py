@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.errors import ConfigError
 from jaxseg.precision import NonFiniteError
+from jaxseg.presets import DEFAULTS
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
 from jaxseg.train_step import AXIS, make_step
@@ -119,10 +120,13 @@ def _announced(step: Callable, progress: Progress, folder: str) -> Callable:
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:
-    """ValueError unless the global batch divides among all devices."""
+    """ConfigError unless the global batch divides among all devices."""
     if batch_size < 1 or batch_size % devices:
         near = max(batch_size // devices, 1) * devices
-        raise ConfigError(f"config.batch_size={batch_size} is global and must divide among {devices} devices; {near} would")
+        raise ConfigError(
+            f"config.batch_size={batch_size} is global and must divide among {devices} devices", field="batch_size",
+            hint=f"{near} would",
+        )  # fmt: skip
 
 
 def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str) -> tuple[TrainState, str]:
@@ -270,14 +274,16 @@ def _advice(config: ConfigDict, fresh: bool) -> str:
 
 def _settling(config: ConfigDict) -> str:
     """A warning if the run is too short for batch norm's running statistics, on which evaluation relies."""
-    momentum = config.model.norm.momentum
+    momentum, settled = config.model.norm.momentum, 1e-3
     left = momentum**config.steps
-    if left < 1e-3:
+    if left < settled:
         return ""
-    needed = math.ceil(math.log(1e-3) / math.log(momentum))
+    needed = math.ceil(math.log(settled) / math.log(momentum))
+    usual = DEFAULTS["model"]["norm"]["momentum"]
+    quicker = f", or set --config.model.norm.momentum={usual}" if usual < momentum and usual**config.steps < settled else ""
     return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} steps (momentum {momentum}), and evaluation "
-        f"may look far worse than the loss: train for {needed} steps or more, or set --config.model.norm.momentum=0.9"
+        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} steps (momentum {momentum}), "
+        f"and evaluation may look far worse than the loss: train for {needed} steps or more{quicker}"
     )
 
 
