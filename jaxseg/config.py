@@ -144,10 +144,11 @@ def ohem_if_multi_grid(variant: Variant) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, dicts within dicts merged rather than replaced."""
-    merged = dict(base)
+    """`base` with `changes`, dicts within dicts merged rather than replaced; the result shares no dict with either."""
+    merged = {key: merge(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
     for key, value in changes.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+        inner = merged.get(key) if isinstance(merged.get(key), Mapping) else {}
+        merged[key] = merge(inner, value) if isinstance(value, Mapping) else value
     return merged
 
 

@@ -88,11 +88,14 @@ def parse(argv: Sequence[str], *, needs_config: bool = False, of_run: bool = Fal
     """
     from jaxseg import overrides
 
-    given, argv = _take(argv, "config")
+    try:
+        given, argv = overrides.take(argv, "config")
+    except flags.Error as error:
+        raise _told(error, argv, None) from error
     asks_for_help = any(re.match("--?help", arg) for arg in argv)
     config = None if asks_for_help else _config(given or "", argv, needs_config, of_run)
     if config is not None:
-        overrides.check_names(config, overrides.named(argv))
+        overrides.check_names(config, argv)
     rest = _parse(argv, config)
     for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
         if isinstance(flag.value, str) and flag.value.startswith("~"):
@@ -113,20 +116,9 @@ def _parse(argv: list[str], config: ConfigDict | None) -> list[str]:
         raise _told(error, argv, config) from error
 
 
-def _take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of a flag as absl reads it (the last counts, flag files too), and the arguments without the flag."""
-    values = flags.FlagValues()
-    flags.DEFINE_string(name, None, "", flag_values=values)
-    try:
-        rest = values(list(argv), known_only=True)
-    except flags.Error as error:
-        raise ConfigError(str(error), field=f"--{name}") from error
-    return values[name].value, rest
-
-
 def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -> ConfigDict | None:
     """The config that overrides are of: --config's, else the run's; None where there is neither."""
-    from jaxseg import checkpoint, overrides
+    from jaxseg import checkpoint, fields, overrides
     from jaxseg.config import build, grammar, load_builder
 
     file, _, variant = given.partition(":")
@@ -135,7 +127,7 @@ def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -
         if parameter and not variant:
             example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
             raise ConfigError("needs a variant", file=file, field="--config", hint=example)
-        return build(file, variant)
+        return fields.complete(build(file, variant))
     if needs_config:
         raise ConfigError(f"give --config=configs/FILE.py:VARIANT\n\n{grammar()}", field="--config")
     named = overrides.named(argv)
@@ -148,7 +140,9 @@ def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -
 
 
 def _run_path(argv: Sequence[str]) -> Path | None:
-    path = next(filter(None, (_take(argv, name)[0] for name in ("checkpoint", "workdir"))), None)
+    from jaxseg import overrides
+
+    path = next(filter(None, (overrides.take(argv, name)[0] for name in ("checkpoint", "workdir"))), None)
     return expand(path) if path else None
 
 
@@ -170,9 +164,13 @@ def _told(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> C
     text = str(error).removeprefix("flag ")
     if missing := re.match(r"--(\w+)=None: Flag --\1 must have a value", text):
         return ConfigError(f"--{missing[1]} is missing", field=f"--{missing[1]}", hint=flags.FLAGS[missing[1]].help)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = text.partition("Did you mean: ")[2].rstrip(" ?")
+        hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
+        return ConfigError(f"there is no flag --{error.flagname}", field=f"--{error.flagname}", hint=hint)
     if (found := re.match(r"--config\.([\w.]+)=", text)) and config is not None:
         given = [arg for arg in argv if overrides.named([arg]) == [found[1]]][-1]
         if words := overrides.describe(config, found[1]):
             return ConfigError(given.strip(), field=found[1], hint=f"it must be {words}")
-    field = re.match(r"--[\w.]+", text)
+    field = re.search(r"--[\w.]+", text)
     return ConfigError(text.strip(), field=field[0] if field else "")

@@ -129,7 +129,7 @@ LOSS_FIELDS: dict[Any, Any] = {
     "sigmoid": FLAG,
     "class_weight": CLASS_WEIGHT,
     "sampler": dict(
-        name=_name("", "ohem"), min_kept=_whole(1, "pixels a sample, 1 or more"),
+        name=_name("", "ohem"), min_kept=_whole(1, "a whole number of pixels a sample, 1 or more"),
         threshold=Field(float, "a probability, 0 (none) to 1", lambda p: 0 <= p <= 1),
     ),
     "gamma": Field(float, "0 or more, at most 100", lambda g: 0 <= g <= 100),
@@ -303,7 +303,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def complete_modules(config: ConfigDict) -> ConfigDict:
-    """Put the defaults of modules' arguments and losses' options in place of those that a config does not state.
+    """Put the defaults of modules' arguments, losses' options and multipliers in place of those that a config does not state.
 
     Two configs of one meaning are then equal, whichever version wrote them.
     """
@@ -315,6 +315,9 @@ def complete_modules(config: ConfigDict) -> ConfigDict:
             if isinstance(part, ConfigDict) and part.get("name") in table:
                 parameters = inspect.signature(table[part.name]).parameters.values()
                 _fill(part, {p.name: p.default for p in parameters if p.name not in HIDDEN and p.default is not p.empty})
+        for rule in _dicts(config.optimizer.multipliers):
+            _fill(rule, dict(learning_rate=1.0, weight_decay=1.0))
+            _fill(rule, dict(freeze_statistics=rule.learning_rate == 0))
     return config
 
 
@@ -381,8 +384,12 @@ def problems(value: Any, node: Any = None, path: str = "") -> Iterator[ConfigErr
         yield ConfigError(f"config.{path} is {value!r}", field=path, hint=f"it must be {describe(node)}")
         return
     if isinstance(node, Each):
-        for key in value:
-            yield from problems(value[key], node.node, f"{path}.{key}")
+        for key, entry in value.items():
+            where = f"{path}.{key}"
+            if hasattr(entry, "keys"):
+                yield from problems(entry, node.node, where)
+            else:
+                yield ConfigError(f"config.{where} is {entry!r}", field=where, hint=f"it must be a dict, for instance {node.example}")
         return
     try:
         table, required = (node.fields(value, path), node.required) if isinstance(node, Part) else (node, tuple(node))
@@ -391,7 +398,7 @@ def problems(value: Any, node: Any = None, path: str = "") -> Iterator[ConfigErr
         return
     for key in value:
         if key not in table:
-            yield unknown_field(path, key, table)
+            yield unknown_field(path, key, table, value.get("name", "") if isinstance(node, Part) else "")
     for key, inner in table.items():
         where = f"{path}.{key}".lstrip(".")
         if key in value:
@@ -463,10 +470,15 @@ def _entry(node: Any, part: Mapping, path: str) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}
 
 
-def unknown_field(path: str, key: str, known: Iterable[str]) -> UnknownField:
-    """The error for a field that the part of a config at `path` does not have, with the one that was meant."""
-    known, where = [str(name) for name in known], f"{path}.{key}".lstrip(".")
-    meant = [name for name in SYNONYMS.get(key, ()) if name in known] or difflib.get_close_matches(key, known, 1, 0.5)
+def unknown_field(path: str, key: str, known: Iterable[str], name: str = "") -> UnknownField:
+    """The error for a field that the part of a config at `path`, a `name`, does not have, with the one that was meant."""
+    known, key = [str(field) for field in known], str(key)
+    close = functools.partial(difflib.get_close_matches, key, known, 1)
+    meant = close(0.8) or [field for field in SYNONYMS.get(key, ()) if field in known] or close(0.5)
     near = f"did you mean '{meant[0]}'? " if meant else ""
-    part = f"config.{path}" if path else "config"
-    return UnknownField(f"unknown field '{key}' of {part}", field=where, hint=f"{near}Known: {', '.join(known)}")
+    part = ".".join(filter(None, ("config", path))) + (f", '{name}'," if name else "")
+    other = name and not meant and path.startswith("model.")  # fields of the module that stood there before
+    whole = f'; to choose another name, give all of it: --config.{path}="{{...}}"' if other else ""
+    return UnknownField(
+        f"unknown field '{key}' of {part}".rstrip(","), field=f"{path}.{key}".lstrip("."), hint=f"{near}Known: {', '.join(known)}{whole}"
+    )

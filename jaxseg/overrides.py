@@ -1,10 +1,12 @@
 """Overrides on the command line, --config.FIELD=VALUE: whether their fields exist, and whether a script reads them."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_dict
 
 from jaxseg import fields, losses
 from jaxseg.errors import ConfigError
@@ -25,40 +27,61 @@ def named(argv: Sequence[str]) -> list[str]:
     return [found[1] for found in map(PATTERN.match, argv) if found]
 
 
-def check_names(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Raise ConfigError for an override of a field that `config` does not have, with the one that was meant."""
-    for path in paths:
+def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a flag as absl reads it (the last counts, flag files too), and the arguments without the flag."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(name, None, "", flag_values=values)
+    rest = values(list(argv), known_only=True)
+    return values[name].value, rest
+
+
+def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Check that the fields of overrides exist; those that `config` leaves to a default are filled in, to be overridden.
+
+    Raises:
+        ConfigError: there is no such field; with the one that was meant.
+    """
+    for path in named(argv):
         part, above = config, ""
         for key in path.split("."):
             if not hasattr(part, "keys"):
                 raise ConfigError(f"--config.{path}: config.{above} is {part!r} and has no fields", field=path)
-            if key not in part:
+            if key not in part and not _fill(config, argv, above, key):
                 raise _unknown(config, part, above, key, path)
             part, above = part[key], f"{above}.{key}".lstrip(".")
+
+
+def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool:
+    """Whether a field that the part at `above` does not state has a default, which it then states."""
+    full = config.copy_and_resolve_references()
+    part, stated = (functools.reduce(lambda part, step: part[step], filter(None, above.split(".")), c) for c in (full, config))
+    if above.startswith("losses.") and (name := take(argv, f"config.{above}.name")[0]):
+        part.name = name  # whose options can be overridden together with it
+    fields.complete_modules(full)
+    if key not in part:
+        return False
+    part, default = stated, part[key]
+    with part.unlocked():
+        part[key] = config_dict.placeholder(int) if default is None else default
+    return True
 
 
 def _unknown(config: ConfigDict, part: Mapping, above: str, key: str, path: str) -> ConfigError:
     """The error for an override of a field that is not there; entries and options that may be given say how."""
     node = fields.find(config, above) if above else fields.SCHEMA
     if isinstance(node, fields.Each):
-        known = f" Known: {', '.join(part)}." if len(part) else ""
+        known = f" (it has {', '.join(part)})" if len(part) else ""
         return ConfigError(
-            f"--config.{path}: config.{above} has no entry '{key}'.{known}", field=path,
+            f"--config.{path}: config.{above} has no entry '{key}'{known}", field=path,
             hint=f'all entries can be given as a whole, --config.{above}="{{\'{key}\': {node.example}}}"',
         )  # fmt: skip
     owners = [name for name in losses.LOSSES if key in losses.options_of(name)]
     if above.startswith("losses.") and owners:
         return ConfigError(
-            f"--config.{path}: '{key}' is an option of {', '.join(owners)}, and config.{above} is a {part.name}", field=path,
-            hint=f"give the loss as a whole, --config.{above}=\"{{'name': '{owners[0]}', 'weight': {part.weight}, '{key}': ...}}\"",
+            f"--config.{path}: '{key}' is an option of {', '.join(owners)}", field=path,
+            hint=f"choose that loss with it, --config.{above}.name={owners[0]}",
         )  # fmt: skip
-    table = fields.known(config, above)
-    if key in table:
-        return ConfigError(
-            f"--config.{path}: the config does not set '{key}', so it cannot be overridden alone", field=path,
-            hint=f'give config.{above} as a whole, --config.{above}="{{...}}"',
-        )
-    error = fields.unknown_field(above, key, dict.fromkeys([*part, *table]))
+    error = fields.unknown_field(above, key, dict.fromkeys([*part, *fields.known(config, above)]))
     return ConfigError(f"--config.{path}: {error.problem}", field=path, hint=error.hint)
 
 

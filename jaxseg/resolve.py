@@ -37,11 +37,11 @@ def resolve(config: ConfigDict, num_classes: int = 0) -> ConfigDict:
         data = config.dataset
         num_classes = get_spec(data.name, data.root, data.source).num_classes
         if config.model.num_classes not in (None, num_classes):
+            variant = "" if config.name.endswith(f"_{data.name}") else f"choose the variant that ends in _{data.name}, or "
             raise ConfigError(
                 f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes} classes",
-                field="model.num_classes",
-                hint=f"choose the variant that ends in _{data.name}, or set --config.model.num_classes={num_classes}",
-            )
+                field="model.num_classes", hint=f"{variant}set --config.model.num_classes={num_classes}",
+            )  # fmt: skip
         config.model.num_classes = num_classes
         losses.check_options(_without_auto(config))
         _fill_images(data)
@@ -60,9 +60,7 @@ def check_alone(config: ConfigDict, trained: bool = False) -> ConfigDict:
     if not trained:
         _check_schedule(config)
         _check_multipliers(config.optimizer.multipliers)
-        if config.losses and not any(loss.weight for loss in config.losses.values()):
-            raise ConfigError("the weights of all config.losses are 0", field="losses", hint="nothing would be learnt; give one a weight above 0")
-        losses.check_options(_without_auto(config))
+        _check_losses(config)
     return config
 
 
@@ -85,7 +83,7 @@ def _check_schedule(config: ConfigDict) -> None:
     if left <= 0:
         raise ConfigError(
             f"config.schedule.warmup_steps is {schedule.warmup_steps}, but the run has {config.steps} steps",
-            field="schedule.warmup_steps", hint="it must be below config.steps",
+            field="schedule.warmup_steps", hint="train for more, or set --config.schedule.warmup_steps=0",
         )  # fmt: skip
     if schedule.name in ("poly", "cosine") and schedule.end_value > rate:
         raise ConfigError(
@@ -124,6 +122,19 @@ def _fit_losses(config: ConfigDict) -> None:
                 del loss[field]
         if extra:
             log.info("config.losses.%s: %s has no %s; what the config says about them is left out", key, loss.name, ", ".join(extra))
+
+
+def _check_losses(config: ConfigDict) -> None:
+    """ConfigError for losses from which nothing is learnt, or that are none of the scores of a head."""
+    if not any(loss.weight for loss in config.losses.values()):
+        raise ConfigError("config.losses has no loss of a weight above 0", field="losses", hint="nothing would be learnt; give one a weight")
+    for key, loss in config.losses.items():
+        if loss.name in losses.RANKS and (loss.target or key) in config.model.heads:
+            raise ConfigError(
+                f"config.losses.{key}: {loss.name} is no loss of a head's scores", field=f"losses.{key}.name",
+                hint="choose another loss, or as its target an output that it is made for",
+            )  # fmt: skip
+    losses.check_options(_without_auto(config))
 
 
 def _without_auto(config: ConfigDict) -> ConfigDict:

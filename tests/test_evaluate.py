@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, door, evaluate, metrics, presets
+from jaxseg import checkpoint, evaluate, metrics, presets
 from jaxseg.inference import Settings
 
 SETTINGS = Settings(mean=(128.0,) * 3, std=(64.0,) * 3)
@@ -161,18 +160,3 @@ def test_checkpoint_door_writes_metrics_and_pictures(model, samples, tmp_path, m
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["sample0.png", "sample6.png"]
     assert summary["step"] == 7 and summary["training"] == {"seconds": 5.0}
     assert summary["evaluated"]["name"] == "shapes" and summary["evaluated"]["split"] == "val" and summary["evaluated"]["scales"] == [1.0]
-
-
-def test_overrides_are_of_the_run_where_no_config_is_given(tmp_path):
-    flags.FLAGS.unparse_flags()
-    config = ConfigDict({"dataset": {"name": "folder", "root": "photos"}, "eval": {"flip": False, "scales": (1.0,)}})
-    checkpoint.write_config(tmp_path, config, {})
-    given = door.define_config()
-    try:
-        argv = ["eval.py", "--config.eval.flip=True", "--config.dataset.root=other"]
-        door.use_run_config([*argv, f"--checkpoint={tmp_path}"])
-        flags.FLAGS(argv)
-        assert given.value.eval.flip is True and given.value.dataset.root == "other" and given.value.eval.scales == (1.0,)
-    finally:
-        for name in [name for name in flags.FLAGS if name == "config" or name.startswith("config.")]:
-            delattr(flags.FLAGS, name)
