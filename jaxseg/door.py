@@ -158,19 +158,28 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) ->
 
 
 def _told(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> ConfigError:
-    """What absl has to say about a flag as one sentence, with what a config field must be in place of Python's words."""
+    """What absl has to say about a flag as one sentence, with what a value must be in place of Python's words."""
     from jaxseg import overrides
 
     text = str(error).removeprefix("flag ")
-    if missing := re.match(r"--(\w+)=None: Flag --\1 must have a value", text):
-        return ConfigError(f"--{missing[1]} is missing", field=f"--{missing[1]}", hint=flags.FLAGS[missing[1]].help)
     if isinstance(error, flags.UnrecognizedFlagError):
         near = text.partition("Did you mean: ")[2].rstrip(" ?")
         hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
         return ConfigError(f"there is no flag --{error.flagname}", field=f"--{error.flagname}", hint=hint)
-    if (found := re.match(r"--config\.([\w.]+)=", text)) and config is not None:
-        given = [arg for arg in argv if overrides.named([arg]) == [found[1]]][-1]
-        if words := overrides.describe(config, found[1]):
-            return ConfigError(given.strip(), field=found[1], hint=f"it must be {words}")
+    # absl puts the values of all flags of a validator before its message, whole configs too.
+    messages = dict.fromkeys(v.message for name in flags.FLAGS for v in flags.FLAGS[name].validators if f": {v.message}" in text)
+    if messages:
+        missing = [found[1] for found in map(re.compile(r"Flag --(\w+) must have a value").match, messages) if found]
+        told = [f"--{name} is missing ({flags.FLAGS[name].help.rstrip('.')})" for name in missing] or messages
+        return ConfigError("; ".join(told), field=f"--{missing[0]}" if missing else "")
+    found = re.match(r"--([\w.]+)=", text)
+    path, words = found[1].removeprefix("config.") if found else "", ""
+    if found and path != found[1]:
+        words = overrides.describe(config, path) if config is not None else ""
+    elif found and found[1] in flags.FLAGS:
+        path, words = f"--{path}", flags.FLAGS[path].parser.syntactic_help
+    if words:
+        value = overrides.take(argv, found[1])[0]
+        return ConfigError(f"--{found[1]} is {value!r}", field=path, hint=f"it must be {words}")
     field = re.search(r"--[\w.]+", text)
     return ConfigError(text.strip(), field=field[0] if field else "")

@@ -40,7 +40,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("max_iters", "iterations", "epochs", "max_epochs"), ("steps",)),
     **dict.fromkeys(("samples_per_gpu", "bs"), ("batch_size",)),
     **dict.fromkeys(("data_root", "path", "folder", "img_dir", "dir"), ("root",)),
-    **dict.fromkeys(("scale", "img_scale", "size"), ("resize", "crop_size")),
+    **dict.fromkeys(("scale", "img_scale", "size"), ("scales", "resize", "crop_size")),
     **dict.fromkeys(("grad_clip", "max_norm", "clip"), ("clip_norm",)),
     **dict.fromkeys(("dropout", "dropout_ratio"), ("dropout_rate",)),
     **dict.fromkeys(("load_from", "weights", "checkpoint"), ("init_from",)),
@@ -335,12 +335,13 @@ def _dicts(part: Any) -> list[ConfigDict]:
 
 def tidy(config: ConfigDict, path: str = "") -> ConfigDict:
     """Bring values into their one form: tuples for lists and arrays, text for paths, with `~` expanded, ('auto',) for 'auto'."""
-    with config.ignore_type():
-        for key in config:
+    with config.unlocked(), config.ignore_type():
+        for key in list(config):
             value, where = config[key], f"{path}.{key}".lstrip(".")
             if isinstance(value, ConfigDict):
                 tidy(value, where)
             elif (better := _tidied(value, where)) is not value:
+                del config[key]  # else ConfigDict would cast a tuple to the list that was there
                 config[key] = better
     return config
 
@@ -473,8 +474,7 @@ def _entry(node: Any, part: Mapping, path: str) -> dict[str, Any]:
 def unknown_field(path: str, key: str, known: Iterable[str], name: str = "") -> UnknownField:
     """The error for a field that the part of a config at `path`, a `name`, does not have, with the one that was meant."""
     known, key = [str(field) for field in known], str(key)
-    close = functools.partial(difflib.get_close_matches, key, known, 1)
-    meant = close(0.8) or [field for field in SYNONYMS.get(key, ()) if field in known] or close(0.5)
+    meant = [field for field in SYNONYMS.get(key, ()) if field in known] or difflib.get_close_matches(key, known, 1, 0.5)
     near = f"did you mean '{meant[0]}'? " if meant else ""
     part = ".".join(filter(None, ("config", path))) + (f", '{name}'," if name else "")
     other = name and not meant and path.startswith("model.")  # fields of the module that stood there before

@@ -30,8 +30,12 @@ def _one_of(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     from jaxseg.data import report
+    from jaxseg.resolve import check_alone
 
-    config = CONFIG.value or report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
+    if CONFIG.value is None:
+        config = report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
+    else:
+        config = check_alone(CONFIG.value)
     found = report.check_data(config, write_statistics=STATISTICS.value, progress=True)
     losses = [key for key, loss in config.get("losses", {}).items() if "class_weight" in loss]
     print(report.as_text(found, losses or ["decode"]))

@@ -29,10 +29,10 @@ def _one_source(values: dict) -> bool:
     return bool(values["checkpoint"]) != bool(values["download"])
 
 
-@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR")
+@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR and reads its config, so no --config")
 def _complete(values: dict) -> bool:
     if values["to_mmseg"]:
-        return bool(values["checkpoint"])
+        return bool(values["checkpoint"]) and not values["config"]
     return not values["checkpoint"] or bool(values["config"] and values["output"])
 
 
