@@ -118,7 +118,7 @@ def _parse(argv: list[str], config: ConfigDict | None) -> list[str]:
 
 def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -> ConfigDict | None:
     """The config that overrides are of: --config's, else the run's; None where there is neither."""
-    from jaxseg import checkpoint, fields, overrides
+    from jaxseg import fields, overrides
     from jaxseg.config import build, grammar, load_builder
 
     file, _, variant = given.partition(":")
@@ -134,7 +134,7 @@ def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -
     if not named:
         return None
     if of_run and (path := _run_path(argv)):
-        return checkpoint.read_config(checkpoint.find_workdir(path)[0])
+        return _run_config(path)
     needed = "--checkpoint, the run whose config it overrides" if of_run else "--config, which it overrides"
     raise ConfigError(f"--config.{named[0]} needs {needed}", field=named[0])
 
@@ -146,11 +146,17 @@ def _run_path(argv: Sequence[str]) -> Path | None:
     return expand(path) if path else None
 
 
+def _run_config(path: Path) -> ConfigDict:
+    from jaxseg import checkpoint  # orbax is slow to import, and benchmark.py does without
+
+    return checkpoint.read_config(checkpoint.find_workdir(path)[0])
+
+
 def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) -> None:
     """Refuse overrides that a trained model does not read; its precision is the run's unless an override says otherwise."""
-    from jaxseg import checkpoint, overrides
+    from jaxseg import overrides
 
-    trained = checkpoint.read_config(checkpoint.find_workdir(_run_path(argv))[0])
+    trained = _run_config(_run_path(argv))
     values = config_flags.get_override_values(flags.FLAGS["config"])
     overrides.check_read(values, trained, Path(sys.argv[0]).name)
     if has_file and "precision" not in values and "precision" in trained:

@@ -58,6 +58,7 @@ def check_alone(config: ConfigDict, trained: bool = False) -> ConfigDict:
     _check_images(config.dataset)
     make_settings(config)
     if not trained:
+        _check_concat(config.dataset.concat)
         _check_schedule(config)
         _check_multipliers(config.optimizer.multipliers)
         _check_losses(config)
@@ -74,6 +75,16 @@ def _check_images(data: ConfigDict) -> None:
             raise ConfigError(
                 f"config.dataset.{field} is {data[field]} and {other} is {data[other]}", field=f"dataset.{field}",
                 hint=f"both must have {data.channels} values, one a channel, or be ()",
+            )  # fmt: skip
+
+
+def _check_concat(entries: ConfigDict) -> None:
+    """ConfigError for an entry that does not say where its data lie."""
+    for key, part in entries.items():
+        if not part.root and part.name != "shapes":
+            raise ConfigError(
+                f"config.dataset.concat.{key} has no root", field=f"dataset.concat.{key}.root",
+                hint="give the folder of its data, 'root': DIR",
             )  # fmt: skip
 
 
