@@ -84,10 +84,12 @@ class Field(NamedTuple):
 
 
 class Each(NamedTuple):
-    """A dict whose keys are labels of the user's choice; `example` shows one entry."""
+    """A dict of entries under labels that match a pattern, by default any; `example` shows one entry."""
 
     node: Any
     example: str
+    labels: str = ".*"
+    words: str = ""
 
 
 class Part(NamedTuple):
@@ -229,7 +231,10 @@ SCHEMA: dict[str, Any] = dict(
     model=dict(
         backbone=_module(BACKBONES, "backbone", fixed=True),
         neck=Part(_neck),
-        heads=Each(_module(HEADS, "head"), "{'name': 'fcn', 'in_index': -1, 'channels': 512}"),
+        heads=Each(
+            _module(HEADS, "head"), "{'name': 'fcn', 'in_index': -1, 'channels': 512}", r"decode|(aux|stage)_\d+",
+            "decode, aux_0, aux_1, ... (auxiliary heads) or stage_0, ... (of a cascade)",
+        ),
         num_classes=_whole(1)._replace(others=(None,)),
         align_corners=FLAG,
         dropout_rate=BELOW_1._replace(words="a probability, 0 or more and below 1"),
@@ -387,7 +392,9 @@ def problems(value: Any, node: Any = None, path: str = "") -> Iterator[ConfigErr
     if isinstance(node, Each):
         for key, entry in value.items():
             where = f"{path}.{key}"
-            if hasattr(entry, "keys"):
+            if not re.fullmatch(node.labels, str(key)):
+                yield ConfigError(f"config.{path} has an entry '{key}'", field=where, hint=f"it must be {node.words}")
+            elif hasattr(entry, "keys"):
                 yield from problems(entry, node.node, where)
             else:
                 yield ConfigError(f"config.{where} is {entry!r}", field=where, hint=f"it must be a dict, for instance {node.example}")

@@ -18,6 +18,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.models.heads.point import sample_nearest
 from jaxseg.models.layers import per_channel, resize_bilinear
 from jaxseg.models.names import choose
+from jaxseg.presets import AUTO
 
 IGNORE = 255
 
@@ -299,6 +300,8 @@ def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int
     for option in ("class_weight", "alpha"):
         values = options.get(option, ())
         count = len(values) if isinstance(values, tuple | list) else 0
+        if tuple(values if count else ()) == AUTO:
+            raise ConfigError(f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint="jaxseg.config.resolve measures it")
         if classes is not None and count not in (0, classes):
             raise ConfigError(
                 f"config.{where}.{option} has {count} values for {classes} classes", field=f"{where}.{option}",

@@ -58,6 +58,8 @@ def check_alone(config: ConfigDict, trained: bool = False) -> ConfigDict:
     _check_images(config.dataset)
     make_settings(config)
     if not trained:
+        if "decode" not in config.model.heads:
+            raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint="its scores are the model's")
         _check_concat(config.dataset.concat)
         _check_schedule(config)
         _check_multipliers(config.optimizer.multipliers)

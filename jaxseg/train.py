@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg import cache, checkpoint, files, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.errors import ConfigError
 from jaxseg.precision import NonFiniteError
 from jaxseg.presets import DEFAULTS
@@ -88,11 +88,12 @@ def examine(
         if not row["finite"] and (hopeless or not policy.scaled):
             batch = first + offset
             skipped = f" ({row['skipped']:.0f} overflowing steps in a row)" if policy.scaled else ""
+            more = "" if policy.name == "float32" else ", or set --config.precision=float32"
             raise NonFiniteError(
                 f"step {batch + 1}: loss {row['loss']}, gradient norm {row['grad_norm']}, learning rate {row['lr']:.3g}{skipped}. "
-                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before; look at these "
-                "files, lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or use another config.precision"
-            )
+                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before", field="optimizer.learning_rate",
+                hint=f"look at these files, lower config.optimizer.learning_rate, set or lower config.optimizer.clip_norm{more}",
+            )  # fmt: skip
     good = [row for row in rows if row["finite"]] or rows[-1:]
     means = {key: sum(row[key] for row in good) / len(good) for key in good[0] if key.startswith("loss")}
     overflowed = {"overflowed": len(rows) - sum(bool(row["finite"]) for row in rows)} if policy.scaled else {}
@@ -189,7 +190,9 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
     from jaxseg.config import resolve
     from jaxseg.data import datasets
 
-    config, workdir = resolve(checkpoint.recall_measured(workdir, config)), Path(workdir)
+    workdir = files.expand(workdir)
+    files.check_output(workdir, "--workdir")
+    config = resolve(checkpoint.recall_measured(workdir, config))
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
     datasets.check(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 ROOT = flags.DEFINE_string("root", "", "The folder of the data set, where there is no --config yet.")
@@ -32,6 +32,8 @@ def main(_: list[str]) -> None:
     from jaxseg.data import report
     from jaxseg.resolve import check_alone
 
+    if JSON.value:
+        files.check_output(JSON.value, "--json", is_file=True)
     if CONFIG.value is None:
         config = report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
     else:

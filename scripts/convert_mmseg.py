@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A file to convert; with --to_mmseg: a workdir of ours, or one step in it.")
@@ -44,6 +44,9 @@ def main(_: list[str]) -> None:
     from jaxseg import config, convert, download, zoo
 
     experiment, file = CONFIG.value, CHECKPOINT.value
+    for flag, is_file in ((OUTPUT, False), (TO_MMSEG, True), (FOLDER, False)):
+        if flag.value:
+            files.check_output(flag.value, f"--{flag.name}", is_file=is_file)
     if TO_MMSEG.value:
         print(f"wrote {convert.export_checkpoint(file, TO_MMSEG.value)} tensors to {TO_MMSEG.value}")
         return

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, fields, losses, overfit, presets, train, zoo
+from jaxseg import checkpoint, fields, files, losses, overfit, presets, train, zoo
 from jaxseg.config import experiment, get_experiment
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.models import BACKBONES, HEADS, NECKS, create_model
@@ -220,6 +220,13 @@ def test_a_missing_part_is_told():
     assert error.value.field == "model.heads" and "'fcn'" in str(error.value)
 
 
+@pytest.mark.parametrize("labels, field", [(["aux_low", "decode"], "aux_low"), (["head"], "head"), (["aux_0"], "decode"), ([], "decode")])
+def test_heads_have_the_labels_that_say_what_they_are(labels, field):
+    with pytest.raises(ConfigError) as error:
+        check_alone(make(model__heads={label: dict(name="fcn", channels=4) for label in labels}))
+    assert error.value.field == f"model.heads.{field}"
+
+
 # --- Losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -350,3 +357,22 @@ def test_what_is_no_configdict_is_refused_or_completed():
     config.dataset = dict(name="shapes", crop_size=(32, 32))
     config = check_alone(config)
     assert config.losses.decode.weight == 1.0 and config.optimizer.name == "sgd" and config.eval.mode == "whole"
+
+
+# --- Outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_checked_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    files.check_output(tmp_path / "new" / "folder", "--output")
+    files.check_output(tmp_path / "new.json", "--json", is_file=True)
+    files.check_output(tmp_path / "file", "--json", is_file=True)
+    assert sorted(os.listdir(tmp_path)) == ["file"]
+    wrong = (("file", False), ("file/below", False), ("", True), ("file/below.json", True))
+    for name, is_file in wrong:
+        with pytest.raises(ConfigError) as error:
+            files.check_output(tmp_path / name, "--output", is_file=is_file)
+        assert error.value.file == str(tmp_path / name) and error.value.field == "--output"
+    with pytest.raises(ConfigError) as error:
+        train.train(make("fcn_r18-d8_64x64_2k_shapes"), tmp_path / "file")
+    assert error.value.field == "--workdir"
