@@ -201,7 +201,8 @@ def measure(
     the config's crop (train) or 1024 x 2048 (infer, slide). devices: how many train. ConfigError: an unknown name.
     """
     choose(dict.fromkeys(WHATS), what, "value of --what", field="--what")
-    name = choose(dict(zip(PRECISIONS, PRECISIONS)), precision_name or config.precision, "precision", field="--precision")
+    names = dict(zip(PRECISIONS, PRECISIONS))
+    name = choose(names, precision_name or config.precision, "precision", field="--precision")
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.precision = "float32" if name == "tf32" else name
@@ -306,6 +307,7 @@ def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     except (OSError, ValueError):
         old = None
     if not isinstance(old, list):
-        raise ConfigError("does not hold a JSON list of earlier measurements", file=path, field="--json", hint="choose another --json")
+        problem = "does not hold a JSON list of earlier measurements"
+        raise ConfigError(problem, file=path, field="--json", hint="choose another --json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([*old, *rows], indent=1) + "\n")

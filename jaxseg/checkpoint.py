@@ -236,8 +236,9 @@ def recall_measured(workdir: str | Path, config: ConfigDict) -> ConfigDict:
             if not config.dataset.get(key) and config.dataset.get("channels", 3) == stored.dataset.channels:
                 config.dataset[key] = stored.dataset[key]
         for key, loss in config.get("losses", {}).items():
-            if isinstance(loss, ConfigDict) and loss.get("class_weight") == AUTO and "class_weight" in stored.losses.get(key, {}):
-                loss.class_weight = stored.losses[key].class_weight
+            known = stored.losses.get(key, {})
+            if isinstance(loss, ConfigDict) and loss.get("class_weight") == AUTO and "class_weight" in known:
+                loss.class_weight = known.class_weight
     return config
 
 
@@ -251,13 +252,17 @@ def check_config(workdir: str | Path, config: ConfigDict) -> None:
     if not steps or not (Path(workdir) / "config.json").is_file():
         return  # a start that failed before its first save binds nothing
     if max(steps) > config.steps:
-        raise CheckpointError(f"{workdir} is at step {max(steps)}; config.steps={config.steps} is below it. Choose another --workdir, or more steps.", field="steps")
+        raise CheckpointError(
+            f"{workdir} is at step {max(steps)}; config.steps={config.steps} is below it", field="steps",
+            hint="choose another --workdir, or more steps",
+        )  # fmt: skip
     new = fields.complete(config.copy_and_resolve_references().unlock())
     old, new = (_flat(_plain(fields.complete_modules(each))) for each in (read_config(workdir), new))
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     if differ:
         lines = "\n".join(f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now" for key in differ)
-        raise CheckpointError(f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values.", field=differ[0])
+        problem = f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values."
+        raise CheckpointError(problem, field=differ[0])
 
 
 def _is_free(key: str) -> bool:

@@ -21,7 +21,17 @@ from jaxseg.errors import ConfigError, JaxsegError
 from jaxseg.fields import tidy
 from jaxseg.files import expand
 from jaxseg.models.names import choose
-from jaxseg.presets import BACKBONE_HELP, BACKBONES, CROSS_ENTROPY, DATASET, DATASETS, DEFAULTS, EVALUATION, IMAGENET, LOSS
+from jaxseg.presets import (
+    BACKBONE_HELP,
+    BACKBONES,
+    CROSS_ENTROPY,
+    DATASET,
+    DATASETS,
+    DEFAULTS,
+    EVALUATION,
+    IMAGENET,
+    LOSS,
+)
 from jaxseg.resolve import resolve as resolve  # the last step of every config, though not called here
 from jaxseg.zoo import published
 
@@ -91,7 +101,8 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     backbones = BACKBONES if backbones is None else backbones
     found = re.fullmatch(r"(?:(?P<model>.*)_)?(?P<h>\d+)x(?P<w>\d+)_(?P<k>\d+)k(?:_b(?P<batch>\d+))?_(?P<dataset>.+)", text or "")
     if not found:
-        raise ConfigError(f"Cannot read the variant '{text}' of {method}: after the model come <H>x<W>_<N>k_<dataset>.\n{grammar()}", field="variant")
+        problem = f"Cannot read the variant '{text}' of {method}: after the model come <H>x<W>_<N>k_<dataset>.\n{grammar()}"
+        raise ConfigError(problem, field="variant")
     parts = (found["model"] or "").split("_")
     d6 = parts[0] == "d6"
     parts = [p for p in parts[d6:] if p]
@@ -104,7 +115,8 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
             choose(dict.fromkeys(RECIPES), recipe, "recipe" if backbones else f"recipe ({method} brings its own backbone)")
         choose(DATASETS, found["dataset"], "data set")
     except ConfigError as error:
-        raise ConfigError(f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}", field="variant") from None
+        problem = f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}"
+        raise ConfigError(problem, field="variant") from None
     if d6 and method != "fcn":
         raise ConfigError(f"'d6' in '{text}' is a variant of fcn, not of {method}.", field="variant")
     crop_size, steps = (int(found["h"]), int(found["w"])), int(found["k"]) * 1000
@@ -204,7 +216,9 @@ def experiment(
     pretrained = backbone.pop("pretrained", "")
     if variant.recipe == "rsb_adamw":
         if backbone["name"] != "resnet":
-            raise ConfigError(f"'rsb_adamw' in '{variant.text}' is a recipe for ResNets (7x7 stem), not for {variant.backbone or method}.", field="variant")
+            other = variant.backbone or method
+            problem = f"'rsb_adamw' in '{variant.text}' is a recipe for ResNets (7x7 stem), not for {other}."
+            raise ConfigError(problem, field="variant")
         backbone["stem"] = "v1"
         pretrained = "resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth" if backbone["depth"] == 50 else ""
     if pretrained not in {row["pretrained"] for row in published()}:
@@ -219,7 +233,9 @@ def experiment(
         steps=variant.steps, batch_size=variant.batch_size or default_batch,
         eval_every=variant.steps // 10, checkpoint_every=variant.steps // 10,
         pretrained="" if variant.recipe == "scratch" else pretrained,
-        model=dict(backbone=backbone, neck=dict(neck or {"name": ""}), heads=heads, align_corners=bool(variant.crop_size[0] % 2)),
+        model=dict(
+            backbone=backbone, neck=dict(neck or {"name": ""}), heads=heads, align_corners=bool(variant.crop_size[0] % 2),
+        ),
         losses=merge({name: cross_entropy(0.4 if name.startswith("aux") else 1.0) for name in heads}, losses or {}),
         **(dict(precision="float16", loss_scale=512.0) if variant.recipe == "fp16" else {}),
         **_optimization(variant, table),
@@ -250,7 +266,7 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _blaming(file: Path) -> Iterator[None]:
-    """Turn what the code of a config file itself raises into a ConfigError with the line; faults elsewhere pass through."""
+    """Turn what a config file's own code raises into a ConfigError with the line; faults elsewhere pass through."""
     try:
         yield
     except (JaxsegError, KeyboardInterrupt):
@@ -261,14 +277,16 @@ def _blaming(file: Path) -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if frame.filename != str(file):
             raise
-        raise ConfigError(f"line {frame.lineno}: {type(error).__name__}: {error}", file=file, field="--config") from error
+        problem = f"line {frame.lineno}: {type(error).__name__}: {error}"
+        raise ConfigError(problem, file=file, field="--config") from error
 
 
 def load_builder(file: str | Path) -> Callable[..., ml_collections.ConfigDict]:
     """`get_config` of a config file. Raises ConfigError if there is none."""
     file = expand(file)
     if not file.is_file():
-        raise ConfigError("there is no such file", file=file, field="--config", hint="the methods are the files of configs/")
+        hint = "the methods are the files of configs/"
+        raise ConfigError("there is no such file", file=file, field="--config", hint=hint)
     loader = importlib.machinery.SourceFileLoader(f"configs.{file.stem}", str(file))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     with _blaming(file):
@@ -295,7 +313,8 @@ def build(file: str | Path, variant: str = "") -> ml_collections.ConfigDict:
     """
     get_config, file = load_builder(file), expand(file)
     if variant and not inspect.signature(get_config).parameters:
-        raise ConfigError(f"takes no variant, but '{variant}' is given", file=file, field="--config", hint=f"use --config={file}")
+        hint = f"use --config={file}"
+        raise ConfigError(f"takes no variant, but '{variant}' is given", file=file, field="--config", hint=hint)
     with _blaming(file):
         config = get_config(variant) if variant else get_config()
     if not isinstance(config, ml_collections.ConfigDict):

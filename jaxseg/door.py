@@ -48,7 +48,8 @@ def run(
     def parse_flags(argv: list[str]) -> list[str]:
         rest = parse(argv, needs_config=needs_config, of_run=of_run)
         if rest[1:] and not positional:
-            raise ConfigError(f"unexpected argument '{rest[1]}'", field=rest[1], hint="values are given as --flag=value")
+            hint = "values are given as --flag=value"
+            raise ConfigError(f"unexpected argument '{rest[1]}'", field=rest[1], hint=hint)
         _quiet()
         return rest
 
@@ -153,7 +154,7 @@ def _run_config(path: Path) -> ConfigDict:
 
 
 def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) -> None:
-    """Refuse overrides that a trained model does not read; its precision is the run's unless an override says otherwise."""
+    """Refuse overrides that a trained model does not read; its precision is the run's unless one says otherwise."""
     from jaxseg import overrides
 
     trained = _run_config(_run_path(argv))
@@ -173,7 +174,8 @@ def _told(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> C
         hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
         return ConfigError(f"there is no flag --{error.flagname}", field=f"--{error.flagname}", hint=hint)
     # absl puts the values of all flags of a validator before its message, whole configs too.
-    messages = dict.fromkeys(v.message for name in flags.FLAGS for v in flags.FLAGS[name].validators if f": {v.message}" in text)
+    validators = [validator for name in flags.FLAGS for validator in flags.FLAGS[name].validators]
+    messages = dict.fromkeys(v.message for v in validators if f": {v.message}" in text)
     if messages:
         missing = [found[1] for found in map(re.compile(r"Flag --(\w+) must have a value").match, messages) if found]
         told = [f"--{name} is missing ({flags.FLAGS[name].help.rstrip('.')})" for name in missing] or messages

@@ -282,26 +282,28 @@ RANKS = {"class_presence": 2, "point_cross_entropy": 3}  # dimensions of the sco
 def options_of(name: str) -> tuple[str, ...]:
     """The options that the loss `name` takes in an entry of config.losses, besides name, target and weight."""
     functions = [LOSSES[name], cross_entropy] if name == "point_cross_entropy" else [LOSSES[name]]
-    found = {option for function in functions for option in inspect.signature(function).parameters if option not in SUPPLIED}
-    return tuple(sorted(found))
+    parameters = {parameter for function in functions for parameter in inspect.signature(function).parameters}
+    return tuple(sorted(parameters - set(SUPPLIED)))
 
 
 def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int | None) -> None:
     """ConfigError, naming the field, for an option that loss `name` does not have or whose value cannot be meant."""
-    where = f"losses.{key}"
+    where, known = f"losses.{key}", dict.fromkeys(options_of(name))
     for option in options:
-        choose(dict.fromkeys(options_of(name)), option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
+        choose(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
     for option, values in (("average", ("all", "valid")), ("classes", ("present", "all"))):
         if option in options:
             choose(dict.fromkeys(values), options[option], f"config.{where}.{option}", field=f"{where}.{option}")
     sampler = options.get("sampler")
     if sampler:
-        choose({"": False, "ohem": True}, sampler["name"], f"config.{where}.sampler.name", field=f"{where}.sampler.name")
+        field = f"{where}.sampler.name"
+        choose({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
     for option in ("class_weight", "alpha"):
         values = options.get(option, ())
         count = len(values) if isinstance(values, tuple | list) else 0
         if tuple(values if count else ()) == AUTO:
-            raise ConfigError(f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint="jaxseg.config.resolve measures it")
+            hint = "jaxseg.config.resolve measures it"
+            raise ConfigError(f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint=hint)
         if classes is not None and count not in (0, classes):
             raise ConfigError(
                 f"config.{where}.{option} has {count} values for {classes} classes", field=f"{where}.{option}",
@@ -336,13 +338,14 @@ def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[
     def compute(logits: jax.Array, out: Mapping[str, jax.Array], label: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         parts = {}
         for key, (target, weight, function, rank) in terms.items():
-            field = f"losses.{key}.target"
-            scores = logits if target == "decode" else choose(out, target, f"output for config.losses.{key}", field=field)
+            field, what = f"losses.{key}.target", f"output for config.losses.{key}"
+            scores = logits if target == "decode" else choose(out, target, what, field=field)
             if scores.ndim != rank:
                 raise ConfigError(
-                    f"config.losses.{key}: {names[key]} is no loss of the output '{target}', whose scores are {list(scores.shape)}", field=field,
+                    f"config.losses.{key}: {names[key]} is no loss of the output '{target}', {list(scores.shape)}",
+                    field=field,
                     hint=f"it takes scores of {rank} dimensions; choose another loss or target",
-                )  # fmt: skip
+                )
             if rank == 4:
                 scores = resize_bilinear(scores, label.shape[1:3], align_corners)
             where = dict(points=out["points"], align_corners=align_corners) if rank == 3 else {}

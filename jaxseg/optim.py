@@ -67,7 +67,8 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     elif name == "constant":
         main = optax.constant_schedule(learning_rate)
     else:
-        raise ConfigError(f"config.schedule.name is {name!r}", field="schedule.name", hint=f"known: {', '.join(SCHEDULES)}")
+        known = f"known: {', '.join(SCHEDULES)}"
+        raise ConfigError(f"config.schedule.name is {name!r}", field="schedule.name", hint=known)
     if not warmup_steps:
         return main
     start = warmup_factor * learning_rate
@@ -112,10 +113,12 @@ def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientT
         paths = parameter_paths(params)
         for label, rule in multipliers.items():
             if not any(re.search(rule["pattern"], path) for path in paths):
+                field = f"optimizer.multipliers.{label}.pattern"
                 raise ConfigError(
-                    f"config.optimizer.multipliers.{label}.pattern={rule['pattern']!r} matches none of the {len(paths)} parameters",
-                    field=f"optimizer.multipliers.{label}.pattern", hint=f"their paths look like {paths[0]!r} and {paths[-1]!r}",
-                )  # fmt: skip
+                    f"config.{field}={rule['pattern']!r} matches none of the {len(paths)} parameters",
+                    field=field,
+                    hint=f"their paths look like {paths[0]!r} and {paths[-1]!r}",
+                )
         return optax.EmptyState()
 
     def scale(keys: tuple, update: jax.Array) -> jax.Array:

@@ -24,8 +24,8 @@ PLAIN = dict(
 def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, Any]:
     """Train on the first `count` training images of an unresolved config until the mIoU on them is GOAL; returns train's summary.
 
-    Raises ConfigError for a config that cannot be meant, and DataError, with the worst classes, if config.steps (at most
-    STEPS) do not get there.
+    Raises ConfigError for a config that cannot be meant, and DataError, with the worst classes, if config.steps (at
+    most STEPS) do not get there.
     """
     config = overfit_config(config, count, jax.device_count())
     summary = train(config, workdir, enough=GOAL)
@@ -63,7 +63,8 @@ def first_of(split: str, count: int) -> str:
     first, last = part["first"] or "0", part["last"] or ""
     if "%" in first + last:
         raise DataError(
-            f"config.dataset.train_split='{split}': overfitting takes the first images of a split", field="dataset.train_split",
+            f"config.dataset.train_split='{split}': overfitting takes the first images of a split",
+            field="dataset.train_split",
             hint="give numbers, 'train[100:]', not percents",
         )  # fmt: skip
     return f"{part['name']}[{first}:{min(int(first) + count, int(last or int(first) + count))}]"

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from jaxseg import fields, losses
+from jaxseg import fields, losses, schema
 from jaxseg.errors import ConfigError
 
 PATTERN = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -36,7 +36,7 @@ def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Check that the fields of overrides exist; those that `config` leaves to a default are filled in, to be overridden.
+    """Check that the fields of overrides exist; those that `config` leaves to a default are filled in.
 
     Raises:
         ConfigError: there is no such field; with the one that was meant.
@@ -54,7 +54,7 @@ def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
 def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool:
     """Whether a field that the part at `above` does not state has a default, which it then states."""
     full = config.copy_and_resolve_references()
-    part, stated = (functools.reduce(lambda part, step: part[step], filter(None, above.split(".")), c) for c in (full, config))
+    part, stated = (functools.reduce(lambda p, step: p[step], filter(None, above.split(".")), c) for c in (full, config))
     if above.startswith("losses.") and (name := take(argv, f"config.{above}.name")[0]):
         part.name = name  # whose options can be overridden together with it
     fields.complete_modules(full)
@@ -68,8 +68,8 @@ def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool
 
 def _unknown(config: ConfigDict, part: Mapping, above: str, key: str, path: str) -> ConfigError:
     """The error for an override of a field that is not there; entries and options that may be given say how."""
-    node = fields.find(config, above) if above else fields.SCHEMA
-    if isinstance(node, fields.Each):
+    node = fields.find(config, above) if above else schema.SCHEMA
+    if isinstance(node, schema.Each):
         known = f" (it has {', '.join(part)})" if len(part) else ""
         return ConfigError(
             f"--config.{path}: config.{above} has no entry '{key}'{known}", field=path,
@@ -108,7 +108,8 @@ def check_read(values: Mapping[str, Any], trained: ConfigDict, script: str) -> N
             refused[path] = reason
     if refused:
         listing = "; ".join(f"--config.{path}: {reason}" for path, reason in refused.items())
-        raise ConfigError(listing, field=next(iter(refused)), hint=f"{script} reads config.dataset (of the data), config.eval and config.precision")
+        hint = f"{script} reads config.dataset (of the data), config.eval and config.precision"
+        raise ConfigError(listing, field=next(iter(refused)), hint=hint)
 
 
 def _unread(path: str) -> str:
@@ -129,7 +130,8 @@ def _unread(path: str) -> str:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping | ConfigDict) else {f"{prefix}{key}": value}
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping | ConfigDict) else {path: value}
     return flat
 
 

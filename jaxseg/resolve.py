@@ -37,11 +37,13 @@ def resolve(config: ConfigDict, num_classes: int = 0) -> ConfigDict:
         data = config.dataset
         num_classes = get_spec(data.name, data.root, data.source).num_classes
         if config.model.num_classes not in (None, num_classes):
-            variant = "" if config.name.endswith(f"_{data.name}") else f"choose the variant that ends in _{data.name}, or "
+            other = not config.name.endswith(f"_{data.name}")
+            variant = f"choose the variant that ends in _{data.name}, or " if other else ""
             raise ConfigError(
-                f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes} classes",
-                field="model.num_classes", hint=f"{variant}set --config.model.num_classes={num_classes}",
-            )  # fmt: skip
+                f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes}",
+                field="model.num_classes",
+                hint=f"{variant}set --config.model.num_classes={num_classes}",
+            )
         config.model.num_classes = num_classes
         losses.check_options(_without_auto(config))
         _fill_images(data)
@@ -59,7 +61,8 @@ def check_alone(config: ConfigDict, trained: bool = False) -> ConfigDict:
     make_settings(config)
     if not trained:
         if "decode" not in config.model.heads:
-            raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint="its scores are the model's")
+            hint = "its scores are the model's"
+            raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint=hint)
         _check_concat(config.dataset.concat)
         _check_schedule(config)
         _check_multipliers(config.optimizer.multipliers)
@@ -125,7 +128,7 @@ def _check_multipliers(rules: ConfigDict) -> None:
 
 
 def _fit_losses(config: ConfigDict) -> None:
-    """Remove the fields of a cross entropy, with which every entry of config.losses begins, where another loss was chosen."""
+    """Remove the fields of a cross entropy, with which entries of config.losses begin, where another loss was chosen."""
     for key, loss in config.losses.items() if isinstance(config.losses, ConfigDict) else ():
         if not isinstance(loss, ConfigDict) or loss.get("name") not in losses.LOSSES:
             continue  # which `check` will tell
@@ -134,13 +137,15 @@ def _fit_losses(config: ConfigDict) -> None:
             for field in extra:
                 del loss[field]
         if extra:
-            log.info("config.losses.%s: %s has no %s; what the config says about them is left out", key, loss.name, ", ".join(extra))
+            missing = ", ".join(extra)
+            log.info("config.losses.%s: %s has no %s; what the config says of them is left out", key, loss.name, missing)
 
 
 def _check_losses(config: ConfigDict) -> None:
     """ConfigError for losses from which nothing is learnt, or that are none of the scores of a head."""
     if not any(loss.weight for loss in config.losses.values()):
-        raise ConfigError("config.losses has no loss of a weight above 0", field="losses", hint="nothing would be learnt; give one a weight")
+        hint = "nothing would be learnt; give one a weight"
+        raise ConfigError("config.losses has no loss of a weight above 0", field="losses", hint=hint)
     for key, loss in config.losses.items():
         if loss.name in losses.RANKS and (loss.target or key) in config.model.heads:
             raise ConfigError(

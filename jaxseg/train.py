@@ -91,9 +91,11 @@ def examine(
             more = "" if policy.name == "float32" else ", or set --config.precision=float32"
             raise NonFiniteError(
                 f"step {batch + 1}: loss {row['loss']}, gradient norm {row['grad_norm']}, learning rate {row['lr']:.3g}{skipped}. "
-                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before", field="optimizer.learning_rate",
-                hint=f"look at these files, lower config.optimizer.learning_rate, set or lower config.optimizer.clip_norm{more}",
-            )  # fmt: skip
+                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before",
+                field="optimizer.learning_rate",
+                hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+                f"config.optimizer.clip_norm{more}",
+            )
     good = [row for row in rows if row["finite"]] or rows[-1:]
     means = {key: sum(row[key] for row in good) / len(good) for key in good[0] if key.startswith("loss")}
     overflowed = {"overflowed": len(rows) - sum(bool(row["finite"]) for row in rows)} if policy.scaled else {}
@@ -283,10 +285,12 @@ def _settling(config: ConfigDict) -> str:
         return ""
     needed = math.ceil(math.log(settled) / math.log(momentum))
     usual = DEFAULTS["model"]["norm"]["momentum"]
-    quicker = f", or set --config.model.norm.momentum={usual}" if usual < momentum and usual**config.steps < settled else ""
+    helps = usual < momentum and usual**config.steps < settled
+    quicker = f", or set --config.model.norm.momentum={usual}" if helps else ""
     return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} steps (momentum {momentum}), "
-        f"and evaluation may look far worse than the loss: train for {needed} steps or more{quicker}"
+        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} "
+        f"steps (momentum {momentum}), and evaluation may look far worse than the loss: train for {needed} steps or "
+        f"more{quicker}"
     )
 
 

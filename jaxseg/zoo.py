@@ -80,9 +80,8 @@ def weights_path(name: str) -> str:
     if name not in paths:
         near = difflib.get_close_matches(name, paths, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(
-            f"unknown experiment '{name}'", field="--download", hint=f"{hint}scripts/list_configs.py lists all {len(published())}"
-        )
+        hint += f"scripts/list_configs.py lists all {len(published())}"
+        raise ConfigError(f"unknown experiment '{name}'", field="--download", hint=hint)
     if not paths[name]:
         raise ConfigError(
             f"MMSegmentation published no weights of '{name}'", field="--download",

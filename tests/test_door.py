@@ -97,7 +97,11 @@ def test_home_is_expanded(parse, monkeypatch, tmp_path, run):
         ([FCN, "--config.losses={x"], "losses", "'dice'"),
         ([FCN, "--config.losses.extra.weight=1"], "losses.extra.weight", "{'extra': {'name': 'dice'"),
         ([FCN, "--config.losses.decode.smooth=1"], "losses.decode.smooth", "losses.decode.name=dice"),
-        ([FCN, "--config.optimizer.multipliers.frozen.learning_rate=0"], "optimizer.multipliers.frozen.learning_rate", "'pattern'"),
+        (
+            [FCN, "--config.optimizer.multipliers.frozen.learning_rate=0"],
+            "optimizer.multipliers.frozen.learning_rate",
+            "'pattern'",
+        ),
         ([FCN, "--config.losses.decode.name=dice", "--config.losses={}"], "--config.losses", "overwrite"),
         ([FCN, "--noconfig.eval.flip=1"], "--noconfig.eval.flip", "argument"),
     ],
@@ -110,9 +114,20 @@ def test_mistakes_are_one_message(parse, arguments, field, decisive):
 
 
 def test_fields_left_to_a_default_can_be_overridden(parse):
-    config, _ = parse(FCN, "--config.model.heads.decode.in_index=2", "--config.losses.decode.name=dice", "--config.losses.decode.smooth=0.5")
-    assert config.model.heads.decode.in_index == 2 and config.losses.decode.smooth == 0.5 and "smooth" not in config.losses.aux_0
-    config, _ = parse("--config=configs/deeplabv3.py:r18-d8_64x64_2k_folder", "--config.model.heads.decode.low_level_index=0")
+    config, _ = parse(
+        FCN,
+        "--config.model.heads.decode.in_index=2",
+        "--config.losses.decode.name=dice",
+        "--config.losses.decode.smooth=0.5",
+    )
+    assert (
+        config.model.heads.decode.in_index == 2
+        and config.losses.decode.smooth == 0.5
+        and "smooth" not in config.losses.aux_0
+    )
+    config, _ = parse(
+        "--config=configs/deeplabv3.py:r18-d8_64x64_2k_folder", "--config.model.heads.decode.low_level_index=0"
+    )
     assert config.model.heads.decode.low_level_index == 0
 
 
@@ -133,7 +148,10 @@ def test_needs_a_config(parse):
         ("\n\ndef get_config():\n    return nme", "line 4: NameError"),
         ("import nowhere", "line 1: ModuleNotFoundError"),
         ("def get_config():\n    pass", "NoneType"),
-        ("from jaxseg.config import experiment\ndef get_config():\n    return experiment('fcn', 'r18-d8_64x64_2k_folder')", "line 3: TypeError"),
+        (
+            "from jaxseg.config import experiment\ndef get_config():\n    return experiment('fcn', 'r18-d8_64x64_2k_folder')",
+            "line 3: TypeError",
+        ),
     ],
 )
 def test_faults_of_a_config_file_are_told_with_their_line(parse, tmp_path, source, decisive):
@@ -153,7 +171,9 @@ def test_a_bug_behind_a_config_file_keeps_its_traceback(parse, tmp_path, monkeyp
     assert not isinstance(error.value, JaxsegError)
 
 
-@pytest.mark.parametrize("bug", [ValueError("shapes (2,) and (3,)"), KeyError("x"), TypeError("int"), RuntimeError("XLA")])
+@pytest.mark.parametrize(
+    "bug", [ValueError("shapes (2,) and (3,)"), KeyError("x"), TypeError("int"), RuntimeError("XLA")]
+)
 def test_bugs_keep_their_traceback(monkeypatch, bug):
     def main(_):
         raise bug
@@ -195,7 +215,13 @@ def _no_flags(monkeypatch, *argv):
 
 
 def test_overrides_are_of_the_run_where_no_config_is_given(parse, run):
-    config, _ = parse(f"--workdir={run}", "--config.eval.flip=True", "--config.dataset.root=other", "--config.precision=bfloat16", of_run=True)
+    config, _ = parse(
+        f"--workdir={run}",
+        "--config.eval.flip=True",
+        "--config.dataset.root=other",
+        "--config.precision=bfloat16",
+        of_run=True,
+    )
     assert config.eval.flip is True and config.dataset.root == "other" and config.eval.scales == (1.0,)
     assert parse(f"--workdir={run}", of_run=True)[0] is None
     with pytest.raises(ConfigError) as error:
@@ -216,7 +242,11 @@ def test_overrides_are_of_the_run_where_no_config_is_given(parse, run):
 def test_overrides_that_a_trained_model_does_not_read_are_refused(parse, run, file, override, instead):
     with pytest.raises(ConfigError) as error:
         parse(*file, f"--checkpoint={run}", f"--config.{override}", "--config.eval.flip=True", of_run=True)
-    assert error.value.field == override.partition("=")[0] and instead in str(error.value) and "eval.flip" not in str(error.value)
+    assert (
+        error.value.field == override.partition("=")[0]
+        and instead in str(error.value)
+        and "eval.flip" not in str(error.value)
+    )
 
 
 def test_overrides_that_say_what_the_run_says_are_harmless(parse, run):
@@ -235,7 +265,9 @@ def test_a_given_precision_counts_and_that_of_a_config_file_does_not(parse, run,
 def test_a_model_is_loaded_in_the_precision_that_is_asked_for(tmp_path):
     config = narrow(get_experiment("quickstart"))
     config.dataset.dtype = "uint8"
-    checkpoint.save_variables(tmp_path, config, init_variables(create_model(config.model), seed=0), {"classes": ["a"], "palette": [[0, 0, 0]]})
+    checkpoint.save_variables(
+        tmp_path, config, init_variables(create_model(config.model), seed=0), {"classes": ["a"], "palette": [[0, 0, 0]]}
+    )
     other = ConfigDict(checkpoint.read_config(tmp_path).to_dict())
     other.precision = "bfloat16"
     for given, dtype in ((None, "float32"), (other, "bfloat16")):

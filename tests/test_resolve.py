@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, fields, files, losses, overfit, presets, train, zoo
+from jaxseg import checkpoint, fields, files, losses, overfit, presets, schema, train, zoo
 from jaxseg.config import experiment, get_experiment
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.models import BACKBONES, HEADS, NECKS, create_model
@@ -52,28 +52,28 @@ def test_published_configs_hold_and_every_field_of_theirs_has_a_row(method):
     for row in zoo.rows_of(method):
         config = check_alone(get_experiment(row["name"]))
         for path in set(_leaves(config)) - seen:
-            assert isinstance(fields.find(config, path), fields.Field | fields.Each), path
+            assert isinstance(fields.find(config, path), schema.Field | schema.Each), path
             seen.add(path)
 
 
 def test_every_argument_of_a_module_and_every_option_of_a_loss_has_a_row():
     for table in (BACKBONES, NECKS, HEADS):
         for module in table.values():
-            for name, field in fields._module_fields(module, table is BACKBONES).items():
-                assert isinstance(field, fields.Field), (module, name)
+            for name, field in schema._module_fields(module, table is BACKBONES).items():
+                assert isinstance(field, schema.Field), (module, name)
     for name in losses.LOSSES:
-        for option, field in fields._loss({"name": name}, "losses.x").items():
+        for option, field in schema._loss({"name": name}, "losses.x").items():
             assert field is not None, (name, option)
 
 
 def _rows(node, path=""):
-    if isinstance(node, fields.Field):
+    if isinstance(node, schema.Field):
         yield path, node
     for key, inner in node.items() if isinstance(node, dict) else ():
         yield from _rows(inner, f"{path}.{key}".lstrip("."))
 
 
-@pytest.mark.parametrize("path, field", list(_rows(fields.SCHEMA)))
+@pytest.mark.parametrize("path, field", list(_rows(schema.SCHEMA)))
 def test_no_field_takes_what_is_of_another_type(path, field):
     other = {str: 3, bool: "yes", int: "3", float: "3"}[field.kind]
     wrong = [other, {"a": 1}, [other], math.nan, [math.nan], b"x"] + ([] if None in field.others else [None])
@@ -86,7 +86,13 @@ def test_no_field_takes_what_is_of_another_type(path, field):
 
 
 def test_whole_numbers_lists_and_arrays_are_as_good():
-    config = make(optimizer__weight_decay=0, dataset__flip=1, eval__scales=[1, 2], dataset__crop_size=np.array([32, 64]), loss_scale=0)
+    config = make(
+        optimizer__weight_decay=0,
+        dataset__flip=1,
+        eval__scales=[1, 2],
+        dataset__crop_size=np.array([32, 64]),
+        loss_scale=0,
+    )
     config = check_alone(config)
     assert config.eval.scales == (1, 2) and config.dataset.crop_size == (32, 64)
     assert check_alone(make(dataset__root=Path("photos"))).dataset.root == "photos"
@@ -94,7 +100,14 @@ def test_whole_numbers_lists_and_arrays_are_as_good():
 
 def test_a_home_in_a_config_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    config = check_alone(make(dataset__root="~/a", eval__root="~/b", init_from="~/c.pth", dataset__concat={"more": dict(name="folder", root="~/d")}))
+    config = check_alone(
+        make(
+            dataset__root="~/a",
+            eval__root="~/b",
+            init_from="~/c.pth",
+            dataset__concat={"more": dict(name="folder", root="~/d")},
+        )
+    )
     found = (config.dataset.root, config.eval.root, config.init_from, config.dataset.concat.more.root)
     assert found == tuple(f"/home/someone/{name}" for name in ("a", "b", "c.pth", "d"))
 
@@ -143,7 +156,9 @@ def test_what_cannot_be_meant_is_refused_by_name(path, value):
     with pytest.raises(ConfigError) as error:
         check_alone(make(**{path.replace(".", "__"): value}))
     assert error.value.field == path, error.value
-    assert path in str(error.value) and (isinstance(value, str | tuple | list) or str(value) in str(error.value) or value is None)
+    assert path in str(error.value) and (
+        isinstance(value, str | tuple | list) or str(value) in str(error.value) or value is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +235,9 @@ def test_a_missing_part_is_told():
     assert error.value.field == "model.heads" and "'fcn'" in str(error.value)
 
 
-@pytest.mark.parametrize("labels, field", [(["aux_low", "decode"], "aux_low"), (["head"], "head"), (["aux_0"], "decode"), ([], "decode")])
+@pytest.mark.parametrize(
+    "labels, field", [(["aux_low", "decode"], "aux_low"), (["head"], "head"), (["aux_0"], "decode"), ([], "decode")]
+)
 def test_heads_have_the_labels_that_say_what_they_are(labels, field):
     with pytest.raises(ConfigError) as error:
         check_alone(make(model__heads={label: dict(name="fcn", channels=4) for label in labels}))
@@ -257,7 +274,9 @@ def test_something_must_be_learnt():
 
 @pytest.mark.parametrize("value", ["auto", ("auto",), ["auto"]])
 def test_class_weights_auto_in_any_form(value, tmp_path):
-    config = experiment("fcn", "r18-d8_64x64_2k_shapes", decode=dict(name="fcn"), losses=dict(decode=dict(class_weight=value)))
+    config = experiment(
+        "fcn", "r18-d8_64x64_2k_shapes", decode=dict(name="fcn"), losses=dict(decode=dict(class_weight=value))
+    )
     assert check_alone(config).losses.decode.class_weight == presets.AUTO
     config = make("fcn_r18-d8_64x64_2k_shapes", losses__decode__class_weight=value)
     weights = resolve(config).losses.decode.class_weight
@@ -285,7 +304,13 @@ def _old_run(folder, **changes):
 def test_a_run_of_an_earlier_version_continues(tmp_path):
     _old_run(tmp_path)
     old = checkpoint.read_config(tmp_path)
-    assert (old.optimizer.b1, old.model.dropout_rate, old.dataset.nodata, old.eval.source, old.losses.decode.sampler.name) == (0.9, 0.1, (), "", "")
+    assert (
+        old.optimizer.b1,
+        old.model.dropout_rate,
+        old.dataset.nodata,
+        old.eval.source,
+        old.losses.decode.sampler.name,
+    ) == (0.9, 0.1, (), "", "")
     create_model(old.model)
     new = make(steps=40, batch_size=2, dataset__root="data/mine", dataset__dtype="uint8", model__num_classes=3)
     new.dataset.update(presets.IMAGENET)
@@ -311,7 +336,9 @@ def test_a_run_of_a_newer_version_is_refused_by_its_fields(tmp_path):
     _old_run(tmp_path, ema={"decay": 0.99}, dataset={"name": "folder", "sharpen": 0.5})
     with pytest.raises(CheckpointError) as error:
         checkpoint.read_config(tmp_path)
-    assert "ema" in str(error.value) and "dataset.sharpen" in str(error.value) and error.value.file.endswith("config.json")
+    assert (
+        "ema" in str(error.value) and "dataset.sharpen" in str(error.value) and error.value.file.endswith("config.json")
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\xff"])
@@ -343,7 +370,12 @@ def test_number_of_classes_advice_is_another_variant():
 
 
 def test_overfitting_checks_the_config_first(tmp_path):
-    for path, value in (("steps", 0), ("batch_size", -1), ("dataset.train_split", 5), ("optimizer.learning_rate", "fast")):
+    for path, value in (
+        ("steps", 0),
+        ("batch_size", -1),
+        ("dataset.train_split", 5),
+        ("optimizer.learning_rate", "fast"),
+    ):
         with pytest.raises(ConfigError) as error:
             overfit.overfit(make(**{path.replace(".", "__"): value}), tmp_path, 2)
         assert error.value.field == path
@@ -351,7 +383,9 @@ def test_overfitting_checks_the_config_first(tmp_path):
 
 
 def test_what_is_no_configdict_is_refused_or_completed():
-    config = ml_collections.ConfigDict(dict(name="mine", steps=5, batch_size=1, model=dict(backbone=dict(name="resnet", depth=10))))
+    config = ml_collections.ConfigDict(
+        dict(name="mine", steps=5, batch_size=1, model=dict(backbone=dict(name="resnet", depth=10)))
+    )
     config.model.heads = dict(decode=dict(name="fcn", channels=4))
     config.losses = dict(decode=dict(name="dice"))
     config.dataset = dict(name="shapes", crop_size=(32, 32))
