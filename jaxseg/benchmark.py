@@ -199,10 +199,11 @@ def measure(
 
     precision_name: one of PRECISIONS, '' for the config's; 'tf32' is float32 whose products a GPU may round to TF32.
     batch: images a device; by default 2 (train), 1 (infer, slide), the config's (data). size: (height, width), by default
-    the config's crop (train) or 1024 x 2048 (infer, slide). devices: how many train. ValueError: an unknown name.
+    the config's crop (train) or 1024 x 2048 (infer, slide). devices: how many train. ConfigError: an unknown name.
     """
-    choose(dict.fromkeys(WHATS), what, "value of --what")
-    name = choose(dict(zip(PRECISIONS, PRECISIONS)), precision_name or config.precision, "precision")
+    choose(dict.fromkeys(WHATS), what, "value of --what", field="--what")
+    names = dict(zip(PRECISIONS, PRECISIONS))
+    name = choose(names, precision_name or config.precision, "precision", field="--precision")
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.precision = "float32" if name == "tf32" else name
@@ -210,7 +211,7 @@ def measure(
     if what == "data":
         return row | _time_data(config, batch or config.batch_size, timing)
     if devices > len(jax.devices()):
-        raise ConfigError(f"devices is {devices}, but JAX sees {len(jax.devices())}")
+        raise ConfigError(f"devices is {devices}, but JAX sees {len(jax.devices())}", field="--devices")
     before = _allocator_peak()
     with jax.default_matmul_precision("tensorfloat32") if name == "tf32" else contextlib.nullcontext():
         if what == "train":
@@ -300,13 +301,14 @@ def conditions(timing: Timing) -> dict[str, Any]:
 
 
 def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to the JSON list in `path`; ValueError if it holds something else."""
+    """Add rows to the JSON list in `path`; ConfigError if it holds something else."""
     path = expand(path)
     try:
-        old = json.loads(path.read_text()) if path.exists() else []
-    except json.JSONDecodeError:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except (OSError, ValueError):
         old = None
     if not isinstance(old, list):
-        raise ConfigError(f"{path} does not hold a JSON list of earlier measurements; choose another --json")
+        problem = "does not hold a JSON list of earlier measurements"
+        raise ConfigError(problem, file=path, field="--json", hint="choose another --json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([*old, *rows], indent=1) + "\n")

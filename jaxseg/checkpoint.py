@@ -22,10 +22,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxseg import fields
 from jaxseg.errors import CheckpointError, NonFiniteError
 from jaxseg.files import expand
 from jaxseg.files import write_json as write_json
-from jaxseg.presets import DATASET, EVALUATION
+from jaxseg.presets import AUTO
 from jaxseg.train_state import TrainState, to_host
 
 # What may change when a run continues: none of it alters what the state means.
@@ -180,12 +181,32 @@ def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The resolved config of a workdir, locked; lists come back as the tuples they were, fields newer than it as their defaults."""
-    stored = _tuples(json.loads((Path(workdir) / "config.json").read_text()))
-    stored |= {key: defaults | stored[key] for key, defaults in (("dataset", DATASET), ("eval", EVALUATION)) if key in stored}
-    if "dataset" in stored:
-        stored["dataset"]["dtype"] = stored["dataset"]["dtype"] or "uint8"  # once there was no other
-    return ConfigDict(stored).lock()
+    """The resolved config of a workdir, locked.
+
+    Lists come back as the tuples they were, and fields that are newer than the run as their defaults.
+
+    Raises:
+        CheckpointError: config.json is damaged, or has fields that this version does not know.
+    """
+    file = Path(workdir) / "config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    if not isinstance(stored, dict):
+        raise CheckpointError("does not hold a config", file=file)
+    config = ConfigDict(_tuples(stored))
+    # Once there was no other dtype than uint8, and "" is not resolved.
+    dtype = stored.get("dataset", {}).get("dtype") or "uint8"
+    with config.unlocked():
+        fields.complete(config).dataset.dtype = dtype
+    unknown = [error.field for error in fields.problems(config) if isinstance(error, fields.UnknownField)]
+    if unknown:
+        raise CheckpointError(
+            f"has fields that this version of jaxseg does not know: {', '.join(unknown)}", file=file, field=unknown[0],
+            hint="a newer version wrote it, or an older one that had them; use that version",
+        )  # fmt: skip
+    return config.lock()
 
 
 def read_training(workdir: str | Path) -> dict[str, Any] | None:
@@ -202,14 +223,15 @@ def recall_measured(workdir: str | Path, config: ConfigDict) -> ConfigDict:
     """
     if not (Path(workdir) / "config.json").is_file() or not _saved_steps(workdir):
         return config
-    stored, config = read_config(workdir), config.copy_and_resolve_references()
+    stored, config = read_config(workdir), fields.tidy(config.copy_and_resolve_references())
     with config.unlocked():
         for key in ("dtype", "image_mean", "image_std"):
-            if not config.dataset[key] and config.dataset.channels == stored.dataset.channels:
+            if not config.dataset.get(key) and config.dataset.get("channels", 3) == stored.dataset.channels:
                 config.dataset[key] = stored.dataset[key]
-        for key, loss in config.losses.items():
-            if tuple(loss.get("class_weight", ())) == ("auto",) and key in stored.losses:
-                loss.class_weight = stored.losses[key].class_weight
+        for key, loss in config.get("losses", {}).items():
+            known = stored.losses.get(key, {})
+            if isinstance(loss, ConfigDict) and loss.get("class_weight") == AUTO and "class_weight" in known:
+                loss.class_weight = known.class_weight
     return config
 
 
@@ -223,12 +245,17 @@ def check_config(workdir: str | Path, config: ConfigDict) -> None:
     if not steps or not (Path(workdir) / "config.json").is_file():
         return  # a start that failed before its first save binds nothing
     if max(steps) > config.steps:
-        raise CheckpointError(f"{workdir} is at step {max(steps)}; config.steps={config.steps} is below it. Choose another --workdir, or more steps.")
-    old, new = _flat(_plain(read_config(workdir))), _flat(_plain(config))
+        raise CheckpointError(
+            f"{workdir} is at step {max(steps)}; config.steps={config.steps} is below it", field="steps",
+            hint="choose another --workdir, or more steps",
+        )  # fmt: skip
+    new = fields.complete(config.copy_and_resolve_references().unlock())
+    old, new = (_flat(_plain(fields.complete_modules(each))) for each in (read_config(workdir), new))
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     if differ:
         lines = "\n".join(f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now" for key in differ)
-        raise CheckpointError(f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values.")
+        problem = f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values."
+        raise CheckpointError(problem, field=differ[0])
 
 
 def _is_free(key: str) -> bool:

@@ -3,19 +3,35 @@
 A file in configs/ states one method's facts and calls `experiment`. Hyper-parameters are MMSegmentation's.
 """
 
+import contextlib
 import dataclasses
+import importlib.machinery
 import importlib.util
+import inspect
 import re
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from jaxseg.errors import ConfigError, JaxsegError
+from jaxseg.fields import tidy
+from jaxseg.files import expand
 from jaxseg.models.names import choose
-from jaxseg.presets import BACKBONE_HELP, BACKBONES, DATASET, DATASETS, EVALUATION, IMAGENET
-from jaxseg.resolve import ConfigError
+from jaxseg.presets import (
+    BACKBONE_HELP,
+    BACKBONES,
+    CROSS_ENTROPY,
+    DATASET,
+    DATASETS,
+    DEFAULTS,
+    EVALUATION,
+    IMAGENET,
+    LOSS,
+)
 from jaxseg.resolve import resolve as resolve  # the last step of every config, though not called here
 from jaxseg.zoo import published
 
@@ -85,7 +101,8 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     backbones = BACKBONES if backbones is None else backbones
     found = re.fullmatch(r"(?:(?P<model>.*)_)?(?P<h>\d+)x(?P<w>\d+)_(?P<k>\d+)k(?:_b(?P<batch>\d+))?_(?P<dataset>.+)", text or "")
     if not found:
-        raise ConfigError(f"Cannot read the variant '{text}' of {method}: after the model come <H>x<W>_<N>k_<dataset>.\n{grammar()}")
+        problem = f"Cannot read the variant '{text}' of {method}: after the model come <H>x<W>_<N>k_<dataset>.\n{grammar()}"
+        raise ConfigError(problem, field="variant")
     parts = (found["model"] or "").split("_")
     d6 = parts[0] == "d6"
     parts = [p for p in parts[d6:] if p]
@@ -97,13 +114,14 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
         if recipe:
             choose(dict.fromkeys(RECIPES), recipe, "recipe" if backbones else f"recipe ({method} brings its own backbone)")
         choose(DATASETS, found["dataset"], "data set")
-    except ValueError as error:
-        raise ConfigError(f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}") from None
+    except ConfigError as error:
+        problem = f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}"
+        raise ConfigError(problem, field="variant") from None
     if d6 and method != "fcn":
-        raise ConfigError(f"'d6' in '{text}' is a variant of fcn, not of {method}.")
+        raise ConfigError(f"'d6' in '{text}' is a variant of fcn, not of {method}.", field="variant")
     crop_size, steps = (int(found["h"]), int(found["w"])), int(found["k"]) * 1000
     if not all((*crop_size, steps)) or found["batch"] == "0":
-        raise ConfigError(f"Crop, steps and batch in '{text}' must be positive.")
+        raise ConfigError(f"Crop, steps and batch in '{text}' must be positive.", field="variant")
     return Variant(text, d6, backbone, recipe, crop_size, steps, int(found["batch"] or 0), found["dataset"])
 
 
@@ -123,9 +141,7 @@ def joined_fcn(variant: Variant) -> dict[str, Any]:
 
 def cross_entropy(weight: float = 1.0, **changes: Any) -> dict[str, Any]:
     """A cross-entropy entry of config.losses with all its fields."""
-    sampler = dict(name="", min_kept=100000, threshold=0.0)
-    entry = dict(name="cross_entropy", target="", weight=weight, sigmoid=False, class_weight=(), average="all", sampler=sampler)
-    return merge(entry, changes)
+    return merge(dict(name="cross_entropy", **LOSS | dict(weight=weight), **CROSS_ENTROPY), changes)
 
 
 def aspp(variant: Variant, **changes: Any) -> dict[str, Any]:
@@ -140,20 +156,18 @@ def ohem_if_multi_grid(variant: Variant) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, dicts within dicts merged rather than replaced."""
-    merged = dict(base)
+    """`base` with `changes`, dicts within dicts merged rather than replaced; the result shares no dict with either."""
+    merged = {key: merge(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
     for key, value in changes.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+        inner = merged.get(key) if isinstance(merged.get(key), Mapping) else {}
+        merged[key] = merge(inner, value) if isinstance(value, Mapping) else value
     return merged
 
 
 def _optimization(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
     """Optimiser and schedule of data set and recipe."""
-    optimizer = dict(
-        name="sgd", learning_rate=table.get("learning_rate", 0.01), momentum=0.9, weight_decay=table.get("weight_decay", 5e-4),
-        b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0, multipliers={},
-    )  # fmt: skip
-    schedule = dict(name="poly", power=0.9, end_value=1e-4, warmup_steps=0, warmup_factor=0.1, boundaries=(), decay=0.1)
+    published = {key: table[key] for key in ("learning_rate", "weight_decay") if key in table}
+    optimizer, schedule = DEFAULTS["optimizer"] | published, dict(DEFAULTS["schedule"])
     if variant.recipe == "rsb_adamw":
         optimizer |= dict(name="adamw", learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0)
         boundaries = (variant.steps * 3 // 4, variant.steps * 9 // 10)
@@ -202,7 +216,9 @@ def experiment(
     pretrained = backbone.pop("pretrained", "")
     if variant.recipe == "rsb_adamw":
         if backbone["name"] != "resnet":
-            raise ConfigError(f"'rsb_adamw' in '{variant.text}' is a recipe for ResNets (7x7 stem), not for {variant.backbone or method}.")
+            other = variant.backbone or method
+            problem = f"'rsb_adamw' in '{variant.text}' is a recipe for ResNets (7x7 stem), not for {other}."
+            raise ConfigError(problem, field="variant")
         backbone["stem"] = "v1"
         pretrained = "resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth" if backbone["depth"] == 50 else ""
     if pretrained not in {row["pretrained"] for row in published()}:
@@ -214,19 +230,19 @@ def experiment(
     default_batch = batch_size or table.get("batch_size", 16)
     config = dict(
         name=f"{method}_{variant.text}",
-        seed=0, steps=variant.steps, batch_size=variant.batch_size or default_batch,
-        eval_every=variant.steps // 10, checkpoint_every=variant.steps // 10, keep_checkpoints=2, log_every=50,
-        precision="float16" if variant.recipe == "fp16" else "float32", loss_scale=512.0 if variant.recipe == "fp16" else 0.0,
-        init_from="", pretrained="" if variant.recipe == "scratch" else pretrained,
+        steps=variant.steps, batch_size=variant.batch_size or default_batch,
+        eval_every=variant.steps // 10, checkpoint_every=variant.steps // 10,
+        pretrained="" if variant.recipe == "scratch" else pretrained,
         model=dict(
-            backbone=backbone, neck=dict(neck or {"name": ""}), heads=heads, num_classes=None,
-            align_corners=bool(variant.crop_size[0] % 2), dropout_rate=0.1, norm=dict(momentum=0.9, epsilon=1e-5),
+            backbone=backbone, neck=dict(neck or {"name": ""}), heads=heads, align_corners=bool(variant.crop_size[0] % 2),
         ),
         losses=merge({name: cross_entropy(0.4 if name.startswith("aux") else 1.0) for name in heads}, losses or {}),
+        **(dict(precision="float16", loss_scale=512.0) if variant.recipe == "fp16" else {}),
         **_optimization(variant, table),
         **_data(variant, table),
     )  # fmt: skip
-    config = ml_collections.ConfigDict(merge(config, changes or {}))
+    config = ml_collections.ConfigDict(merge(merge(DEFAULTS, config), changes or {}))
+    tidy(config)
     # The learning rate goes with the batch where the variant names one.
     factor = (variant.batch_size or default_batch) / default_batch
     config.optimizer.learning_rate *= factor
@@ -248,23 +264,71 @@ def _folder() -> Path:
     return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
 
 
-def load_builder(file: Path) -> Callable[..., ml_collections.ConfigDict]:
-    """`get_config` of a config file."""
-    spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+@contextlib.contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Turn what a config file's own code raises into a ConfigError with the line; faults elsewhere pass through."""
+    try:
+        yield
+    except (JaxsegError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"line {error.lineno}: {error.msg}", file=error.filename or file, field="--config") from error
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if frame.filename != str(file):
+            raise
+        problem = f"line {frame.lineno}: {type(error).__name__}: {error}"
+        raise ConfigError(problem, file=file, field="--config") from error
+
+
+def load_builder(file: str | Path) -> Callable[..., ml_collections.ConfigDict]:
+    """`get_config` of a config file. Raises ConfigError if there is none."""
+    file = expand(file)
+    if not file.is_file():
+        hint = "the methods are the files of configs/"
+        raise ConfigError("there is no such file", file=file, field="--config", hint=hint)
+    loader = importlib.machinery.SourceFileLoader(f"configs.{file.stem}", str(file))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    with _blaming(file):
+        try:
+            loader.exec_module(module)
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            if traceback.extract_tb(error.__traceback__)[-1].filename == str(file):
+                raise
+            raise ConfigError(f"cannot be read as Python ({error})", file=file, field="--config") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError("is no config file: it has no function get_config", file=file, field="--config")
     return module.get_config
 
 
+def build(file: str | Path, variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a file in configs/ and a variant, before overrides.
+
+    Args:
+        file: its `get_config(variant)`, or `get_config()` where a method has no variants, gives a ConfigDict.
+        variant: "" for the file's own default.
+
+    Raises:
+        ConfigError: no such file or variant, or a fault in the file's own code, with its line.
+    """
+    get_config, file = load_builder(file), expand(file)
+    if variant and not inspect.signature(get_config).parameters:
+        hint = f"use --config={file}"
+        raise ConfigError(f"takes no variant, but '{variant}' is given", file=file, field="--config", hint=hint)
+    with _blaming(file):
+        config = get_config(variant) if variant else get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"get_config gives {type(config).__name__}, not a ConfigDict", file=file, field="--config")
+    return config
+
+
 def get_experiment(name: str) -> ml_collections.ConfigDict:
-    """The config of '<file in configs>_<variant>', e.g. 'pspnet_r50-d8_512x1024_40k_cityscapes'."""
+    """The config of '<file in configs>_<variant>', e.g. 'pspnet_r50-d8_512x1024_40k_cityscapes'. Raises ConfigError."""
     files = sorted((p.stem for p in _folder().glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
         choose(dict.fromkeys(sorted(files)), name.split("_")[0], "method")
-    variant = name[len(method) + 1 :]
-    get_config = load_builder(_folder() / f"{method}.py")
-    return get_config(variant) if variant else get_config()
+    return build(_folder() / f"{method}.py", name[len(method) + 1 :])
 
 
 def published_models() -> list[str]:

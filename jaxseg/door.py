@@ -15,53 +15,53 @@ from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from jaxseg.errors import JaxsegError
+from jaxseg.errors import ConfigError, JaxsegError
+from jaxseg.files import expand
+
+HELP = "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field."
 
 
 def define_config() -> Any:
     """The flag --config=configs/FILE.py:VARIANT, with --config.FIELD=VALUE overrides."""
-    return config_flags.DEFINE_config_file("config", None, "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field.")
+    return config_flags.DEFINE_config_file("config", None, HELP)
 
 
-def use_run_config(argv: Sequence[str]) -> None:
-    """Without --config, let --config.FIELD=VALUE override the config of the run that --checkpoint (or --workdir) names."""
-    from jaxseg import checkpoint
-
-    path = _given(argv, "checkpoint") or _given(argv, "workdir")
-    if path and not _given(argv, "config") and any(re.match(r"--?(no)?config\.", arg) for arg in argv):
-        config = checkpoint.read_config(checkpoint.find_workdir(path)[0])
-        delattr(flags.FLAGS, "config")
-        config_flags.DEFINE_config_dict("config", config, "the config of the run", sys_argv=list(argv))
-
-
-def run(main: Callable[[Sequence[str]], None], *, needs_config: bool = True, of_run: bool = False) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], *, needs_config: bool = True, of_run: bool = False, positional: bool = False
+) -> None:
     """`app.run(main)`, with the caller's docstring and the grammar as help; exits with 1 after an error of the user's.
 
-    needs_config: a missing --config, or one without its variant, is answered with the grammar. of_run: where --config is
-    missing, overrides are of the trained run's config.
+    Args:
+        main: takes the arguments that are no flags.
+        needs_config: a missing --config is answered with the grammar.
+        of_run: the script works with the trained run that --checkpoint or --workdir names; where --config is missing,
+            overrides are of the run's config, and those that a trained model does not read are refused.
+        positional: whether arguments that are no flags are meant.
     """
     from jaxseg.config import grammar
 
     module = sys.modules["__main__"]
     module.__doc__ = f"{(module.__doc__ or '').rstrip()}\n\n{grammar()}\n\nflags:"
 
-    def parse(argv: list[str]) -> list[str]:
-        if needs_config and not any(re.match("--?help", arg) for arg in argv):
-            _require_variant(argv, grammar())
-        rest = _parse(argv, of_run)
+    def parse_flags(argv: list[str]) -> list[str]:
+        rest = parse(argv, needs_config=needs_config, of_run=of_run)
+        if rest[1:] and not positional:
+            hint = "values are given as --flag=value"
+            raise ConfigError(f"unexpected argument '{rest[1]}'", field=rest[1], hint=hint)
         _quiet()
         return rest
 
     try:
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
         sys.exit(130)
     except JaxsegError as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
-        _stop(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _quiet() -> None:
@@ -77,76 +77,119 @@ def _quiet() -> None:
     ours.propagate = False
 
 
-def _stop(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+# --- Flags ------------------------------------------------------------------------------------------------------------
 
 
-def _parse(argv: list[str], of_run: bool) -> list[str]:
+def parse(argv: Sequence[str], *, needs_config: bool = False, of_run: bool = False) -> list[str]:
+    """Parse the script's flags and the overrides of its config; see `run`.
+
+    Returns:
+        The script's name and the arguments that are no flags.
+
+    Raises:
+        ConfigError: a flag or an override that does not exist or whose value cannot be meant.
+    """
+    from jaxseg import overrides
+
     try:
-        if of_run:
-            use_run_config(argv)
-        return flags.FLAGS(argv)
+        given, argv = overrides.take(argv, "config")
     except flags.Error as error:
-        # absl and config_flags wrap what a config raised into text with its traceback: look for the original
-        cause = error
-        while cause is not None and not isinstance(cause, JaxsegError):
-            cause = cause.__context__
-        if os.environ.get("JAXSEG_TRACEBACK"):
-            raise
-        _stop(str(cause or error))
-    except (AttributeError, KeyError):  # an override of a field that the config does not have
-        _stop(_unknown_field(argv))
+        raise _told(error, argv, None) from error
+    asks_for_help = any(re.match("--?help", arg) for arg in argv)
+    config = None if asks_for_help else _config(given or "", argv, needs_config, of_run)
+    if config is not None:
+        overrides.check_names(config, argv)
+    rest = _parse(argv, config)
+    for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
+        if isinstance(flag.value, str) and flag.value.startswith("~"):
+            flag.value = str(expand(flag.value))  # shells leave it alone after --flag=
+    if of_run and config is not None:
+        _check_overrides(config, argv, bool(given))
+    return rest
 
 
-def _given(argv: Sequence[str], flag: str) -> str:
-    """The value of a flag, '' without it."""
-    pairs = (arg.partition("=")[::2] if "=" in arg else (arg, value) for arg, value in zip(argv, [*argv[1:], ""]))
-    return next((value for name, value in pairs if name in (f"--{flag}", f"-{flag}")), "")
+def _parse(argv: list[str], config: ConfigDict | None) -> list[str]:
+    """absl's parsing. The config comes built: what its file raises is a message or a bug, not a flag's wrong value."""
+    try:
+        if config is not None:
+            delattr(flags.FLAGS, "config")
+            config_flags.DEFINE_config_dict("config", config, HELP, sys_argv=argv)
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:
+        raise _told(error, argv, config) from error
 
 
-def _given_config(argv: list[str]) -> tuple[Path, str] | None:
-    """(file, variant) that --config names, None without it."""
-    file, _, variant = _given(argv, "config").partition(":")
-    return (Path(file), variant) if file else None
+def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -> ConfigDict | None:
+    """The config that overrides are of: --config's, else the run's; None where there is neither."""
+    from jaxseg import fields, overrides
+    from jaxseg.config import build, grammar, load_builder
+
+    file, _, variant = given.partition(":")
+    if file:
+        parameter = inspect.signature(load_builder(file)).parameters.get("variant")
+        if parameter and not variant:
+            example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
+            raise ConfigError("needs a variant", file=file, field="--config", hint=example)
+        return fields.complete(build(file, variant))
+    if needs_config:
+        raise ConfigError(f"give --config=configs/FILE.py:VARIANT\n\n{grammar()}", field="--config")
+    named = overrides.named(argv)
+    if not named:
+        return None
+    if of_run and (path := _run_path(argv)):
+        return _run_config(path)
+    needed = "--checkpoint, the run whose config it overrides" if of_run else "--config, which it overrides"
+    raise ConfigError(f"--config.{named[0]} needs {needed}", field=named[0])
 
 
-def _unknown_field(argv: list[str]) -> str:
-    """Which override names no field of the config, and what there is in its place."""
-    from jaxseg import checkpoint
-    from jaxseg.config import load_builder
-    from jaxseg.models.names import choose
+def _run_path(argv: Sequence[str]) -> Path | None:
+    from jaxseg import overrides
 
-    given = _given_config(argv)
-    if given is None:
-        run = _given(argv, "checkpoint") or _given(argv, "workdir")
-        base = checkpoint.read_config(checkpoint.find_workdir(run)[0])
-    else:
-        base = load_builder(given[0])(*filter(None, [given[1]]))
-    for arg in argv:
-        found = re.match(r"--?config\.([^=]+)", arg)
-        config, path = base, "config"
-        for key in found[1].split(".") if found else ():
-            try:
-                choose(dict.fromkeys(config.keys()), key, f"field of {path}")
-            except ValueError as error:
-                return f"{arg}: {error}"
-            config, path = config[key], f"{path}.{key}"
-            if not hasattr(config, "keys"):
-                break
-    return "an override names a field that the config does not have"
+    path = next(filter(None, (overrides.take(argv, name)[0] for name in ("checkpoint", "workdir"))), None)
+    return expand(path) if path else None
 
 
-def _require_variant(argv: list[str], grammar: str) -> None:
-    """Stop with the grammar unless argv gives a config, with its variant if the file takes one."""
-    from jaxseg.config import load_builder
+def _run_config(path: Path) -> ConfigDict:
+    from jaxseg import checkpoint  # orbax is slow to import, and benchmark.py does without
 
-    given = _given_config(argv)
-    if given is None:
-        _stop(f"give --config=configs/FILE.py:VARIANT\n\n{grammar}")
-    file, variant = given
-    if not file.is_file():
-        _stop(f"--config={file}: there is no such file; the methods are the files of configs/")
-    parameter = inspect.signature(load_builder(file)).parameters.get("variant")
-    if parameter and not variant:
-        _stop(f"{file} needs a variant, for example --config={file}:{parameter.default}\n\n{grammar}")
+    return checkpoint.read_config(checkpoint.find_workdir(path)[0])
+
+
+def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) -> None:
+    """Refuse overrides that a trained model does not read; its precision is the run's unless one says otherwise."""
+    from jaxseg import overrides
+
+    trained = _run_config(_run_path(argv))
+    values = config_flags.get_override_values(flags.FLAGS["config"])
+    overrides.check_read(values, trained, Path(sys.argv[0]).name)
+    if has_file and "precision" not in values and "precision" in trained:
+        config.precision = trained.precision
+
+
+def _told(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> ConfigError:
+    """What absl has to say about a flag as one sentence, with what a value must be in place of Python's words."""
+    from jaxseg import overrides
+
+    text = str(error).removeprefix("flag ")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = text.partition("Did you mean: ")[2].rstrip(" ?")
+        hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
+        return ConfigError(f"there is no flag --{error.flagname}", field=f"--{error.flagname}", hint=hint)
+    # absl puts the values of all flags of a validator before its message, whole configs too.
+    validators = [validator for name in flags.FLAGS for validator in flags.FLAGS[name].validators]
+    messages = dict.fromkeys(v.message for v in validators if f": {v.message}" in text)
+    if messages:
+        missing = [found[1] for found in map(re.compile(r"Flag --(\w+) must have a value").match, messages) if found]
+        told = [f"--{name} is missing ({flags.FLAGS[name].help.rstrip('.')})" for name in missing] or messages
+        return ConfigError("; ".join(told), field=f"--{missing[0]}" if missing else "")
+    found = re.match(r"--([\w.]+)=", text)
+    path, words = found[1].removeprefix("config.") if found else "", ""
+    if found and path != found[1]:
+        words = overrides.describe(config, path) if config is not None else ""
+    elif found and found[1] in flags.FLAGS:
+        path, words = f"--{path}", flags.FLAGS[path].parser.syntactic_help
+    if words:
+        value = overrides.take(argv, found[1])[0]
+        return ConfigError(f"--{found[1]} is {value!r}", field=path, hint=f"it must be {words}")
+    field = re.search(r"--[\w.]+", text)
+    return ConfigError(text.strip(), field=field[0] if field else "")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxseg.errors import DataError, JaxsegError
+from jaxseg.errors import ConfigError, DataError, JaxsegError
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
@@ -130,6 +130,28 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _leads_nowhere(entry: os.DirEntry) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None:
+    """Find out, before any work, whether a folder or a file can be written; nothing is made.
+
+    Args:
+        path: what will be written.
+        field: the flag or config field that names it.
+        is_file: whether `path` is to be a file; else a folder.
+
+    Raises:
+        ConfigError: something else lies there or above, or it may not be written.
+    """
+    path = expand(path)
+    if os.path.exists(path) and os.path.isdir(path) == is_file:
+        wanted = ("a folder", "a file") if is_file else ("a file", "a folder")
+        raise ConfigError(f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}")
+    nearest = next(above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above))
+    if nearest != path.absolute() and not nearest.is_dir():
+        raise ConfigError(f"cannot be written, since {nearest} is a file", file=path, field=field)
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"cannot be written: there is no permission to write {nearest}", file=path, field=field)
 
 
 @contextlib.contextmanager

@@ -299,23 +299,23 @@ def _of_each(function: Callable, images: Sequence[np.ndarray]) -> list:
 
 
 def load_model(path: str | Path, config=None) -> tuple[Any, dict, Any]:
-    """(model, variables, config) of a workdir's best step or of one step, in the precision it was trained in.
+    """(model, variables, config) of a workdir's best step or of one step.
 
-    config: overrides config.dataset and config.eval.
+    config: overrides config.dataset, config.eval and config.precision.
     """
     from jaxseg import checkpoint
     from jaxseg.config import resolve
     from jaxseg.models import create_model
 
     trained, variables = checkpoint.load_variables(path)
+    if config is not None:
+        trained = resolve(override_data(trained, config), trained.model.num_classes)
     model = create_model(trained.model, dtype=precision.make_policy(trained).dtype)
-    if config is None:
-        return model, variables, trained
-    return model, variables, resolve(override_data(trained, config), trained.model.num_classes)
+    return model, variables, trained
 
 
 def override_data(trained, config):
-    """A copy of the trained run's config with `dataset` and `eval` from another config, which may say less.
+    """A copy of the trained run's config with `dataset`, `eval` and `precision` from another config, which may say less.
 
     Without a dataset.root, root and source are those of the run if the data set is the same.
     """
@@ -324,6 +324,7 @@ def override_data(trained, config):
         if other.dataset.name == trained.dataset.name and not other.dataset.get("root", ""):
             other.dataset.root, other.dataset.source = trained.dataset.root, trained.dataset.source
         merged.dataset, merged.eval = other.dataset, other.eval
+        merged.precision = other.get("precision", trained.precision)
         # The network knows the images and statistics it was trained with, whatever data it is shown.
         for key in ("channels", "dtype", "image_mean", "image_std"):
             merged.dataset[key] = trained.dataset[key]

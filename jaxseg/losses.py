@@ -18,6 +18,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.models.heads.point import sample_nearest
 from jaxseg.models.layers import per_channel, resize_bilinear
 from jaxseg.models.names import choose
+from jaxseg.presets import AUTO
 
 IGNORE = 255
 
@@ -34,16 +35,19 @@ def _one_hot(label: jax.Array, classes: int) -> jax.Array:
 
 
 def _weights(class_weight: Sequence[float], classes: int) -> jax.Array:
-    """float32 [K]; ones where no weights are given. ValueError unless there is one a class."""
+    """float32 [K]; ones where no weights are given. ConfigError unless there is one a class."""
     if len(class_weight) not in (0, classes):
-        raise ConfigError(f"class_weight has {len(class_weight)} values for {classes} classes; give one a class, or none.")
+        raise ConfigError(
+            f"class_weight has {len(class_weight)} values for {classes} classes", field="class_weight",
+            hint="give one a class, or none",
+        )  # fmt: skip
     return jnp.asarray(class_weight or [1.0] * classes, jnp.float32)
 
 
 def _mean(loss: jax.Array, label: jax.Array, average: str, axis_name: str | None) -> jax.Array:
     """The sum of loss over the number of all pixels ('all') or of those that are not ignored ('valid')."""
     if average not in ("all", "valid"):
-        raise ConfigError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.")
+        raise ConfigError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.", field="average")
     count = label != IGNORE if average == "valid" else jnp.ones_like(label)
     return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name), 1)
 
@@ -101,7 +105,7 @@ def cross_entropy(
         loss = plain = pixel_cross_entropy(logits, label)
         if class_weight:
             loss = loss * jnp.where(valid, weights[jnp.where(valid, label, 0)], 0)
-    if sampler and choose({"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy"):
+    if sampler and choose({"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy", field="sampler.name"):
         ranked = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else loss)
         probability = jnp.exp(-ranked if sigmoid else -jax.lax.stop_gradient(plain))
         mask = ohem_mask(ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None)
@@ -244,7 +248,7 @@ def lovasz(
     otherwise of the device's batch as a whole, and the devices' mean.
     """
     if classes not in ("present", "all"):
-        raise ConfigError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.")
+        raise ConfigError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.", field="classes")
     terms = _regions(logits, label)
     if not per_image:
         terms = [x.reshape(1, -1, x.shape[-1]) for x in terms]
@@ -272,46 +276,79 @@ def _arguments(loss: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SUPPLIED = ("logits", "scores", "label", "points", "align_corners", "axis_name", "options")  # parameters that are no options
+RANKS = {"class_presence": 2, "point_cross_entropy": 3}  # dimensions of the scores a loss is of; of others: 4
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options that the loss `name` takes in an entry of config.losses, besides name, target and weight."""
+    functions = [LOSSES[name], cross_entropy] if name == "point_cross_entropy" else [LOSSES[name]]
+    parameters = {parameter for function in functions for parameter in inspect.signature(function).parameters}
+    return tuple(sorted(parameters - set(SUPPLIED)))
 
 
 def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int | None) -> None:
-    """ValueError, naming the field, for an option that loss `name` does not have or whose value cannot be meant."""
-    functions = [LOSSES[name], cross_entropy] if name == "point_cross_entropy" else [LOSSES[name]]
-    known = {option for function in functions for option in inspect.signature(function).parameters if option not in SUPPLIED}
+    """ConfigError, naming the field, for an option that loss `name` does not have or whose value cannot be meant."""
+    where, known = f"losses.{key}", dict.fromkeys(options_of(name))
     for option in options:
-        choose(dict.fromkeys(sorted(known)), option, f"option at config.losses.{key} of {name}:")
+        choose(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
     for option, values in (("average", ("all", "valid")), ("classes", ("present", "all"))):
         if option in options:
-            choose(dict.fromkeys(values), options[option], f"config.losses.{key}.{option}")
+            choose(dict.fromkeys(values), options[option], f"config.{where}.{option}", field=f"{where}.{option}")
     sampler = options.get("sampler")
     if sampler:
-        choose({"": False, "ohem": True}, sampler["name"], f"config.losses.{key}.sampler.name")
-    count = len(options.get("class_weight") or ())
-    if classes is not None and count not in (0, classes):
-        raise ConfigError(f"config.losses.{key}.class_weight has {count} values for {classes} classes; give one a class, 'auto', or none.")
+        field = f"{where}.sampler.name"
+        choose({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
+    for option in ("class_weight", "alpha"):
+        values = options.get(option, ())
+        count = len(values) if isinstance(values, tuple | list) else 0
+        if tuple(values if count else ()) == AUTO:
+            hint = "jaxseg.config.resolve measures it"
+            raise ConfigError(f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint=hint)
+        if classes is not None and count not in (0, classes):
+            raise ConfigError(
+                f"config.{where}.{option} has {count} values for {classes} classes", field=f"{where}.{option}",
+                hint="give one a class" + (", 'auto', or none" if option == "class_weight" else ", or one for all"),
+            )  # fmt: skip
+
+
+def check_options(config: Any) -> None:
+    """Check the options of every entry of config.losses, also against the number of classes where it is known.
+
+    Raises:
+        ConfigError: an option that the loss does not have, or that does not fit the classes.
+    """
+    for key, loss in config.losses.items():
+        choose(LOSSES, loss.name, f"loss at config.losses.{key}", field=f"losses.{key}.name")
+        _check_options(key, loss.name, _arguments(loss), config.model.get("num_classes"))
 
 
 def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """The config's weighted sum of losses: f(logits, out, label) -> (scalar, {key: weighted scalar}).
 
     Each entry of `config.losses` applies to the scores of the same name in `out`, or to those its `target` names, resized to
-    the label's size ('decode' is `logits` itself). ValueError for options that cannot be meant.
+    the label's size ('decode' is `logits` itself). ConfigError for options that cannot be meant.
     """
+    check_options(config)
     terms = {}
     for key, loss in config.losses.items():
-        function = choose(LOSSES, loss.name, f"loss at config.losses.{key}")
-        target, options = loss.get("target", "") or key, _arguments(loss)
-        _check_options(key, loss.name, options, config.model.get("num_classes"))
-        terms[key] = (target, loss.weight, functools.partial(function, axis_name=axis_name, **options))
-    align_corners = config.model.align_corners
+        function = functools.partial(LOSSES[loss.name], axis_name=axis_name, **_arguments(loss))
+        terms[key] = (loss.get("target", "") or key, loss.weight, function, RANKS.get(loss.name, 4))
+    align_corners, names = config.model.align_corners, {key: loss.name for key, loss in config.losses.items()}
 
     def compute(logits: jax.Array, out: Mapping[str, jax.Array], label: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         parts = {}
-        for key, (target, weight, function) in terms.items():
-            scores = logits if target == "decode" else choose(out, target, f"output for config.losses.{key}")
-            if scores.ndim == 4:
+        for key, (target, weight, function, rank) in terms.items():
+            field, what = f"losses.{key}.target", f"output for config.losses.{key}"
+            scores = logits if target == "decode" else choose(out, target, what, field=field)
+            if scores.ndim != rank:
+                raise ConfigError(
+                    f"config.losses.{key}: {names[key]} is no loss of the output '{target}', {list(scores.shape)}",
+                    field=field,
+                    hint=f"it takes scores of {rank} dimensions; choose another loss or target",
+                )
+            if rank == 4:
                 scores = resize_bilinear(scores, label.shape[1:3], align_corners)
-            where = dict(points=out["points"], align_corners=align_corners) if target == "point_logits" else {}
+            where = dict(points=out["points"], align_corners=align_corners) if rank == 3 else {}
             parts[key] = weight * function(scores, label, **where)
         return sum(parts.values()), parts
 

@@ -25,7 +25,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     """The optax transformation and the schedule (update count -> learning rate) of `config`.
 
     Reads `config.optimizer`, `config.schedule` and `config.steps`. A multiplier whose pattern matches no parameter
-    raises ValueError when the transformation is initialised.
+    raises ConfigError when the transformation is initialised.
     """
     options = config.optimizer
     schedule = make_schedule(steps=config.steps, learning_rate=options.learning_rate, **config.schedule.to_dict())
@@ -40,7 +40,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     elif options.name == "adamw":
         direction = [adam, decay]
     else:
-        raise ConfigError(f"config.optimizer.name is {options.name!r}; known: {', '.join(OPTIMIZERS)}")
+        raise ConfigError(
+            f"config.optimizer.name is {options.name!r}", field="optimizer.name", hint=f"known: {', '.join(OPTIMIZERS)}"
+        )
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     rate = [_scale_by_multipliers(multipliers), optax.scale_by_learning_rate(schedule)]
     return optax.chain(*clip, *direction, *rate), schedule
@@ -65,7 +67,8 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     elif name == "constant":
         main = optax.constant_schedule(learning_rate)
     else:
-        raise ConfigError(f"config.schedule.name is {name!r}; known: {', '.join(SCHEDULES)}")
+        known = f"known: {', '.join(SCHEDULES)}"
+        raise ConfigError(f"config.schedule.name is {name!r}", field="schedule.name", hint=known)
     if not warmup_steps:
         return main
     start = warmup_factor * learning_rate
@@ -110,9 +113,11 @@ def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientT
         paths = parameter_paths(params)
         for label, rule in multipliers.items():
             if not any(re.search(rule["pattern"], path) for path in paths):
+                field = f"optimizer.multipliers.{label}.pattern"
                 raise ConfigError(
-                    f"config.optimizer.multipliers.{label}.pattern={rule['pattern']!r} matches none of the {len(paths)} "
-                    f"parameters; their paths look like {paths[0]!r} and {paths[-1]!r}"
+                    f"config.{field}={rule['pattern']!r} matches none of the {len(paths)} parameters",
+                    field=field,
+                    hint=f"their paths look like {paths[0]!r} and {paths[-1]!r}",
                 )
         return optax.EmptyState()
 

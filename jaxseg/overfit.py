@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.data.datasets import DataError
 from jaxseg.data.sources import parse_split
+from jaxseg.resolve import check_alone
 from jaxseg.train import train
 
 GOAL = 0.95  # mIoU on the images it was trained on
@@ -23,7 +24,8 @@ PLAIN = dict(
 def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, Any]:
     """Train on the first `count` training images of an unresolved config until the mIoU on them is GOAL; returns train's summary.
 
-    Raises DataError, with the worst classes, if config.steps (at most STEPS) do not get there.
+    Raises ConfigError for a config that cannot be meant, and DataError, with the worst classes, if config.steps (at
+    most STEPS) do not get there.
     """
     config = overfit_config(config, count, jax.device_count())
     summary = train(config, workdir, enough=GOAL)
@@ -41,7 +43,7 @@ def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, An
 
 def overfit_config(config: ConfigDict, count: int, devices: int) -> ConfigDict:
     """A copy of `config` that trains on, and evaluates on, the first `count` images of its training split, as they are."""
-    config = config.copy_and_resolve_references()
+    config = check_alone(config.copy_and_resolve_references().unlock())
     split = first_of(config.dataset.train_split, count)
     batch = -(-min(config.batch_size, count) // devices) * devices
     config.update(dict(name=f"{config.name}_overfit", batch_size=batch, steps=min(config.steps, STEPS), log_every=10))
@@ -60,5 +62,9 @@ def first_of(split: str, count: int) -> str:
     part = parse_split(split)[0]
     first, last = part["first"] or "0", part["last"] or ""
     if "%" in first + last:
-        raise DataError(f"config.dataset.train_split='{split}': overfitting takes the first images of a split; give numbers, 'train[100:]', not percents.")
+        raise DataError(
+            f"config.dataset.train_split='{split}': overfitting takes the first images of a split",
+            field="dataset.train_split",
+            hint="give numbers, 'train[100:]', not percents",
+        )  # fmt: skip
     return f"{part['name']}[{first}:{min(int(first) + count, int(last or int(first) + count))}]"

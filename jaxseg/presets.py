@@ -16,6 +16,29 @@ CONCAT: dict[str, Any] = dict(name="", source="files", root="", train_split="", 
 EVALUATION: dict[str, Any] = dict(
     dataset="", source="", root="", resize=(0, 0), mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1
 )
+AUTO = ("auto",)  # class_weight as measured on the training labels
+# Of each entry of config.losses, of each that is a cross entropy, and of its sampler.
+LOSS: dict[str, Any] = dict(target="", weight=1.0)
+SAMPLER: dict[str, Any] = dict(name="", min_kept=100000, threshold=0.0)
+CROSS_ENTROPY: dict[str, Any] = dict(sigmoid=False, class_weight=(), average="all", sampler=SAMPLER)
+# What every other config begins with; a config of an earlier version has these in place of fields it did not know.
+DEFAULTS: dict[str, Any] = dict(
+    seed=0, eval_every=0, checkpoint_every=0, keep_checkpoints=2, log_every=50,
+    precision="float32", loss_scale=0.0, init_from="", pretrained="",
+    model=dict(
+        neck=dict(name=""), num_classes=None, align_corners=False, dropout_rate=0.1,
+        norm=dict(momentum=0.9, epsilon=1e-5),
+    ),
+    losses={},
+    optimizer=dict(
+        name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=5e-4, b1=0.9, b2=0.999, eps=1e-8,
+        clip_norm=0.0, multipliers={},
+    ),
+    schedule=dict(
+        name="poly", power=0.9, end_value=1e-4, warmup_steps=0, warmup_factor=0.1, boundaries=(), decay=0.1,
+    ),
+    dataset=DATASET, eval=EVALUATION,
+)  # fmt: skip
 # resize: (long, short) of the scaled image, (0, 0) its own size; slide: evaluate in windows of the training crop.
 _PASCAL_CONTEXT = dict(resize=(520, 520), slide=True, learning_rate=0.004, weight_decay=1e-4)
 DATASETS: dict[str, dict[str, Any]] = {

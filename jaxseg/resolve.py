@@ -1,104 +1,186 @@
 """A config's last step: what depends on the data set is filled in, what cannot be meant is refused, and it is locked."""
 
-import functools
 import logging
-from collections.abc import Callable
 
-import ml_collections
+from ml_collections import ConfigDict
 
+from jaxseg import losses
 from jaxseg.errors import ConfigError
+from jaxseg.fields import check, complete, tidy
 from jaxseg.inference import make_settings
-from jaxseg.models.names import choose
-from jaxseg.presets import CONCAT, DATASETS, IMAGENET
+from jaxseg.presets import AUTO, CROSS_ENTROPY, IMAGENET
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-SOURCES = ("files", "tfds")
-DTYPES = ("uint8", "uint16", "float32")  # of images once decoded
 STATISTICS_SAMPLES = 200  # images that tell mean and std where nobody has computed them
-PROBABILITIES = ("class_crop", "flip", "vertical_flip", "rotate", "cutout", "clahe", "mosaic")
-# Field -> (how many values it has, 0 for a plain number; what they must satisfy; in words).
-NUMBERS: dict[str, tuple[int, Callable[..., bool], str]] = {
-    **{field: (0, lambda n: n >= 1, "at least 1") for field in ("steps", "batch_size", "log_every", "keep_checkpoints", "eval.batch_size")},
-    **{field: (0, lambda n: n >= 0, "0 (at the end only) or more") for field in ("eval_every", "checkpoint_every")},
-    **{field: (0, lambda n: n >= 0, "0 or more") for field in ("seed", "dataset.num_workers", "dataset.check_samples", "loss_scale")},
-    **{f"dataset.{field}": (0, lambda p: 0 <= p <= 1, "a probability, 0 to 1") for field in PROBABILITIES},
-    "dataset.class_balance": (0, lambda t: 0 <= t <= 1, "a share of the images, 0 (off) to 1"),
-    "dataset.rotate_degrees": (0, lambda a: 0 <= a <= 180, "an angle in degrees, 0 to 180"),
-    "dataset.channels": (0, lambda n: n >= 1, "at least 1"),
-    "optimizer.learning_rate": (0, lambda r: r > 0, "above 0"),
-    "optimizer.clip_norm": (0, lambda n: n >= 0, "0 (off) or more"),
-    "model.dropout_rate": (0, lambda p: 0 <= p < 1, "a probability, 0 or more and below 1"),
-    "dataset.cat_max_ratio": (0, lambda p: 0 < p <= 1, "a share above 0, 1 for no limit"),
-    "dataset.crop_size": (2, lambda h, w: h >= 1 and w >= 1, "(height, width) in pixels"),
-    "dataset.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
-    "eval.resize": (2, lambda a, b: a >= 1 and b >= 1 or a == b == 0, "(long, short) in pixels, or (0, 0)"),
-    "dataset.ratio_range": (2, lambda low, high: 0 < low <= high, "(lowest, highest), in this order and above 0"),
-}
+OF_TRAINED = ("precision", "dataset", "eval")  # what is read of the config of a trained model
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """ConfigError for a number that cannot be meant, naming its field."""
-    for field, (length, holds, words) in NUMBERS.items():
-        value = functools.reduce(lambda part, key: part[key], field.split("."), config)
-        values = value if length else (value,)
-        if len(values) != (length or 1) or not holds(*values):
-            raise ConfigError(f"config.{field} is {value}; it must be {words}.")
-    data = config.dataset
-    for field, other in (("image_mean", "image_std"), ("image_std", "image_mean")):
-        if len(data[field]) not in (0, data.channels) or len(data[field]) > len(data[other]) == 0:
-            raise ConfigError(
-                f"config.dataset.{field} is {data[field]} and {other} is {data[other]}; both must have {data.channels} values, one a channel, or be ()."
-            )
-    if data.image_std and not min(data.image_std) > 0:
-        raise ConfigError(f"config.dataset.image_std is {data.image_std}; it must be above 0.")
+def resolve(config: ConfigDict, num_classes: int = 0) -> ConfigDict:
+    """Fill in what depends on the data set, check what can be checked before anything is built, and lock.
 
+    Call it once, after overrides.
 
-def _check_concat(data: ml_collections.ConfigDict) -> None:
-    """Check every entry of config.dataset.concat. Raises ConfigError."""
-    for key, part in data.concat.items():
-        for field in part:
-            choose(CONCAT, field, f"field of config.dataset.concat.{key}")
-        part = ml_collections.ConfigDict(CONCAT | part.to_dict())
-        choose(DATASETS, part.name, f"data set at config.dataset.concat.{key}.name")
-        choose(dict.fromkeys(SOURCES), part.source, f"config.dataset.concat.{key}.source")
-        if part.repeat < 1:
-            raise ConfigError(f"config.dataset.concat.{key}.repeat is {part.repeat}; it must be at least 1.")
+    Args:
+        config: changed in place.
+        num_classes: where it is known, of a trained model, the data set is not looked at, and of the config only what
+            evaluation and prediction read.
 
-
-def resolve(config: ml_collections.ConfigDict, num_classes: int = 0) -> ml_collections.ConfigDict:
-    """Fill in what depends on the data set, check what can be checked before anything is built, and lock; call once, after overrides.
-
-    num_classes: where it is known, of a trained model, the data set is not looked at. Raises ConfigError (or the data room's
-    DataError), naming the field.
+    Raises:
+        ConfigError: a field that is unknown, or whose value cannot be meant.
+        DataError: the data set cannot be read.
     """
-    data = config.dataset
-    choose(DATASETS, data.name, "data set at config.dataset.name")
-    choose(dict.fromkeys(("", *DTYPES)), data.dtype, "config.dataset.dtype")
-    choose(dict.fromkeys(SOURCES), data.source, "config.dataset.source")
-    choose(dict.fromkeys(("", *SOURCES)), config.eval.source, "config.eval.source")
-    choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
-    choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
-    check_numbers(config)
-    make_settings(config)
-    _check_concat(data)
+    config = check_alone(config, trained=bool(num_classes))
     if not num_classes:
         from jaxseg.data.datasets import get_spec
 
+        data = config.dataset
         num_classes = get_spec(data.name, data.root, data.source).num_classes
         if config.model.num_classes not in (None, num_classes):
+            other = not config.name.endswith(f"_{data.name}")
+            variant = f"choose the variant that ends in _{data.name}, or " if other else ""
             raise ConfigError(
-                f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes} classes: "
-                f"choose the variant that ends in _{data.name}, or set --config.model.num_classes={num_classes}."
+                f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes}",
+                field="model.num_classes",
+                hint=f"{variant}set --config.model.num_classes={num_classes}",
             )
-        _fill_images(data)
         config.model.num_classes = num_classes
+        losses.check_options(_without_auto(config))
+        _fill_images(data)
         fill_class_weights(config)
     return config.lock()
 
 
-def _fill_images(data: ml_collections.ConfigDict) -> None:
+def check_alone(config: ConfigDict, trained: bool = False) -> ConfigDict:
+    """`config`, complete, tidy and checked as far as it goes without the data set; see `resolve`."""
+    tidy(complete(config))
+    if not trained:
+        _fit_losses(config)
+    check(config, OF_TRAINED if trained else ())
+    _check_images(config.dataset)
+    make_settings(config)
+    if not trained:
+        if "decode" not in config.model.heads:
+            hint = "its scores are the model's"
+            raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint=hint)
+        _check_concat(config.dataset.concat)
+        _check_schedule(config)
+        _check_multipliers(config.optimizer.multipliers)
+        _check_losses(config)
+    return config
+
+
+# --- Fields that depend on each other ---------------------------------------------------------------------------------
+
+
+def _check_images(data: ConfigDict) -> None:
+    """ConfigError unless mean and std are of the images' channels, or both left to the data."""
+    for field, other in (("image_mean", "image_std"), ("image_std", "image_mean")):
+        if len(data[field]) not in (0, data.channels) or len(data[field]) > len(data[other]) == 0:
+            raise ConfigError(
+                f"config.dataset.{field} is {data[field]} and {other} is {data[other]}", field=f"dataset.{field}",
+                hint=f"both must have {data.channels} values, one a channel, or be ()",
+            )  # fmt: skip
+
+
+def _check_concat(entries: ConfigDict) -> None:
+    """ConfigError for an entry that does not say where its data lie."""
+    for key, part in entries.items():
+        if not part.root and part.name != "shapes":
+            raise ConfigError(
+                f"config.dataset.concat.{key} has no root", field=f"dataset.concat.{key}.root",
+                hint="give the folder of its data, 'root': DIR",
+            )  # fmt: skip
+
+
+def _check_schedule(config: ConfigDict) -> None:
+    """ConfigError for a schedule that does not fit the run's steps or its learning rate."""
+    schedule, rate, left = config.schedule, config.optimizer.learning_rate, config.steps - config.schedule.warmup_steps
+    if left <= 0:
+        raise ConfigError(
+            f"config.schedule.warmup_steps is {schedule.warmup_steps}, but the run has {config.steps} steps",
+            field="schedule.warmup_steps", hint="train for more, or set --config.schedule.warmup_steps=0",
+        )  # fmt: skip
+    if schedule.name in ("poly", "cosine") and schedule.end_value > rate:
+        raise ConfigError(
+            f"config.schedule.end_value is {schedule.end_value:g}, above config.optimizer.learning_rate, {rate:g}",
+            field="schedule.end_value", hint="the rate would rise; set a smaller end_value, for instance 0.0",
+        )  # fmt: skip
+    if schedule.name == "step" and not 0 < max(schedule.boundaries, default=0) < left:
+        after = f" after the {schedule.warmup_steps} of the warm-up" if schedule.warmup_steps else ""
+        raise ConfigError(
+            f"config.schedule.boundaries is {schedule.boundaries}", field="schedule.boundaries",
+            hint=f"a step schedule needs one or more, all below the {left} steps of the run{after}",
+        )  # fmt: skip
+
+
+def _check_multipliers(rules: ConfigDict) -> None:
+    """ConfigError for a rule that changes nothing."""
+    for label, rule in rules.items():
+        if set(rule) == {"pattern"}:
+            raise ConfigError(
+                f"config.optimizer.multipliers.{label} has only a pattern", field=f"optimizer.multipliers.{label}",
+                hint="give it learning_rate, weight_decay or freeze_statistics",
+            )  # fmt: skip
+
+
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+def _fit_losses(config: ConfigDict) -> None:
+    """Remove the fields of a cross entropy, with which entries of config.losses begin, where another loss was chosen."""
+    for key, loss in config.losses.items() if isinstance(config.losses, ConfigDict) else ():
+        if not isinstance(loss, ConfigDict) or loss.get("name") not in losses.LOSSES:
+            continue  # which `check` will tell
+        extra = [field for field in CROSS_ENTROPY if field in loss and field not in losses.options_of(loss.name)]
+        with config.unlocked():
+            for field in extra:
+                del loss[field]
+        if extra:
+            missing = ", ".join(extra)
+            log.info("config.losses.%s: %s has no %s; what the config says of them is left out", key, loss.name, missing)
+
+
+def _check_losses(config: ConfigDict) -> None:
+    """ConfigError for losses from which nothing is learnt, or that are none of the scores of a head."""
+    if not any(loss.weight for loss in config.losses.values()):
+        hint = "nothing would be learnt; give one a weight"
+        raise ConfigError("config.losses has no loss of a weight above 0", field="losses", hint=hint)
+    for key, loss in config.losses.items():
+        if loss.name in losses.RANKS and (loss.target or key) in config.model.heads:
+            raise ConfigError(
+                f"config.losses.{key}: {loss.name} is no loss of a head's scores", field=f"losses.{key}.name",
+                hint="choose another loss, or as its target an output that it is made for",
+            )  # fmt: skip
+    losses.check_options(_without_auto(config))
+
+
+def _without_auto(config: ConfigDict) -> ConfigDict:
+    """A copy whose class weights that are still to be measured are ()."""
+    config = config.copy_and_resolve_references()
+    for loss in config.losses.values():
+        if loss.get("class_weight") == AUTO:
+            loss.class_weight = ()
+    return config
+
+
+def fill_class_weights(config: ConfigDict) -> None:
+    """Put numbers in place of every loss's class_weight='auto': histogram.class_weights of the training labels."""
+    automatic = [loss for loss in config.losses.values() if loss.get("class_weight") == AUTO]
+    if automatic:
+        from jaxseg.data import histogram, pipeline
+
+        counts = histogram.count_labels(pipeline.train_source(config.dataset), config.model.num_classes, progress=True)
+        weights = tuple(round(weight, 6) for weight in histogram.class_weights(counts.sum(0)[:-1]))
+        log.info("class_weight='auto': %s", " ".join(f"{weight:.4g}" for weight in weights))
+    for loss in automatic:
+        loss.class_weight = weights
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def _fill_images(data: ConfigDict) -> None:
     """Where config.dataset does not say, the images' dtype is that of the first, and mean and std are those of statistics.json, of
     8-bit RGB ImageNet's (whose weights most runs start from), of others measured on training images.
     """
@@ -124,16 +206,3 @@ def _fill_images(data: ml_collections.ConfigDict) -> None:
         else:
             log.info("measuring mean and std of %d channels of %s (once for all: check_data.py --statistics)", data.channels, data.dtype)
             data.image_mean, data.image_std = statistics.image_statistics(source, STATISTICS_SAMPLES)
-
-
-def fill_class_weights(config: ml_collections.ConfigDict) -> None:
-    """Put numbers in place of every loss's class_weight='auto': histogram.class_weights of the training labels."""
-    losses = [loss for loss in config.losses.values() if tuple(loss.get("class_weight", ())) in (("auto",), tuple("auto"))]
-    if losses:
-        from jaxseg.data import histogram, pipeline
-
-        counts = histogram.count_labels(pipeline.train_source(config.dataset), config.model.num_classes, progress=True)
-        weights = tuple(round(weight, 6) for weight in histogram.class_weights(counts.sum(0)[:-1]))
-        log.info("class_weight='auto': %s", " ".join(f"{weight:.4g}" for weight in weights))
-    for loss in losses:
-        loss.class_weight = weights

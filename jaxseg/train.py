@@ -12,10 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg import cache, checkpoint, files, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.errors import ConfigError
-from jaxseg.files import expand
 from jaxseg.precision import NonFiniteError
+from jaxseg.presets import DEFAULTS
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
 from jaxseg.train_step import AXIS, make_step
@@ -88,10 +88,13 @@ def examine(
         if not row["finite"] and (hopeless or not policy.scaled):
             batch = first + offset
             skipped = f" ({row['skipped']:.0f} overflowing steps in a row)" if policy.scaled else ""
+            more = "" if policy.name == "float32" else ", or set --config.precision=float32"
             raise NonFiniteError(
                 f"step {batch + 1}: loss {row['loss']}, gradient norm {row['grad_norm']}, learning rate {row['lr']:.3g}{skipped}. "
-                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before; look at these "
-                "files, lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or use another config.precision"
+                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before",
+                field="optimizer.learning_rate",
+                hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+                f"config.optimizer.clip_norm{more}",
             )
     good = [row for row in rows if row["finite"]] or rows[-1:]
     means = {key: sum(row[key] for row in good) / len(good) for key in good[0] if key.startswith("loss")}
@@ -120,10 +123,13 @@ def _announced(step: Callable, progress: Progress, folder: str) -> Callable:
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:
-    """ValueError unless the global batch divides among all devices."""
+    """ConfigError unless the global batch divides among all devices."""
     if batch_size < 1 or batch_size % devices:
         near = max(batch_size // devices, 1) * devices
-        raise ConfigError(f"config.batch_size={batch_size} is global and must divide among {devices} devices; {near} would")
+        raise ConfigError(
+            f"config.batch_size={batch_size} is global and must divide among {devices} devices", field="batch_size",
+            hint=f"{near} would",
+        )  # fmt: skip
 
 
 def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str) -> tuple[TrainState, str]:
@@ -186,7 +192,8 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
     from jaxseg.config import resolve
     from jaxseg.data import datasets
 
-    workdir = expand(workdir)
+    workdir = files.expand(workdir)
+    files.check_output(workdir, "--workdir")
     config = resolve(checkpoint.recall_measured(workdir, config))
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
@@ -272,14 +279,18 @@ def _advice(config: ConfigDict, fresh: bool) -> str:
 
 def _settling(config: ConfigDict) -> str:
     """A warning if the run is too short for batch norm's running statistics, on which evaluation relies."""
-    momentum = config.model.norm.momentum
+    momentum, settled = config.model.norm.momentum, 1e-3
     left = momentum**config.steps
-    if left < 1e-3:
+    if left < settled:
         return ""
-    needed = math.ceil(math.log(1e-3) / math.log(momentum))
+    needed = math.ceil(math.log(settled) / math.log(momentum))
+    usual = DEFAULTS["model"]["norm"]["momentum"]
+    helps = usual < momentum and usual**config.steps < settled
+    quicker = f", or set --config.model.norm.momentum={usual}" if helps else ""
     return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} steps (momentum {momentum}), and evaluation "
-        f"may look far worse than the loss: train for {needed} steps or more, or set --config.model.norm.momentum=0.9"
+        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} "
+        f"steps (momentum {momentum}), and evaluation may look far worse than the loss: train for {needed} steps or "
+        f"more{quicker}"
     )
 
 

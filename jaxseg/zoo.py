@@ -74,17 +74,19 @@ def find(words: Sequence[str] = ()) -> list[dict[str, str]]:
 
 def weights_path(name: str) -> str:
     """Where the weights of a published experiment, or of an ImageNet backbone such as resnet50_v1c, lie below the download
-    address. Raises ValueError, with the nearest name, for one that is unknown or has no published weights."""
+    address. Raises ConfigError, with the nearest name, for one that is unknown or has no published weights."""
 
     paths = {row["name"]: row["url_path"] for row in published()} | IMAGENET
     if name not in paths:
         near = difflib.get_close_matches(name, paths, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"Unknown experiment '{name}'.{hint} scripts/list_configs.py lists all {len(published())}.")
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint += f"scripts/list_configs.py lists all {len(published())}"
+        raise ConfigError(f"unknown experiment '{name}'", field="--download", hint=hint)
     if not paths[name]:
         raise ConfigError(
-            f"MMSegmentation published no weights of '{name}'; similar ones: python scripts/list_configs.py {name.split('_')[0]}"
-        )
+            f"MMSegmentation published no weights of '{name}'", field="--download",
+            hint=f"similar ones: python scripts/list_configs.py {name.split('_')[0]}",
+        )  # fmt: skip
     return paths[name]
 
 

@@ -13,7 +13,7 @@ import sys
 import jax
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 WHAT = flags.DEFINE_enum("what", "train", ["train", "infer", "slide", "data"], "What to time.")
@@ -36,6 +36,8 @@ def main(_: list[str]) -> None:
     from jaxseg import benchmark
     from jaxseg.config import resolve
 
+    if JSON.value:
+        files.check_output(JSON.value, "--json", is_file=True)
     config, failed = resolve(CONFIG.value), False
     timing = benchmark.Timing(WARMUP.value, REPEATS.value, STEPS.value)
     options = dict(batch=BATCH.value, size=tuple(map(int, SIZE.value.split("x"))) if SIZE.value else (), devices=DEVICES.value)

@@ -6,7 +6,7 @@
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
@@ -18,8 +18,9 @@ def main(_: list[str]) -> None:
     from jaxseg.config import resolve
     from jaxseg.data.browse import browse
 
-    files = browse(resolve(CONFIG.value), OUTPUT.value, COUNT.value, raw=RAW.value)
-    print(f"wrote {len(files) - 1} samples into {OUTPUT.value}, and {files[-1]} of them all")
+    files.check_output(OUTPUT.value, "--output")
+    written = browse(resolve(CONFIG.value), OUTPUT.value, COUNT.value, raw=RAW.value)
+    print(f"wrote {len(written) - 1} samples into {OUTPUT.value}, and {written[-1]} of them all")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 ROOT = flags.DEFINE_string("root", "", "The folder of the data set, where there is no --config yet.")
@@ -30,8 +30,14 @@ def _one_of(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     from jaxseg.data import report
+    from jaxseg.resolve import check_alone
 
-    config = CONFIG.value or report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
+    if JSON.value:
+        files.check_output(JSON.value, "--json", is_file=True)
+    if CONFIG.value is None:
+        config = report.folder_config(ROOT.value, NAME.value, CHANNELS.value)
+    else:
+        config = check_alone(CONFIG.value)
     found = report.check_data(config, write_statistics=STATISTICS.value, progress=True)
     losses = [key for key, loss in config.get("losses", {}).items() if "class_weight" in loss]
     print(report.as_text(found, losses or ["decode"]))

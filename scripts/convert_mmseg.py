@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 
 CONFIG = door.define_config()
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A file to convert; with --to_mmseg: a workdir of ours, or one step in it.")
@@ -29,10 +29,10 @@ def _one_source(values: dict) -> bool:
     return bool(values["checkpoint"]) != bool(values["download"])
 
 
-@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR")
+@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR and reads its config, so no --config")
 def _complete(values: dict) -> bool:
     if values["to_mmseg"]:
-        return bool(values["checkpoint"])
+        return bool(values["checkpoint"]) and not values["config"]
     return not values["checkpoint"] or bool(values["config"] and values["output"])
 
 
@@ -44,6 +44,9 @@ def main(_: list[str]) -> None:
     from jaxseg import config, convert, download, zoo
 
     experiment, file = CONFIG.value, CHECKPOINT.value
+    for flag, is_file in ((OUTPUT, False), (TO_MMSEG, True), (FOLDER, False)):
+        if flag.value:
+            files.check_output(flag.value, f"--{flag.name}", is_file=is_file)
     if TO_MMSEG.value:
         print(f"wrote {convert.export_checkpoint(file, TO_MMSEG.value)} tensors to {TO_MMSEG.value}")
         return

@@ -22,4 +22,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    door.run(main, needs_config=False, positional=True)

@@ -15,7 +15,7 @@ import shlex
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import door, files
 from jaxseg.data.prepare import CODECS, PLAN
 
 __doc__ = __doc__.format(codecs="\n".join(f"  {name:5} {what}" for name, what in CODECS.items()))
@@ -33,6 +33,7 @@ CHANNELS = flags.DEFINE_integer("channels", 0, "Of the images; 0: 3, or those of
 def main(_: list[str]) -> None:
     from jaxseg.data.prepare import prepare
 
+    files.check_output(OUTPUT.value, "--output")
     folder = prepare(
         NAME.value, ROOT.value, OUTPUT.value, splits=SPLITS.value, codec=CODEC.value, quality=QUALITY.value, shards=SHARDS.value,
         channels=CHANNELS.value,

@@ -22,6 +22,14 @@ PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train toget
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
 
 
+@flags.multi_flags_validator(
+    ["coordinator", "processes", "process"], message="--processes and --process need --coordinator=HOST:PORT, and --process is 0 to --processes - 1"
+)
+def _processes(values: dict) -> bool:
+    named = values["coordinator"] not in ("", "auto")
+    return 0 <= values["process"] < values["processes"] and (named or values["processes"] == 1)
+
+
 def main(_: list[str]) -> None:
     from jaxseg.overfit import overfit
     from jaxseg.train import train

@@ -13,6 +13,7 @@ from data_helpers import make_folder
 
 from jaxseg import benchmark
 from jaxseg.config import get_experiment, resolve
+from jaxseg.errors import ConfigError
 
 QUICK = benchmark.Timing(warmup=1, repeats=3, steps=2)
 TINY = dict(widths=(8, 16, 16), blocks=(1, 1))
@@ -75,8 +76,9 @@ def test_rows_are_added_to_the_file(tmp_path):
         benchmark.append(path, [row])
     assert json.loads(path.read_text()) == [{"a": 1}, {"b": 2}]
     path.write_text("{}")
-    with pytest.raises(ValueError, match="speed.json does not hold a JSON list"):
+    with pytest.raises(ConfigError) as error:
         benchmark.append(path, [])
+    assert error.value.file == str(path)
 
 
 BARE = """

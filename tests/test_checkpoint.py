@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, precision, presets, train_state
+from jaxseg import checkpoint, fields, precision, presets, train_state
 
 CONFIG = ConfigDict({
     "name": "toy", "steps": 4, "batch_size": 2, "model": {"heads": {"decode": {"name": "fcn", "channels": 4}}},
@@ -74,7 +74,7 @@ def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):
     assert fill(tmp_path, {1: 0.2, 2: 0.5, 3: None, 4: 0.3, 5: None}, keep=2) == [2, 4, 5]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "mIoU": 0.5}
     config, variables = checkpoint.load_variables(tmp_path)
-    assert config.to_dict() == CONFIG.to_dict() and config.is_locked
+    assert config.to_dict() == fields.complete(CONFIG.copy_and_resolve_references()).to_dict() and config.is_locked
     assert variables["params"]["head"]["kernel"].tolist() == [[2.0] * 2] * 3 and set(variables) == {"params", "batch_stats"}
     assert checkpoint.load_variables(tmp_path / "checkpoints" / "4")[1]["params"]["head"]["kernel"][0, 0] == 4
     with pytest.raises(checkpoint.CheckpointError, match="3 is not a complete checkpoint; complete ones here: 2, 4, 5"):

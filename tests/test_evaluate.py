@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
-from absl import flags
 from data_helpers import make_config as data_config
 from data_helpers import make_folder
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, door, evaluate, metrics, presets
+from jaxseg import checkpoint, evaluate, metrics, presets
 from jaxseg.data.pipeline import eval_samples
 from jaxseg.errors import DataError
 from jaxseg.inference import Predictor, Settings, make_settings
@@ -323,18 +322,3 @@ def test_evaluations_at_once_do_not_meet(workdir):
     assert json.loads((workdir.path / "metrics.json").read_text()) in found
     assert len(list((workdir.path / "pictures").iterdir())) == 3
     assert not list(workdir.path.rglob(".part-*"))
-
-
-def test_overrides_are_of_the_run_where_no_config_is_given(tmp_path):
-    flags.FLAGS.unparse_flags()
-    config = ConfigDict({"dataset": {"name": "folder", "root": "photos"}, "eval": {"flip": False, "scales": (1.0,)}})
-    checkpoint.write_config(tmp_path, config, {})
-    given = door.define_config()
-    try:
-        argv = ["eval.py", "--config.eval.flip=True", "--config.dataset.root=other"]
-        door.use_run_config([*argv, f"--checkpoint={tmp_path}"])
-        flags.FLAGS(argv)
-        assert given.value.eval.flip is True and given.value.dataset.root == "other" and given.value.eval.scales == (1.0,)
-    finally:
-        for name in [name for name in flags.FLAGS if name == "config" or name.startswith("config.")]:
-            delattr(flags.FLAGS, name)

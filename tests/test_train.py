@@ -248,7 +248,7 @@ def test_examine_tolerates_float16_overflow_until_it_persists():
 def tiny_run(steps, **changes):
     config = get_experiment("quickstart")
     config.update({"steps": steps, "batch_size": 4, "eval_every": 0, "checkpoint_every": 0, **changes})
-    config.dataset.crop_size, config.dataset.check_samples = (32, 32), 1
+    config.dataset.crop_size, config.dataset.check_samples, config.schedule.warmup_steps = (32, 32), 1, 0
     config.model.backbone.base_channels = config.model.backbone.stem_channels = config.model.heads.decode.channels = 4
     return config
 

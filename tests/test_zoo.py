@@ -10,6 +10,7 @@ import pytest
 
 from jaxseg import config, zoo
 from jaxseg.download import DownloadError, fetch
+from jaxseg.errors import ConfigError
 
 
 def test_the_table_is_whole():
@@ -55,10 +56,13 @@ def test_weights_path():
     path = "mmsegmentation/v0.5/fcn/fcn_r50-d8_512x1024_40k_cityscapes/fcn_r50-d8_512x1024_40k_cityscapes_20200604_192608-efe53f0d.pth"
     assert zoo.weights_path("fcn_r50-d8_512x1024_40k_cityscapes") == path
     assert zoo.weights_path("hrnetv2_w18").endswith("hrnetv2_w18-00eb2006.pth")
-    with pytest.raises(ValueError, match="Did you mean 'fcn_r50-d8_512x1024_40k_cityscapes'"):
-        zoo.weights_path("fcn_r50-d8_512x1024_40k_citiscapes")
-    with pytest.raises(ValueError, match="published no weights of 'encnet_r50s-d8_512x512_80k_ade20k'"):
-        zoo.weights_path("encnet_r50s-d8_512x512_80k_ade20k")
+    for name, decisive in (
+        ("fcn_r50-d8_512x1024_40k_citiscapes", "'fcn_r50-d8_512x1024_40k_cityscapes'"), ("", "478"),
+        ("encnet_r50s-d8_512x512_80k_ade20k", "encnet"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as error:
+            zoo.weights_path(name)
+        assert error.value.field == "--download" and f"'{name}'" in error.value.problem and decisive in error.value.hint
 
 
 CONTENT = bytes(range(256)) * 400
