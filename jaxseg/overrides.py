@@ -12,7 +12,7 @@ from jaxseg import fields, losses, schema
 from jaxseg.errors import ConfigError
 
 PATTERN = re.compile(r"--?(?:no)?config\.([^=]+)")
-OF_IMAGES = ("channels", "dtype", "image_mean", "image_std")  # what the network was trained with
+OF_RUN = ("channels", "dtype", "image_mean", "image_std", "classes")  # what the network was trained with
 # Fields of config.dataset that only training reads -> what evaluation reads in their place.
 OF_TRAINING = {
     "train_split": "dataset.val_split", "crop_size": "eval.crop_size", "resize": "eval.resize", "flip": "eval.flip",
@@ -118,8 +118,8 @@ def _unread(path: str) -> str:
     if top in ("eval", "precision"):
         return ""
     if top == "dataset":
-        if rest.split(".")[0] in OF_IMAGES:
-            return "the network was trained with the images of its run, and keeps their channels, dtype, mean and std"
+        if rest.split(".")[0] in OF_RUN:
+            return "the network keeps the channels, dtype, mean, std and classes that it was trained with"
         instead = OF_TRAINING.get(rest.split(".")[0])
         return "" if instead is None else "only training reads it" + (f"; use config.{instead}" if instead else "")
     if top == "model":

@@ -149,14 +149,18 @@ MODULE_RANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "momentum": (lambda m: 0 < m <= 1, "above 0, at most 1"),
     "oversample": (lambda x: x >= 1, "1 or more"),
 }
+HEAD_RANGES: dict[str, tuple[Callable[..., Any], str]] = {
+    "channels": (lambda n: n >= 0, "a whole number, 1 or more, or 0 for those of the maps that the head reads"),
+    "feature_strides": (lambda *s: not s or min(s) >= 1, "one stride a map, or () for those of the backbone"),
+}
 HIDDEN = ("parent", "name", "layer", "num_classes", *SUPPLIED)  # arguments of modules and losses that no config gives
 MODULE_NAMES = {"stem": ("v1", "v1c", "v1d"), "arch": ("large", "small"), "small_input": ("error", "global")}
 # Other tuples of a backbone have the length of their default, those of a head any.
 MODULE_LENGTHS = {"mask_size": 2, "pool_stride": 2, "multi_grid": 0, "out_indices": 0}
 
 
-def _module_field(parameter: inspect.Parameter, fixed: bool) -> Field | None:
-    """The field of a module's argument; None for types that only its author knows."""
+def _module_field(parameter: inspect.Parameter, what: str) -> Field | None:
+    """The field of an argument of a backbone, neck or head (`what`); None for types that only its author knows."""
     name, options = parameter.name, typing.get_args(parameter.annotation) or (parameter.annotation,)
     plain = next((kind for kind in (bool, int, float, str) if kind in options), None)
     several = next((part for part in (parameter.annotation, *options) if typing.get_origin(part) is Sequence), None)
@@ -165,7 +169,7 @@ def _module_field(parameter: inspect.Parameter, fixed: bool) -> Field | None:
         return None
     if name in MODULE_NAMES:
         return _name(*MODULE_NAMES[name])
-    usual_length = len(parameter.default) if fixed and isinstance(parameter.default, tuple) else 0
+    usual_length = len(parameter.default) if what == "backbone" and isinstance(parameter.default, tuple) else 0
     length = MODULE_LENGTHS.get(name, usual_length) if several else None
     many = {None: "", 0: "one or more "}.get(length, f"{length} ")
     usual = {
@@ -174,23 +178,24 @@ def _module_field(parameter: inspect.Parameter, fixed: bool) -> Field | None:
         bool: (FLAG.holds, FLAG.words),
         str: (TEXT.holds, TEXT.words),
     }
-    holds, words = MODULE_RANGES.get(name, usual[kind])
-    words += ", 1 or more" if kind is int and name not in MODULE_RANGES else ""
+    ranges = MODULE_RANGES | (HEAD_RANGES if what == "head" else {})
+    holds, words = ranges.get(name, usual[kind])
+    words += ", 1 or more" if kind is int and name not in ranges else ""
     single = several is not None and plain is not None and several is not parameter.annotation
     return Field(kind, words, holds, length, single, (None,) if type(None) in options else ())
 
 
 @functools.cache
-def _module_fields(module: type, fixed: bool) -> dict[str, Field | None]:
-    return {n: _module_field(p, fixed) for n, p in inspect.signature(module).parameters.items() if n not in HIDDEN}
+def _module_fields(module: type, what: str) -> dict[str, Field | None]:
+    return {n: _module_field(p, what) for n, p in inspect.signature(module).parameters.items() if n not in HIDDEN}
 
 
-def _module(table: Mapping[str, type], what: str, fixed: bool = False) -> Part:
+def _module(table: Mapping[str, type], what: str) -> Part:
     """A part of config.model: the arguments of the class that its `name` chooses."""
 
     def fields(part: Mapping, path: str) -> dict[str, Any]:
         module = choose(table, part.get("name"), f"{what} at config.{path}.name", field=f"{path}.name")
-        return {"name": TEXT} | _module_fields(module, fixed)
+        return {"name": TEXT} | _module_fields(module, what)
 
     return Part(fields)
 
@@ -220,7 +225,7 @@ SCHEMA: dict[str, Any] = dict(
     loss_scale=Field(float, "0 (dynamic) or above, at most 2**24", lambda s: 0 <= s <= 2**24),
     init_from=TEXT, pretrained=TEXT,
     model=dict(
-        backbone=_module(BACKBONES, "backbone", fixed=True),
+        backbone=_module(BACKBONES, "backbone"),
         neck=Part(_neck),
         heads=Each(
             _module(HEADS, "head"), "{'name': 'fcn', 'in_index': -1, 'channels': 512}", r"decode|(aux|stage)_\d+",
@@ -251,7 +256,9 @@ SCHEMA: dict[str, Any] = dict(
         image_mean=STATISTICS,
         image_std=Field(float, "one number a channel, each above 0, or ()", lambda *s: all(x > 0 for x in s), length=0),
         nodata=Field(float, "the values that stand for no data, or ()", length=0),
-        max_pixels=_whole(1, high=2**63 - 1), match_classes=TEXT,
+        max_pixels=_whole(0, "a whole number, 0 (any number) or more", 2**63 - 1),
+        classes=Field(str, "class names in the order of the labels' numbers, or ()", length=0),
+        match_classes=_name("order", "name"),
         num_workers=_whole(0), check_samples=_whole(0),
     ),
     optimizer=dict(

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, files, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg import cache, checkpoint, fields, files, losses, metrics, models, optim, precision, train_state, zoo
 from jaxseg.errors import ConfigError
 from jaxseg.precision import NonFiniteError
 from jaxseg.presets import DEFAULTS
@@ -194,7 +194,7 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
 
     workdir = files.expand(workdir)
     files.check_output(workdir, "--workdir")
-    config = resolve(checkpoint.recall_measured(workdir, config))
+    config = resolve(checkpoint.recall_measured(workdir, fields.tidy(fields.complete(config))))
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
     datasets.check(config)

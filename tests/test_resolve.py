@@ -57,9 +57,9 @@ def test_published_configs_hold_and_every_field_of_theirs_has_a_row(method):
 
 
 def test_every_argument_of_a_module_and_every_option_of_a_loss_has_a_row():
-    for table in (BACKBONES, NECKS, HEADS):
+    for table, what in ((BACKBONES, "backbone"), (NECKS, "neck"), (HEADS, "head")):
         for module in table.values():
-            for name, field in schema._module_fields(module, table is BACKBONES).items():
+            for name, field in schema._module_fields(module, what).items():
                 assert isinstance(field, schema.Field), (module, name)
     for name in losses.LOSSES:
         for option, field in schema._loss({"name": name}, "losses.x").items():
@@ -146,6 +146,8 @@ WRONG = [
     ("dataset.name", "foldr"), ("dataset.crop_size", 64), ("dataset.crop_size", "64x64"), ("dataset.crop_size", (64, 0)),
     ("dataset.ratio_range", (2.0, 0.5)), ("dataset.flip", 2), ("dataset.channels", 0), ("dataset.num_workers", -1), ("dataset.dtype", "int8"),
     ("dataset.image_mean", (0.5,)), ("dataset.image_std", (1.0, 1.0, 0.0)), ("dataset.concat", ["b"]), ("dataset.max_pixels", -1),
+    ("dataset.match_classes", "nam"),
+    ("dataset.classes", "sky"),
     ("eval.scales", 1.0), ("eval.scales", "big"), ("eval.scales", ()), ("eval.scales", (0.0, 1.0)), ("eval.mode", "silde"),
     ("eval.batch_size", 0), ("eval.resize", (0, 5)),
 ]  # fmt: skip
