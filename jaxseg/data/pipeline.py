@@ -38,7 +38,7 @@ AHEAD = THREADS + 2  # batches ready or being made
 
 
 class TrainBatches:
-    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] int32, size [D, B, 2] int32}: `train_batches`."""
+    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] uint8, size [D, B, 2] int32}: `train_batches`."""
 
     def __init__(self, order: Any, batches: Any, files: Sequence[str], start: int):
         self._order, self._batches, self._files = order, batches, files
@@ -84,7 +84,7 @@ class LoadRows:
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
-            "label": np.empty((self.rows, height, width), np.int32),
+            "label": np.empty((self.rows, height, width), np.uint8),  # a quarter of the traffic of int32
             "size": np.empty((self.rows, 2), np.int32),
         }
         for row in range(self.rows):

@@ -82,7 +82,7 @@ HEADS = {
     "non_local": NonLocalHead,
     "psa": PSAHead,
 }
-RUNTIME_FIELDS = ("dtype", "axis_name")
+RUNTIME_FIELDS = ("dtype", "axis_name", "frozen_statistics")
 NORM_FIELDS = ("momentum", "epsilon")
 
 
@@ -125,8 +125,9 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
     """The model of `config.model`, or of a short name (see list_models).
 
     Keyword arguments override the config: num_classes, align_corners, dropout_rate, dtype (compute; parameters stay float32),
-    axis_name (batch norm and dropout across a mapped axis), any field of the decode head or the backbone
-    (`mask_size=(97, 97)`), or nested dicts (`backbone=dict(base_channels=16)`).
+    axis_name (batch norm and dropout across a mapped axis), frozen_statistics (paths of modules, 'a/b/c', whose running
+    statistics training uses and leaves alone), any field of the decode head or the backbone (`mask_size=(97, 97)`), or
+    nested dicts (`backbone=dict(base_channels=16)`).
 
     Raises ValueError for an unknown name or argument, and for a config without its number of classes.
     """
@@ -180,6 +181,12 @@ def list_models(contains: str = "") -> list[str]:
     from jaxseg.config import published_models
 
     return [name for name in published_models() if contains in name]
+
+
+def variable_shapes(model: nn.Module, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:
+    """Shapes and dtypes of a model's variables (jax.ShapeDtypeStruct) for images of this shape; nothing is computed."""
+    keys = {"params": jax.random.key(0), "points": jax.random.key(0)}
+    return jax.eval_shape(lambda: model.init(keys, jnp.zeros(image_shape, jnp.float32), train=False))
 
 
 def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ONES, ZEROS, Initializer
 
 
@@ -128,6 +129,8 @@ class BatchNorm(nn.Module):
     As in PyTorch, the running variance takes the unbiased estimate while the batch is divided by the biased one. Moments are
     taken about the running mean, so that one pass is accurate although it subtracts two large numbers; pooled maps, whose few
     values may lie close together and far from the running mean, take a second pass.
+
+    frozen: paths of the modules, "a/b/c", that use their running statistics in training too and leave them as they are.
     """
 
     momentum: float = 0.9
@@ -135,6 +138,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     scale_init: Initializer = ONES
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -144,7 +148,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", ZEROS, None, (channels,))
         running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
         mean, var = running_mean.value, running_var.value
-        if train:
+        if train and "/".join(self.path) not in self.frozen:
             axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
             if count <= FEW_VALUES:
                 mean = x.astype(jnp.float32).mean(axes)
@@ -155,6 +159,8 @@ class BatchNorm(nn.Module):
             if self.axis_name is not None and not self.is_initializing():
                 moments = jax.lax.pmean(moments, self.axis_name)
                 count *= jax.lax.axis_size(self.axis_name)
+            if count == 1 and not self.is_initializing():
+                self._refuse_one_value(x.shape)
             mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
@@ -164,6 +170,17 @@ class BatchNorm(nn.Module):
         mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
         normalised = (x.astype(jnp.float32) - mean) * factor + bias
         return normalised.astype(self.dtype)
+
+    def _refuse_one_value(self, shape: tuple[int, ...]) -> None:
+        """The output would be the bias whatever the input, and the running variance would decay to 0: noise in evaluation."""
+        size = "x".join(map(str, shape[1:-1]))
+        raise ConfigError(
+            f"batch norm at {'/'.join(self.path)} has 1 value per channel to normalise in training (one sample of {size} on "
+            "all devices together), whose variance is 0",
+            field="batch_size",
+            hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
+            "this small because the image is, set a larger --config.dataset.crop_size",
+        )
 
 
 def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
@@ -353,6 +370,7 @@ class Layers:
     activation: str = "relu"
     align_corners: bool = False
     dropout_rate: float = 0.1
+    frozen_statistics: tuple[str, ...] = ()  # paths of modules, "a/b/c", whose running statistics training leaves alone
 
     def conv(self, features: int, kernel_size=1, **kwargs) -> Conv:
         """A bare convolution (see Conv)."""
@@ -360,7 +378,7 @@ class Layers:
 
     def norm(self, **kwargs) -> BatchNorm:
         """Batch norm, synchronised over the model's axis."""
-        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.dtype, **kwargs)
+        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.dtype, frozen=self.frozen_statistics, **kwargs)
 
     def conv_norm_act(self, features: int, kernel_size=1, *, norm: bool = True, activation: str | None = None, name=None, **kwargs) -> ConvNormAct:
         """Convolution, norm, activation (None: the model's); without a norm the convolution has a bias."""
