@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxseg.errors import CheckpointError, NonFiniteError
 from jaxseg.presets import DATASET, EVALUATION
 from jaxseg.train_state import TrainState, to_host
+from jaxseg.variables import check_finite, not_finite
 
 # What may change when a run continues: none of it alters what the state means.
 FREE_FIELDS = (
     "name", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "init_from", "pretrained", "eval",
     "dataset.root", "dataset.num_workers", "dataset.check_samples",
+    "dataset.classes", "dataset.match_classes",  # recall_classes looks after them
 )  # fmt: skip
 
 
@@ -74,8 +74,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[st
     """
     write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
     host = to_host(state)
-    broken = [path for path, leaf in flatten_dict(host.variables, sep="/").items() if not np.isfinite(leaf).all()]
-    if broken:
+    if broken := not_finite(host.variables):
         raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])}); not saved")
     # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
     rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
@@ -143,11 +142,17 @@ def find_step(path: str | Path) -> int:
 
 
 def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder."""
+    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+        WeightsError: a variable holds a NaN or an infinity.
+    """
     workdir, _ = find_workdir(path)
     with open_manager(workdir, read_only=True) as manager:
         found = manager.restore(_choose_step(manager, path), args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
-    return read_config(workdir), found["variables"]
+    check_finite(found["variables"], str(path))
+    return with_classes(workdir, read_config(workdir)), found["variables"]
 
 
 def save_variables(workdir: str | Path, config: ConfigDict, variables: Mapping, dataset: Mapping | str) -> None:
@@ -181,9 +186,47 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str) -> None:
-    """Write config.json and dataset.json."""
+    """Write config.json, and dataset.json unless checkpoints lie there: it says what their classes mean, and stays."""
     write_json(Path(workdir) / "config.json", _plain(config))
-    write_json(Path(workdir) / "dataset.json", json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+    file = Path(workdir) / "dataset.json"
+    if not (file.is_file() and _saved_steps(workdir)):
+        write_json(file, json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+
+
+def read_classes(workdir: str | Path) -> tuple[str, ...]:
+    """The classes that a workdir's dataset.json lists, in their order; () if it does not say."""
+    file = Path(workdir) / "dataset.json"
+    try:
+        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ())) if file.is_file() else ()
+    except ValueError as error:
+        raise CheckpointError(f"is damaged ({error})", file=file, hint="take it from a copy of the run") from None
+
+
+def with_classes(workdir: str | Path, config: ConfigDict) -> ConfigDict:
+    """A locked copy of a run's config whose dataset.classes are those that the workdir's model was trained with."""
+    config = config.copy_and_resolve_references().unlock()
+    config.dataset.classes = read_classes(workdir) or tuple(config.dataset.get("classes", ()))
+    return config.lock()
+
+
+def recall_classes(workdir: str | Path, config: ConfigDict) -> ConfigDict:
+    """`config`, or for a run to be continued a copy whose dataset.classes are the run's, so that data with others is noticed.
+
+    Raises:
+        CheckpointError: the config itself asks for other classes.
+    """
+    classes = read_classes(workdir) if _saved_steps(workdir) else ()
+    if not classes or tuple(config.dataset.classes) == classes:
+        return config
+    if config.dataset.classes:
+        raise CheckpointError(
+            f"holds a run with the classes {classes}, and config.dataset.classes is {tuple(config.dataset.classes)}",
+            file=workdir, field="dataset.classes", hint="leave it out, or choose another --workdir",
+        )  # fmt: skip
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.dataset.classes = classes
+    return config
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -364,7 +364,7 @@ def override_data(trained, config):
             other.dataset.root, other.dataset.source = trained.dataset.root, trained.dataset.source
         merged.dataset, merged.eval = other.dataset, other.eval
         # The network knows the images and statistics it was trained with, whatever data it is shown.
-        for key in ("channels", "dtype", "image_mean", "image_std"):
+        for key in ("channels", "dtype", "image_mean", "image_std", "classes"):
             merged.dataset[key] = trained.dataset[key]
     return merged.unlock()
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import cache, visualize
+from jaxseg.data import class_order
 from jaxseg.data.decode import check_channels, decode_image, inspect_image
 from jaxseg.data.pipeline import check_dtype
 from jaxseg.data.sources import IMAGE_SUFFIXES
@@ -41,13 +42,13 @@ def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
 
 
 def predict_files(
-    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None
+    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None, classes: Sequence[str] = ()
 ) -> list[Path]:
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png, in folders
     as the images lie in.
 
     official_ids: what stands for each class in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
-    overlay is written. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
+    overlay is written. classes: the order in which ids are written where it is not the model's. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
     a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
     source, output = Path(source), Path(output)
@@ -59,7 +60,8 @@ def predict_files(
     written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:
         raise InputError(f"two images in {source} would both be written as {Path(doubled[0]).name}.png: rename one")
-    data = segment.config.dataset
+    data, order = segment.config.dataset, [segment.classes.index(name) for name in classes or segment.classes]
+    ids, names, palette = np.argsort(order).astype(np.int32), [segment.classes[i] for i in order], [segment.palette[i] for i in order]
     for path in files:
         header = inspect_image(path, path, data.channels)
         check_channels(header.channels, data.channels, path, header.alpha)
@@ -71,8 +73,9 @@ def predict_files(
         if official_ids:
             save_official(target.with_name(f"{target.name}.png"), mask, official_ids)
         else:
-            visualize.save_label_png(target.with_name(f"{target.name}.png"), mask, segment.palette)
-            picture = visualize.overlay(visualize.to_rgb(image), mask, segment.palette, segment.classes)
+            mask = ids[mask]
+            visualize.save_label_png(target.with_name(f"{target.name}.png"), mask, palette)
+            picture = visualize.overlay(visualize.to_rgb(image), mask, palette, names)
             visualize.save_picture(target.parent, f"{target.name}_overlay", picture)
         log.info("%s: %s", path.relative_to(base), " x ".join(map(str, mask.shape)))
     return [target.with_name(f"{target.name}.png") for target in targets]
@@ -98,4 +101,15 @@ def predict_checkpoint(
     if submission:
         facts = read_dataset_facts(checkpoint)
         ids = facts.get("colors") or facts.get("official_ids") or range(len(facts["classes"]))
-    return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)
+    segment = Predictor.from_checkpoint(checkpoint, config)
+    how, classes = segment.config.dataset.match_classes, segment.classes
+    for root in (_given_root(config), class_order.root_of(source)):
+        classes = class_order.prediction_classes(root, segment.classes, how) if root else classes
+    return predict_files(segment, source, output, official_ids=ids, classes=classes)
+
+
+def _given_root(config) -> str:
+    """The `folder` data set that a config names to predict on, '' if none."""
+    if config is None or config.dataset.name != "folder" or config.eval.dataset not in ("", "folder"):
+        return ""
+    return config.eval.root or (config.dataset.root if config.dataset.source == "files" else "")

@@ -9,7 +9,7 @@ DATASET: dict[str, Any] = dict(
     name="", source="files", root="", train_split="train", val_split="val", concat={}, class_balance=0.0,
     crop_size=(0, 0), resize=(0, 0), ratio_range=(0.5, 2.0), cat_max_ratio=0.75, class_crop=0.0, flip=0.5, vertical_flip=0.0,
     rotate=0.0, rotate_degrees=10.0, cutout=0.0, clahe=0.0, mosaic=0.0, photometric=True,
-    channels=3, dtype="", image_mean=(), image_std=(), nodata=(), max_pixels=2**30, match_classes="order",
+    channels=3, dtype="", image_mean=(), image_std=(), nodata=(), max_pixels=2**30, classes=(), match_classes="order",
     num_workers=0, check_samples=500,
 )  # fmt: skip
 CONCAT: dict[str, Any] = dict(name="", source="files", root="", train_split="", repeat=1)  # of each entry of config.dataset.concat

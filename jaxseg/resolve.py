@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SOURCES = ("files", "tfds")
+MATCHES = ("order", "name")  # how classes of data are told to be the run's
 DTYPES = ("uint8", "uint16", "float32")  # of images once decoded
 STATISTICS_SAMPLES = 200  # images that tell mean and std where nobody has computed them
 PROBABILITIES = ("class_crop", "flip", "vertical_flip", "rotate", "cutout", "clahe", "mosaic")
@@ -77,6 +78,7 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int = 0) -> ml_colle
     choose(DATASETS, data.name, "data set at config.dataset.name")
     choose(dict.fromkeys(("", *DTYPES)), data.dtype, "config.dataset.dtype")
     choose(dict.fromkeys(SOURCES), data.source, "config.dataset.source")
+    choose(dict.fromkeys(MATCHES), data.match_classes, "config.dataset.match_classes")
     choose(dict.fromkeys(("", *SOURCES)), config.eval.source, "config.eval.source")
     choose(dict.fromkeys(PRECISIONS), config.precision, "config.precision")
     choose(dict.fromkeys(("whole", "slide")), config.eval.mode, "config.eval.mode")
@@ -84,9 +86,10 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int = 0) -> ml_colle
     make_settings(config)
     _check_concat(data)
     if not num_classes:
-        from jaxseg.data.datasets import get_spec
+        from jaxseg.data.class_order import config_spec
 
-        num_classes = get_spec(data.name, data.root, data.source).num_classes
+        spec = config_spec(data)
+        num_classes, data.classes = spec.num_classes, spec.classes
         if config.model.num_classes not in (None, num_classes):
             raise ConfigError(
                 f"config.model.num_classes is {config.model.num_classes}, but the data set '{data.name}' has {num_classes} classes: "

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, losses, metrics, models, optim, precision, train_state, zoo
-from jaxseg.errors import ConfigError
+from jaxseg import cache, checkpoint, class_rows, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg.class_rows import Classes
+from jaxseg.errors import ConfigError, WeightsError
 from jaxseg.precision import NonFiniteError
 from jaxseg.progress import Progress, format_account
 from jaxseg.train_state import TrainState
@@ -164,14 +165,16 @@ def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precis
 
     channels, told = config.dataset.get("channels", 3), ""
     variables = fresh(channels)
+    image = (1, *config.dataset.crop_size, channels)
+    classes = Classes(tuple(config.dataset.classes), lambda: class_rows.find_axes(config.model, image))
     if init_from:
         try:
-            variables, report = train_state.load_initial(variables, init_from)
+            variables, report = train_state.load_initial(variables, init_from, classes)
             told = train_state.format_report(report, init_from)
-        except ValueError:
+        except WeightsError:
             if channels == 3:
                 raise
-            loaded, report = train_state.load_initial(fresh(3), init_from)  # published weights expect RGB
+            loaded, report = train_state.load_initial(fresh(3), init_from, classes)  # published weights expect RGB
             variables = train_state.adapt_channels(loaded, variables)
             told = f"{train_state.format_report(report, init_from)}; its first convolution, of RGB, now reads {channels} channels"
     return train_state.create(variables, optimizer, policy, config.seed), told
@@ -217,7 +220,8 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
     from jaxseg.config import resolve
     from jaxseg.data import datasets
 
-    config, workdir = resolve(checkpoint.recall_measured(workdir, config)), Path(workdir)
+    config = checkpoint.recall_classes(workdir, checkpoint.recall_measured(workdir, config))
+    config, workdir = resolve(config), Path(workdir)
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
     policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)

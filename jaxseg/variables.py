@@ -33,6 +33,6 @@ def check_finite(variables: Mapping[str, Any], source: str) -> None:
     if broken := not_finite(variables):
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise WeightsError(
-            f"{len(broken)} weights are NaN or infinite: {', '.join(broken[:NAMED])}{more}", file=source,
+            f"NaN or infinite values in {', '.join(broken[:NAMED])}{more}", file=source,
             hint="use a checkpoint from before training diverged, or fetch the file anew",
         )  # fmt: skip
