@@ -4,10 +4,11 @@ Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv
 What differs is the leaf: names (kernel, scale, mean, ...) and layout (a convolution's [O, I, h, w] becomes [h, w, I, O]).
 """
 
+import collections
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,27 @@ def strip_prefix(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[s
     """The state dict without a prefix that a wrapper put before its names ('model.' of Lightning), if names then fit the variables.
 
     Names of a backbone's own weights have no 'backbone.' in them.
+
+    Raises:
+        WeightsError: the names of several models in the file fit ('student.' and 'teacher.').
     """
     known = {torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
     for expected in (known, {name.removeprefix("backbone.") for name in known if name.startswith("backbone.")}):
         if not expected.isdisjoint(state_dict):
             break
-        ends = ((name, dot.end()) for name in state_dict for dot in re.finditer(r"\.", name))
-        prefixes = {name[:end] for name, end in ends if name[end:] in expected}
-        if len(prefixes) == 1:
-            (prefix,) = prefixes
-            return {name.removeprefix(prefix): value for name, value in state_dict.items()}
+        found = collections.Counter(prefix for name in state_dict if (prefix := _prefix(name, expected)))
+        (best, count), *others = found.most_common(2) or [("", 0)]
+        if others and 2 * others[0][1] > count:
+            raise WeightsError(f"names fit the model after '{best}' and after '{others[0][0]}'", hint="save one of these models by itself")
+        if best:
+            return {name.removeprefix(best): value for name, value in state_dict.items()}
     return dict(state_dict)
+
+
+def _prefix(name: str, expected: Set[str]) -> str:
+    """What stands before the longest end of a dotted name that is expected, '' if no end is."""
+    ends = (dot.end() for dot in re.finditer(r"\.", name))
+    return next((name[:end] for end in ends if name[end:] in expected), "")
 
 
 def current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg import checkpoint, config, convert, zoo
+from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import create_model, init_variables
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -134,8 +135,43 @@ def test_to_a_workdir_and_back(tmp_path):
         convert.export_checkpoint(path, tmp_path / "back.safetensors")
         back, first = (convert.read_state_dict(tmp_path / n) for n in ("back.safetensors", "x.npz"))
         assert sorted(back) == sorted(first) and all(np.array_equal(back[n], first[n]) for n in first)
-    with pytest.raises(ValueError, match="run holds checkpoints already"):
+    with pytest.raises(CheckpointError) as error:
         convert.convert_checkpoint(experiment, tmp_path / "x.npz", tmp_path / "run")
+    assert error.value.file == str(tmp_path / "run")
     convert.write_state_dict(tmp_path / "y.npz", {"a.weight": np.zeros(3)})
-    with pytest.raises(ValueError, match="(?s)y.npz is not of pspnet_r18-d8_512x1024_80k_cityscapes.*not in the model.*a.weight"):
+    with pytest.raises(WeightsError, match="(?s)pspnet_r18-d8_512x1024_80k_cityscapes.*not in the model.*a.weight") as error:
         convert.convert_checkpoint(experiment, tmp_path / "y.npz", tmp_path / "other")
+    assert error.value.file == str(tmp_path / "y.npz") and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("prefix, name", [("module.", "pspnet_r18-d8"), ("model.", "fcn_r18b-d8"), ("net.module.", "pspnet_r18-d8")])
+def test_a_wrappers_prefix_is_found_by_what_then_fits(prefix, name):
+    model, variables = narrow(name)
+    plain = convert.to_mmseg(variables)
+    state_dict = {f"{prefix}{name}": value for name, value in plain.items()}
+    assert same(convert.from_mmseg(state_dict, model), variables)
+    backbone = {f"{prefix}{name}": value for name, value in backbone_weights(variables).items()}
+    filled, _ = convert.load_backbone(backbone, jax.tree.map(np.zeros_like, variables))
+    assert same(filled["params"]["backbone"], variables["params"]["backbone"])
+    two = state_dict | {f"teacher.{name}": value for name, value in plain.items()}
+    if prefix != "module.":  # data parallel's is always taken off
+        with pytest.raises(WeightsError, match="teacher"):
+            convert.from_mmseg(two, model)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_numbers_are_refused_by_name(value):
+    model, variables = narrow()
+    state_dict = convert.to_mmseg(variables)
+    state_dict["backbone.layer1.0.bn1.running_var"][0] = value
+    for load in (lambda: convert.from_mmseg(state_dict, model), lambda: convert.load_backbone(state_dict, variables)):
+        with pytest.raises(WeightsError, match="backbone.layer1.0.bn1.running_var"):
+            load()
+
+
+def test_another_number_of_classes_is_called_that():
+    model, _ = narrow()
+    _, other = narrow(num_classes=7)
+    with pytest.raises(WeightsError) as error:
+        convert.from_mmseg(convert.to_mmseg(other), model)
+    assert "7 classes" in error.value.hint and "init_from" in error.value.hint
