@@ -8,6 +8,7 @@ import ml_collections
 
 from jaxseg.errors import ConfigError
 from jaxseg.inference import make_settings
+from jaxseg.models import declared_fields
 from jaxseg.models.names import choose
 from jaxseg.presets import CONCAT, DATASETS, IMAGENET
 
@@ -85,6 +86,9 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int = 0) -> ml_colle
     check_numbers(config)
     make_settings(config)
     _check_concat(data)
+    with config.unlocked():
+        for name, fields in declared_fields(config.model).items():
+            config.model.heads[name].update(fields)
     if not num_classes:
         from jaxseg.data.class_order import config_spec
 
