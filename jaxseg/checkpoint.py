@@ -75,7 +75,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[st
     write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
     host = to_host(state)
     if broken := not_finite(host.variables):
-        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])}); not saved")
+        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])})", hint="not saved")
     # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
     rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
     manager.save(
@@ -108,9 +108,9 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
         )
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"{manager.directory / str(step)} does not hold a state of this model and optimiser ({str(error).splitlines()[0]}); "
-            "to start from its weights only, set config.init_from to it and choose another workdir"
-        ) from error
+            f"it does not hold a state of this model and optimiser ({str(error).splitlines()[0]})", file=manager.directory / str(step),
+            hint="to start from its weights only, set config.init_from to it and choose another workdir",
+        ) from error  # fmt: skip
     variables = dict(found["variables"])
     params = variables.pop("params")
     return TrainState(params=params, model_state=variables, **found["optimizer"]), found["position"]
@@ -121,7 +121,7 @@ def find_workdir(path: str | Path) -> tuple[Path, str | None]:
     path = Path(path).absolute()
     workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
     if not (workdir / "config.json").is_file():
-        raise CheckpointError(f"{path} is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP")
+        raise CheckpointError("it is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP", file=path)
     return workdir, step
 
 
@@ -129,9 +129,9 @@ def _choose_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
     """The step that `path` names, or a workdir's best, else its latest."""
     (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
     if not steps:
-        raise CheckpointError(f"{workdir} holds no checkpoint yet; train first or give another workdir")
+        raise CheckpointError("it holds no checkpoint yet", file=workdir, hint="train first or give another workdir")
     if step is not None and step not in map(str, steps):
-        raise CheckpointError(f"{path} is not a complete checkpoint; complete ones here: {', '.join(map(str, steps))}")
+        raise CheckpointError("it is not a complete checkpoint", file=path, hint=f"complete ones here: {', '.join(map(str, steps))}")
     return int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
 
 
@@ -150,7 +150,14 @@ def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
     """
     workdir, _ = find_workdir(path)
     with open_manager(workdir, read_only=True) as manager:
-        found = manager.restore(_choose_step(manager, path), args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+        step = _choose_step(manager, path)
+        try:
+            found = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"cannot be read ({str(error).splitlines()[0]})", file=manager.directory / str(step),
+                hint="give another step, or copy the checkpoint again",
+            ) from error  # fmt: skip
     check_finite(found["variables"], str(path))
     return with_classes(workdir, read_config(workdir)), found["variables"]
 

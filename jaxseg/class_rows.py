@@ -61,6 +61,14 @@ def carry_rows(source: Mapping, fresh: Mapping, axes: Mapping[str, Sequence[int]
     return unflatten_dict(old, sep="/")
 
 
+def resized(variables: Mapping, axes: Mapping[str, Sequence[int]], more: int) -> dict[str, Any]:
+    """Zeros of the shapes that `variables` would have with so many more classes."""
+    flat = {path: np.array(np.shape(leaf)) for path, leaf in flatten_dict(dict(variables), sep="/").items()}
+    for path, where in axes.items():
+        flat[path][list(where)] += more
+    return unflatten_dict({path: np.broadcast_to(np.float32(0), np.maximum(shape, 0)) for path, shape in flat.items()}, sep="/")
+
+
 def _cells(shape: Sequence[int], where: Sequence[int], chosen: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, ...]:
     """An index of the chosen classes, in the order chosen, along the axes `where`, and of all else along the others."""
     rows = [names.index(name) for name in chosen]

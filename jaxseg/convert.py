@@ -7,6 +7,7 @@ What differs is the leaf: names (kernel, scale, mean, ...) and layout (a convolu
 import collections
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 
 from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import variable_shapes
-from jaxseg.state_dict import StateDictError, read_state_dict, write_state_dict
+from jaxseg.state_dict import StateDictError, read_classes, read_state_dict, write_state_dict
 from jaxseg.variables import check_finite
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Report", "StateDictError", "convert_checkpoint", "current_names", "export_checkpoint", "from_mmseg", "load_backbone",
-    "read_state_dict", "strip_prefix", "to_mmseg", "to_variables", "torch_name", "write_state_dict",
+    "read_classes", "read_state_dict", "strip_prefix", "to_mmseg", "to_variables", "torch_name", "write_state_dict",
 ]  # fmt: skip
 
 # Our leaf -> PyTorch's; any other leaf has the same name in both.
@@ -146,7 +149,9 @@ def strip_prefix(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[s
         if others and 2 * others[0][1] > count:
             raise WeightsError(f"names fit the model after '{best}' and after '{others[0][0]}'", hint="save one of these models by itself")
         if best:
-            return {name.removeprefix(best): value for name, value in state_dict.items()}
+            if others := [name for name in state_dict if not name.startswith(best)]:  # of a loss or a metric, for instance
+                log.warning("%d tensors do not begin with '%s' as the model's do and are not used (%s)", len(others), best, ", ".join(others[:3]))
+            return {name.removeprefix(best): value for name, value in state_dict.items() if name.startswith(best)}
     return dict(state_dict)
 
 

@@ -58,6 +58,19 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
         raise WeightsError(error.problem, file=path, hint=error.hint) from error
 
 
+def read_classes(path: str | Path) -> tuple[str, ...]:
+    """The class names that MMSegmentation wrote beside the weights of a .pth, in their order; () where there are none."""
+    if weight_kinds.sniff(path) not in (weight_kinds.TORCH_ZIP, weight_kinds.TORCH_PICKLE):
+        return ()
+    with torch_file.read(path) as content:
+        meta = content.get("meta") if isinstance(content, Mapping) else None
+        meta = meta if isinstance(meta, Mapping) else {}
+        described = meta.get("dataset_meta")
+        names = (described if isinstance(described, Mapping) else {}).get("classes") or meta.get("CLASSES")
+    known = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if known and len(set(names)) == len(names) else ()
+
+
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
     """Write {name: array} as .npz, .safetensors or .pth, by the suffix; the file appears when it is complete.
 

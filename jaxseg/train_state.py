@@ -127,7 +127,7 @@ def load_initial(variables: Mapping, source: str, classes: Classes | None = None
     if not path.exists():
         raise WeightsError("does not exist", file=source, field="init_from", hint="give a workdir, a checkpoint or a weight file")
     if path.is_file():
-        return _load_weights(variables, str(path))
+        return _load_weights(variables, str(path), classes)
     from jaxseg import checkpoint
 
     config, loaded = checkpoint.load_variables(path)
@@ -140,14 +140,22 @@ def load_initial(variables: Mapping, source: str, classes: Classes | None = None
     return merged, report._replace(classes=told)
 
 
-def _load_weights(variables: Mapping, source: str) -> tuple[dict, InitReport]:
+def _load_weights(variables: Mapping, source: str, classes: Classes | None) -> tuple[dict, InitReport]:
     """`load_initial` of a PyTorch file: a whole model's, or a bare backbone's as ImageNet weights come."""
     from jaxseg import convert
 
     weights = convert.current_names(convert.strip_prefix(convert.read_state_dict(source), variables))
     if any(name.startswith("decode_head.") for name in weights):
-        merged, found = _naming(source, convert.to_variables, weights, variables)
-        report = InitReport(*map(sorted, (found.loaded, found.missing, found.mismatched, found.unused)))
+        theirs, told, template, axes = convert.read_classes(source) if classes else (), "", variables, {}
+        if theirs and classes.names and theirs != classes.names:
+            axes, told = classes.axes(), class_rows.summary(theirs, classes.names)
+            template = class_rows.resized(variables, axes, len(theirs) - len(classes.names))
+        merged, found = _naming(source, convert.to_variables, weights, template)
+        report = InitReport(*map(sorted, (found.loaded, found.missing, found.mismatched, found.unused)), told)
+        if told:
+            found_ones = {path: leaf for path, leaf in flax.traverse_util.flatten_dict(merged).items() if convert.torch_name(path) in found.loaded}
+            loaded = flax.traverse_util.unflatten_dict(found_ones)
+            merged, _ = merge(variables, class_rows.carry_rows(loaded, variables, axes, theirs, classes.names))
         _require_backbone(report, source)
         return merged, report
     merged, found = _naming(source, convert.load_backbone, weights, variables)

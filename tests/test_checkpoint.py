@@ -80,8 +80,15 @@ def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):
     assert config.to_dict() | {"dataset": 0} == CONFIG.to_dict() | {"dataset": 0}
     assert variables["params"]["head"]["kernel"].tolist() == [[2.0] * 2] * 3 and set(variables) == {"params", "batch_stats"}
     assert checkpoint.load_variables(tmp_path / "checkpoints" / "4")[1]["params"]["head"]["kernel"][0, 0] == 4
-    with pytest.raises(checkpoint.CheckpointError, match="3 is not a complete checkpoint; complete ones here: 2, 4, 5"):
+    with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.load_variables(tmp_path / "checkpoints" / "3")
+    assert error.value.file == str(tmp_path / "checkpoints" / "3") and "2, 4, 5" in error.value.hint
+    for file in (tmp_path / "checkpoints" / "2" / "variables").rglob("*"):
+        if file.is_file() and file.name not in ("_METADATA", "_CHECKPOINT_METADATA"):
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.load_variables(tmp_path)
+    assert error.value.file == str(tmp_path / "checkpoints" / "2")
 
 
 def test_restores_the_whole_state(tmp_path):
@@ -110,8 +117,9 @@ def test_a_killed_save_is_ignored_and_another_state_is_refused(tmp_path):
         assert manager.latest_step() == 2
         other = make_state()
         other = other.replace(params=other.params | {"extra": {"kernel": jnp.zeros(2)}})
-        with pytest.raises(checkpoint.CheckpointError, match="does not hold a state of this model"):
+        with pytest.raises(checkpoint.CheckpointError) as error:
             checkpoint.restore(manager, other)
+        assert error.value.file == str(tmp_path / "checkpoints" / "2")
         checkpoint.save(manager, make_state(3, 3), {"batches": 3})
     assert checkpoint.load_variables(tmp_path / "checkpoints" / "3")[1]["params"]["head"]["kernel"][0, 0] == 3
 
@@ -122,8 +130,9 @@ def test_variables_alone_make_a_workdir(tmp_path):
     config, loaded = checkpoint.load_variables(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     assert config.dataset.crop_size == (4, 6) and json.loads((tmp_path / "dataset.json").read_text()) == DATASET
-    with pytest.raises(checkpoint.CheckpointError, match="neither a workdir"):
+    with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.load_variables(tmp_path / "nothing")
+    assert error.value.file == str(tmp_path / "nothing")
 
 
 def test_another_config_is_refused_by_field(tmp_path):
