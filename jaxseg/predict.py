@@ -60,12 +60,13 @@ def predict_files(
     written = collections.Counter(f"{target}{ending}" for target in targets for ending in endings)
     if doubled := [name for name, times in written.items() if times > 1]:
         raise InputError(f"two images in {source} would both be written as {Path(doubled[0]).name}.png: rename one")
-    data, order = segment.config.dataset, [segment.classes.index(name) for name in classes or segment.classes]
-    ids, names, palette = np.argsort(order).astype(np.int32), [segment.classes[i] for i in order], [segment.palette[i] for i in order]
+    data = segment.config.dataset
     for path in files:
         header = inspect_image(path, path, data.channels)
         check_channels(header.channels, data.channels, path, header.alpha)
         check_dtype(header.dtype, data.dtype, str(path))
+    order = [segment.classes.index(name) for name in classes or segment.classes]
+    ids, names, palette = np.argsort(order).astype(np.int32), [segment.classes[i] for i in order], [segment.palette[i] for i in order]
     for path, target in zip(files, targets):
         target.parent.mkdir(parents=True, exist_ok=True)
         image = decode_image(path.read_bytes(), path, data.channels)

@@ -21,7 +21,7 @@ LISTING = "classes.txt"
 def config_spec(data: Any) -> DatasetSpec:
     """The spec of config.dataset, its classes in the run's order. Raises DataError if they are not those."""
     spec = get_spec(data.name, data.root, data.source)
-    return match_classes(spec, data.classes, data.match_classes, "dataset.root", data.root)
+    return match_classes(spec, data.get("classes", ()), data.get("match_classes", "order"), "dataset.root", data.root)
 
 
 def match_classes(spec: DatasetSpec, classes: Sequence[str], how: str, field: str, root: str | Path = "") -> DatasetSpec:

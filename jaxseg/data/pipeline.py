@@ -191,7 +191,7 @@ def joined_sets(data: ConfigDict) -> dict[str, ConfigDict]:
 def joined_spec(key: str, part: ConfigDict, data: ConfigDict, classes: Sequence[str]) -> DatasetSpec:
     """The spec of an entry of config.dataset.concat, with the run's `classes`. Raises DataError if it has others."""
     spec = get_spec(part.name, part.root, part.source)
-    return match_classes(spec, classes, data.match_classes, f"dataset.concat.{key}", part.root)
+    return match_classes(spec, classes, data.get("match_classes", "order"), f"dataset.concat.{key}", part.root)
 
 
 def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
@@ -268,5 +268,5 @@ def evaluated(config: ConfigDict) -> tuple[ConfigDict, DatasetSpec]:
     )
     spec = get_spec(part.name, part.root, part.source)
     named = next((f"eval.{key}" for key in ("root", "dataset", "source") if run[key]), "")
-    classes = data.classes or (get_spec(data.name, data.root, data.source).classes if named else ())
-    return part, match_classes(spec, classes, data.match_classes, named or "dataset.root", part.root)
+    classes = data.get("classes", ()) or (get_spec(data.name, data.root, data.source).classes if named else ())
+    return part, match_classes(spec, classes, data.get("match_classes", "order"), named or "dataset.root", part.root)
