@@ -76,7 +76,8 @@ class Report:
 
     def _advice(self) -> str:
         """What to do where the file and the model differ in their number of classes alone."""
-        classes = {pair[0][0] for name, pair in self.mismatched.items() if CLASSIFIER.search(name) and pair[0][1:] == pair[1][1:]}
+        pairs = (pair for name, pair in self.mismatched.items() if CLASSIFIER.search(name))
+        classes = {theirs[0] for theirs, ours in pairs if theirs[1:] == ours[1:]}
         if self.missing or self.unused or len(classes) != 1 or not all(map(CLASSIFIER.search, self.mismatched)):
             return ""
         return (
@@ -147,10 +148,11 @@ def strip_prefix(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[s
         found = collections.Counter(prefix for name in state_dict if (prefix := _prefix(name, expected)))
         (best, count), *others = found.most_common(2) or [("", 0)]
         if others and 2 * others[0][1] > count:
-            raise WeightsError(f"names fit the model after '{best}' and after '{others[0][0]}'", hint="save one of these models by itself")
+            problem = f"names fit the model after '{best}' and after '{others[0][0]}'"
+            raise WeightsError(problem, hint="save one of these models by itself")
         if best:
             if others := [name for name in state_dict if not name.startswith(best)]:  # of a loss or a metric, for instance
-                log.warning("%d tensors do not begin with '%s' as the model's do and are not used (%s)", len(others), best, ", ".join(others[:3]))
+                log.warning("%d tensors without the '%s' of the model's are not used (%s)", len(others), best, ", ".join(others[:3]))
             return {name.removeprefix(best): value for name, value in state_dict.items() if name.startswith(best)}
     return dict(state_dict)
 

@@ -42,13 +42,15 @@ def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
 
 
 def predict_files(
-    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None, classes: Sequence[str] = ()
-) -> list[Path]:
+    segment: Predictor, source: str | Path, output: str | Path, *,
+    official_ids: Sequence[int] | None = None, classes: Sequence[str] = (),
+) -> list[Path]:  # fmt: skip
     """Segment an image file or a folder of them; writes <stem>.png (class ids with a palette) and <stem>_overlay.png, in folders
     as the images lie in.
 
     official_ids: what stands for each class in the data set's own labels; <stem>.png then holds these, as benchmark servers want them, and no
-    overlay is written. classes: the order in which ids are written where it is not the model's. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
+    overlay is written.
+    classes: the order in which ids are written where it is not the model's. Returns the label files. InputError: `output` would overwrite its input, two images of one stem. DataError:
     a file that is no image or not of the kind the model was trained on; by the headers, so before anything is written.
     """
     source, output = Path(source), Path(output)
@@ -66,7 +68,8 @@ def predict_files(
         check_channels(header.channels, data.channels, path, header.alpha)
         check_dtype(header.dtype, data.dtype, str(path))
     order = [segment.classes.index(name) for name in classes or segment.classes]
-    ids, names, palette = np.argsort(order).astype(np.int32), [segment.classes[i] for i in order], [segment.palette[i] for i in order]
+    ids = np.argsort(order).astype(np.int32)
+    names, palette = ([values[i] for i in order] for values in (segment.classes, segment.palette))
     for path, target in zip(files, targets):
         target.parent.mkdir(parents=True, exist_ok=True)
         image = decode_image(path.read_bytes(), path, data.channels)

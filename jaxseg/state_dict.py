@@ -78,7 +78,8 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], met
     """
     path = expand(path)
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"weights are written as {', '.join(SUFFIXES)}, not as '{path.suffix}'", file=path, hint="choose one of these suffixes")
+        problem = f"weights are written as {', '.join(SUFFIXES)}, not as '{path.suffix}'"
+        raise WeightsError(problem, file=path, hint="choose one of these suffixes")
     torch = _import_torch(path) if path.suffix in (".pth", ".pt") else None
     arrays = {name: np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value) for name, value in state_dict.items()}
     with replacing(path) as part:
@@ -121,7 +122,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise WeightsError(f"it is a .safetensors file that is damaged, cut short, or of a number type that NumPy lacks ({error})", hint=torch_file.AGAIN) from error
+        problem = f"it is a .safetensors file that is damaged, cut short, or of a number type that NumPy lacks ({error})"
+        raise WeightsError(problem, hint=torch_file.AGAIN) from error
 
 
 def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], bool]:
@@ -165,7 +167,8 @@ def _find(content: Any, ema: bool, depth: int = 0) -> tuple[Mapping[Any, Any], b
     if len(holders) == 1:
         return content[holders[0]], False
     if len(holders) > 1:
-        raise WeightsError(f"it holds several dicts of tensors: {', '.join(map(str, holders[:10]))}", hint="save the one of the model by itself")
+        listed = ", ".join(map(str, holders[:10]))
+        raise WeightsError(f"it holds several dicts of tensors: {listed}", hint="save the one of the model by itself")
     foreign = [key for key, value in content.items() if isinstance(value, torch_file.StandIn)]
     if any(content[key].origin.rpartition(".")[2] in FOREIGN for key in foreign):
         return content, False  # the caller says what they are

@@ -1,8 +1,8 @@
 """Files that torch.save wrote, and pickles of NumPy arrays, read without PyTorch and without executing anything in them.
 
 Such a file is a pickle in which tensors are references to raw storages. A pickle is a program; the unpickler here knows
-OrderedDict and what rebuilds a tensor or a NumPy array, and nothing else. Every other thing that a file names (training histories, NumPy
-scalars, configs, os.system) becomes an inert stand-in: it can be made, called and filled, and does nothing.
+OrderedDict and what rebuilds a tensor or a NumPy array, and nothing else. Every other thing that a file names (training
+histories, NumPy scalars, configs, os.system) becomes an inert stand-in: it can be made, called and filled, and does nothing.
 """
 
 import contextlib

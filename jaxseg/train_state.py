@@ -153,8 +153,9 @@ def _load_weights(variables: Mapping, source: str, classes: Classes | None) -> t
         merged, found = _naming(source, convert.to_variables, weights, template)
         report = InitReport(*map(sorted, (found.loaded, found.missing, found.mismatched, found.unused)), told)
         if told:
-            found_ones = {path: leaf for path, leaf in flax.traverse_util.flatten_dict(merged).items() if convert.torch_name(path) in found.loaded}
-            loaded = flax.traverse_util.unflatten_dict(found_ones)
+            leaves = flax.traverse_util.flatten_dict(merged)
+            loaded = {path: leaf for path, leaf in leaves.items() if convert.torch_name(path) in found.loaded}
+            loaded = flax.traverse_util.unflatten_dict(loaded)
             merged, _ = merge(variables, class_rows.carry_rows(loaded, variables, axes, theirs, classes.names))
         _require_backbone(report, source)
         return merged, report

@@ -60,7 +60,8 @@ def train_step(
     norm = optax.tree.norm(gradients)
     rate = schedule(state.step - state.loss_scale.total_skipped)  # the optimiser's own count stands still on overflow
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    new, old = (optax.apply_updates(state.params, updates), model_state, opt_state), (state.params, state.model_state, state.opt_state)
+    old = (state.params, state.model_state, state.opt_state)
+    new = (optax.apply_updates(state.params, updates), model_state, opt_state)
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate) & precision.all_finite(new)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     loss_scale = precision.adjust(state.loss_scale, finite, policy)

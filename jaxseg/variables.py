@@ -17,7 +17,11 @@ def not_finite(variables: Mapping[str, Any]) -> list[str]:
     Args:
         variables: {name: array} or dicts of such in one another.
     """
-    return [path for path, value in flatten_dict(dict(variables), sep="/").items() if not np.isfinite(value).all()]
+    return [
+        path
+        for path, value in flatten_dict(dict(variables), sep="/").items()
+        if not np.isfinite(value).all()
+    ]
 
 
 def check_finite(variables: Mapping[str, Any], source: str) -> None:

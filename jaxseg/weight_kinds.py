@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes whatever its name: which reader takes it, or what it is and what to do instead."""
+"""What a file is, told by its first bytes whatever its name: which reader takes it, or what it is and what to do."""
 
 import re
 import zipfile
@@ -19,14 +19,26 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "it is compressed with zstd", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "it is a 7z archive", UNPACK),
     (b"Rar!", "it is a RAR archive", UNPACK),
-    (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file, as Keras writes", "weights of Keras models cannot be read; " + EXPORTED),
-    (b"\x93NUMPY", "it is a single NumPy array (.npy)", "save all weights by name with numpy.savez"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "it is an HDF5 file, as Keras writes",
+        "weights of Keras models cannot be read; " + EXPORTED,
+    ),
+    (
+        b"\x93NUMPY",
+        "it is a single NumPy array (.npy)",
+        "save all weights by name with numpy.savez",
+    ),
     (b"GGUF", "it is a GGUF file", EXPORTED),
     (b"\x89PNG", "it is a PNG image", "give a weight file"),
     (b"\xff\xd8\xff", "it is a JPEG image", "give a weight file"),
     (b"GIF8", "it is a GIF image", "give a weight file"),
     (b"%PDF", "it is a PDF document", "give a weight file"),
-    (b"version https://git-lfs", "it is a git-LFS pointer, a few lines that stand for the file", "run `git lfs pull` where it came from"),
+    (
+        b"version https://git-lfs",
+        "it is a git-LFS pointer, a few lines in place of the file",
+        "run `git lfs pull` where it came from",
+    ),
 )
 # (pattern of the first bytes, what such a file is, what to do about it)
 PATTERNS: tuple[tuple[bytes, str, str], ...] = (
@@ -50,7 +62,12 @@ def sniff(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-        raise WeightsError("it is a folder, not a weight file", hint="a workdir is loaded with --checkpoint or config.init_from" if run else "give a file in it")
+        hint = (
+            "a workdir is loaded with --checkpoint or config.init_from"
+            if run
+            else "give a file in it"
+        )
+        raise WeightsError("it is a folder, not a weight file", hint=hint)
     if not path.is_file():
         raise WeightsError("there is no such file")
     size = path.stat().st_size
@@ -59,13 +76,18 @@ def sniff(path: str | Path) -> str:
     if not size:
         raise WeightsError("it is empty, 0 bytes", hint=FETCH + " again")
     if not any(head):
-        raise WeightsError(f"it begins with {len(head)} zero bytes, as a download or a copy leaves that stopped", hint=FETCH + " again")
+        problem = (
+            f"it begins with {len(head)} zero bytes, as a download or a copy leaves that stopped"
+        )
+        raise WeightsError(problem, hint=FETCH + " again")
     if head.startswith(b"PK"):
         return _sniff_zip(path, size)
     if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{":
         return SAFETENSORS
     if head[8:9] == b"{" and head[4:8] == b"\0\0\0\0":
-        raise WeightsError(f"it is a .safetensors file cut short to {size} bytes", hint=FETCH + " again")
+        raise WeightsError(
+            f"it is a .safetensors file cut short to {size} bytes", hint=FETCH + " again"
+        )
     if re.match(rb"\x80[\x02-\x05]", head):
         return TORCH_PICKLE
     raise _foreign(head, size)
@@ -76,7 +98,8 @@ def _sniff_zip(path: Path, size: int) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception:  # zipfile meets damaged archives with errors of every kind
-        raise WeightsError(f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as one", hint=FETCH + " again") from None
+        problem = f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as one"
+        raise WeightsError(problem, hint=FETCH + " again") from None
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return TORCH_ZIP
     if names and all(name.endswith(".npy") for name in names):
@@ -84,7 +107,9 @@ def _sniff_zip(path: Path, size: int) -> str:
     if any(name.endswith("model.weights.h5") for name in names):
         raise WeightsError("it is a model of Keras", hint=EXPORTED)
     held = ", ".join(repr(name) for name in names[:3]) or "nothing"
-    raise WeightsError(f"it is a zip file, but none of torch.save or numpy.savez; it holds {held}", hint=UNPACK)
+    raise WeightsError(
+        f"it is a zip file, but none of torch.save or numpy.savez; it holds {held}", hint=UNPACK
+    )
 
 
 def _foreign(head: bytes, size: int) -> WeightsError:
@@ -100,7 +125,9 @@ def _foreign(head: bytes, size: int) -> WeightsError:
     except UnicodeDecodeError:
         text = ""
     if text and all(char.isprintable() or char.isspace() for char in text):
-        return WeightsError(f"it is a text file, not weights; it begins {' '.join(text.split())[:40]!r}", hint=FETCH)
+        return WeightsError(
+            f"it is a text file, not weights; it begins {' '.join(text.split())[:40]!r}", hint=FETCH
+        )
     return WeightsError(
         f"it is no weight file that can be read, or is damaged; its {size} bytes begin with {head[:8].hex(' ')}",
         hint="PyTorch's files (torch.save), .safetensors and .npz are read",

@@ -40,7 +40,15 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("classes, number", [(OTHER, 0), (("sky", "road", "bus"), 2), (("sky", "road"), 2), (("sky", "road", "car", "bus"), 3)])
+@pytest.mark.parametrize(
+    "classes, number",
+    [
+        (OTHER, 0),
+        (("sky", "road", "bus"), 2),
+        (("sky", "road"), 2),
+        (("sky", "road", "car", "bus"), 3),
+    ],
+)
 def test_other_classes_are_refused(tmp_path, use, classes, number):
     root = make_folder(tmp_path)
     (root / "classes.txt").write_text("\n".join(classes) + "\n")
@@ -70,17 +78,27 @@ def test_by_name_labels_mean_what_they_meant(tmp_path):
     for i in range(len(expected)):
         np.testing.assert_array_equal(found[i]["label"], expected[i]["label"])
     train = pipeline.train_source(by_name.dataset)
-    np.testing.assert_array_equal(train.read_label(1), pipeline.train_source(run_config(same).dataset).read_label(1))
-    joined = make_config(root=str(same), match_classes="name", concat={"more": {"name": "folder", "root": str(other)}})
+    np.testing.assert_array_equal(
+        train.read_label(1), pipeline.train_source(run_config(same).dataset).read_label(1)
+    )
+    joined = make_config(
+        root=str(same),
+        match_classes="name",
+        concat={"more": {"name": "folder", "root": str(other)}},
+    )
     source = pipeline.train_source(joined.dataset)
     np.testing.assert_array_equal(source.read_label(1), source.read_label(6))
     joined.dataset.match_classes = "order"
     with pytest.raises(DataError) as error:
         pipeline.train_source(joined.dataset)
-    assert error.value.field == "dataset.concat.more" and error.value.file == str(other / "classes.txt")
+    assert error.value.field == "dataset.concat.more" and error.value.file == str(
+        other / "classes.txt"
+    )
     elsewhere = run_config(same, match_classes="name")
     elsewhere.eval.root = str(other)
-    np.testing.assert_array_equal(pipeline.eval_samples(elsewhere)[0]["label"], expected[0]["label"])
+    np.testing.assert_array_equal(
+        pipeline.eval_samples(elsewhere)[0]["label"], expected[0]["label"]
+    )
     elsewhere.dataset.match_classes = "order"
     with pytest.raises(DataError) as error:
         pipeline.eval_samples(elsewhere)
@@ -91,7 +109,10 @@ def test_reordered_specs_keep_values_colours_and_official_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("car 1 1 1\nsky 2 2 2\nroad 3 3 3\nignore 9 9 9\n")
     spec = datasets.get_spec("folder", tmp_path)
     moved = class_order.reorder(spec, RUN)
-    assert moved.label_map == {0: 2, 1: 0, 2: 1, 3: 255} and moved.colors == ((2, 2, 2), (3, 3, 3), (1, 1, 1)) == moved.palette
+    assert (
+        moved.label_map == {0: 2, 1: 0, 2: 1, 3: 255}
+        and moved.colors == ((2, 2, 2), (3, 3, 3), (1, 1, 1)) == moved.palette
+    )
     assert moved.official_ids == (1, 2, 0)
     city = datasets.get_spec("cityscapes")
     moved = class_order.reorder(city, city.classes[::-1])
@@ -109,7 +130,16 @@ def test_resolve_keeps_the_order_and_checks_the_choice(tmp_path):
         resolve(config)
 
 
-@pytest.mark.parametrize("inside, counts", [("images/val", True), ("", True), ("photos", True), ("images/val/day", True), ("other/place", False)])
+@pytest.mark.parametrize(
+    "inside, counts",
+    [
+        ("images/val", True),
+        ("", True),
+        ("photos", True),
+        ("images/val/day", True),
+        ("other/place", False),
+    ],
+)
 def test_images_to_predict_belong_to_the_data_set_they_lie_in(tmp_path, inside, counts):
     root = make_other(tmp_path / "set")
     (root / inside).mkdir(parents=True, exist_ok=True)
@@ -122,8 +152,15 @@ def test_predictions_on_data_of_another_order_are_refused_or_written_in_it(tmp_p
         class_order.prediction_classes(root, RUN, "order")
     assert error.value.field == "--input" and error.value.file == str(root / "classes.txt")
     assert class_order.prediction_classes(root, RUN, "name") == OTHER
-    assert class_order.prediction_classes(root, (*RUN, "bus"), "order") == (*RUN, "bus")  # other classes altogether
-    assert class_order.prediction_classes(None, RUN, "order") == RUN == class_order.prediction_classes(tmp_path, RUN, "order")
+    assert class_order.prediction_classes(root, (*RUN, "bus"), "order") == (
+        *RUN,
+        "bus",
+    )  # other classes altogether
+    assert (
+        class_order.prediction_classes(None, RUN, "order")
+        == RUN
+        == class_order.prediction_classes(tmp_path, RUN, "order")
+    )
 
     class Segment:
         classes, palette, config = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3)), run_config(root)

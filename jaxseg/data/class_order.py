@@ -1,4 +1,4 @@
-"""Which class a number stands for: data whose classes are listed in another order than a run's is refused, or mapped by name.
+"""Which class a number stands for: data that lists a run's classes in another order is refused, or mapped by name.
 
 The order of a run is config.dataset.classes, set by `resolve` and kept in the workdir. Exports of one project often
 differ in their order, and nothing else than the list of names tells.
@@ -21,10 +21,14 @@ LISTING = "classes.txt"
 def config_spec(data: Any) -> DatasetSpec:
     """The spec of config.dataset, its classes in the run's order. Raises DataError if they are not those."""
     spec = get_spec(data.name, data.root, data.source)
-    return match_classes(spec, data.get("classes", ()), data.get("match_classes", "order"), "dataset.root", data.root)
+    return match_classes(
+        spec, data.get("classes", ()), data.get("match_classes", "order"), "dataset.root", data.root
+    )
 
 
-def match_classes(spec: DatasetSpec, classes: Sequence[str], how: str, field: str, root: str | Path = "") -> DatasetSpec:
+def match_classes(
+    spec: DatasetSpec, classes: Sequence[str], how: str, field: str, root: str | Path = ""
+) -> DatasetSpec:
     """A data set's spec with the classes of a run, in the run's order.
 
     Args:
@@ -80,14 +84,18 @@ def root_of(path: str | Path) -> Path | None:
     """
     path = Path(path).resolve()
     first = path if path.is_dir() else path.parent
-    root = next((folder for folder in (first, *first.parents) if (folder / LISTING).is_file()), None)
+    root = next(
+        (folder for folder in (first, *first.parents) if (folder / LISTING).is_file()), None
+    )
     if root is None:
         return None
     inside = first.relative_to(root).parts
     return root if len(inside) < 2 or inside[0] == "images" else None
 
 
-def prediction_classes(root: str | Path | None, classes: Sequence[str], how: str) -> tuple[str, ...]:
+def prediction_classes(
+    root: str | Path | None, classes: Sequence[str], how: str
+) -> tuple[str, ...]:
     """The order of classes in which predictions on a data set are written.
 
     Args:

@@ -19,13 +19,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import ConfigError
+from jaxseg.models.activations import ACTIVATIONS, PReLU, per_channel
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ONES, ZEROS, Initializer
-
-
-def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector [C] shaped to meet the last of `ndim` axes (rank promotion is explicit here)."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
-
 
 # --- Convolution ------------------------------------------------------------------------------------------------------
 
@@ -123,6 +118,17 @@ class Conv(nn.Module):
 FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
 
 
+def _one_value(module: str, shape: tuple[int, ...]) -> ConfigError:
+    """The running variance would decay to 0, and evaluation, which divides by it, would be noise."""
+    size = "x".join(map(str, shape[1:-1]))
+    return ConfigError(
+        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of {size} on all devices), "
+        "whose variance is 0", field="batch_size",
+        hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
+        "this small because the image is, set a larger --config.dataset.crop_size",
+    )  # fmt: skip
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over every axis but the last, across `axis_name` if given; statistics in float32.
 
@@ -160,7 +166,7 @@ class BatchNorm(nn.Module):
                 moments = jax.lax.pmean(moments, self.axis_name)
                 count *= jax.lax.axis_size(self.axis_name)
             if count == 1 and not self.is_initializing():
-                self._refuse_one_value(x.shape)
+                raise _one_value("/".join(self.path), x.shape)
             mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
@@ -170,17 +176,6 @@ class BatchNorm(nn.Module):
         mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
         normalised = (x.astype(jnp.float32) - mean) * factor + bias
         return normalised.astype(self.dtype)
-
-    def _refuse_one_value(self, shape: tuple[int, ...]) -> None:
-        """The output would be the bias whatever the input, and the running variance would decay to 0: noise in evaluation."""
-        size = "x".join(map(str, shape[1:-1]))
-        raise ConfigError(
-            f"batch norm at {'/'.join(self.path)} has 1 value per channel to normalise in training (one sample of {size} on "
-            "all devices together), whose variance is 0",
-            field="batch_size",
-            hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
-            "this small because the image is, set a larger --config.dataset.crop_size",
-        )
 
 
 def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
@@ -203,27 +198,6 @@ class ChannelDropout(nn.Module):
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:]))(keys)
         return jnp.where(keep[:, None, None, :], x / (1 - self.rate), 0).astype(x.dtype)
 
-
-# --- Activations ------------------------------------------------------------------------------------------------------
-
-
-class PReLU(nn.Module):
-    """Leaky ReLU with one learned slope a channel (arXiv:1502.01852)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        slope = self.param("weight", Initializer("constant", 0.25), x.shape[-1:]).astype(x.dtype)
-        return jnp.where(x >= 0, x, x * per_channel(slope, x.ndim))
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "hard_swish": nn.hard_swish,
-    "hard_sigmoid": nn.hard_sigmoid,
-    "sigmoid": nn.sigmoid,
-    "identity": lambda x: x,
-}
 
 # --- Resizing and pooling ---------------------------------------------------------------------------------------------
 
