@@ -66,36 +66,26 @@ def carry_rows(
         if path not in old or path not in new:
             continue
         taken, value = np.asarray(old.pop(path)), np.array(new[path])
-        free = [axis for axis in range(value.ndim) if axis not in where]
-        skips = [(taken.shape[axis] - len(theirs), value.shape[axis] - len(ours)) for axis in where]
-        fits = taken.ndim == value.ndim and all(
-            taken.shape[axis] == value.shape[axis] for axis in free
-        )
-        if not common or not fits or any(a != b or a < 0 for a, b in skips):
-            continue  # the layer is another one, and stays fresh
-
-        value[_cells(value.shape, where, common, ours)] = taken[
-            _cells(taken.shape, where, common, theirs)
-        ]
-        old[path] = value
+        if common and _rest(taken, where, theirs) == _rest(value, where, ours):
+            rows = _cells(taken.shape, where, common, theirs)
+            value[_cells(value.shape, where, common, ours)] = taken[rows]
+            old[path] = value  # else the layer is another one, and stays fresh
     return unflatten_dict(old, sep="/")
+
+
+def _rest(value: np.ndarray, where: Sequence[int], names: Sequence[str]) -> list[int]:
+    """The shape without the classes: what must be the same on both sides."""
+    return [size - len(names) if axis in where else size for axis, size in enumerate(value.shape)]
 
 
 def resized(variables: Mapping, axes: Mapping[str, Sequence[int]], more: int) -> dict[str, Any]:
     """Zeros of the shapes that `variables` would have with so many more classes."""
-    flat = {
-        path: np.array(np.shape(leaf))
-        for path, leaf in flatten_dict(dict(variables), sep="/").items()
-    }
-    for path, where in axes.items():
-        flat[path][list(where)] += more
-    return unflatten_dict(
-        {
-            path: np.broadcast_to(np.float32(0), np.maximum(shape, 0))
-            for path, shape in flat.items()
-        },
-        sep="/",
-    )
+    flat = {}
+    for path, leaf in flatten_dict(dict(variables), sep="/").items():
+        grown = axes.get(path, ())
+        shape = [size + more * (axis in grown) for axis, size in enumerate(np.shape(leaf))]
+        flat[path] = np.broadcast_to(np.float32(0), shape)
+    return unflatten_dict(flat, sep="/")
 
 
 def _cells(
@@ -103,15 +93,13 @@ def _cells(
 ) -> tuple[np.ndarray, ...]:
     """An index of the chosen classes, in the order chosen, along the axes `where`, and of all else along the others."""
     rows = [names.index(name) for name in chosen]
-    firsts = [
-        size - len(names) if axis in where else size for axis, size in enumerate(shape)
-    ]  # before the classes come features
-    return np.ix_(
-        *(
-            [*range(first), *(first + row for row in rows)] if first < size else range(size)
-            for first, size in zip(firsts, shape)
-        )
+    ends = (
+        [*range(size - len(names)), *(size - len(names) + row for row in rows)]
+        if axis in where
+        else range(size)
+        for axis, size in enumerate(shape)
     )
+    return np.ix_(*ends)
 
 
 def summary(theirs: Sequence[str], ours: Sequence[str]) -> str:
