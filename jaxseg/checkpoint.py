@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -28,11 +26,13 @@ from jaxseg.files import expand
 from jaxseg.files import write_json as write_json
 from jaxseg.presets import AUTO
 from jaxseg.train_state import TrainState, to_host
+from jaxseg.variables import check_finite, not_finite
 
 # What may change when a run continues: none of it alters what the state means.
 FREE_FIELDS = (
     "name", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "init_from", "pretrained", "eval",
     "dataset.root", "dataset.num_workers", "dataset.check_samples",
+    "dataset.classes", "dataset.match_classes",  # recall_classes looks after them
 )  # fmt: skip
 
 
@@ -76,9 +76,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[st
     """
     write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
     host = to_host(state)
-    broken = [path for path, leaf in flatten_dict(host.variables, sep="/").items() if not np.isfinite(leaf).all()]
-    if broken:
-        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])}); not saved")
+    if broken := not_finite(host.variables):
+        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])})", hint="not saved")
     # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
     rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
     manager.save(
@@ -111,9 +110,9 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
         )
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"{manager.directory / str(step)} does not hold a state of this model and optimiser ({str(error).splitlines()[0]}); "
-            "to start from its weights only, set config.init_from to it and choose another workdir"
-        ) from error
+            f"it does not hold a state of this model and optimiser ({str(error).splitlines()[0]})", file=manager.directory / str(step),
+            hint="to start from its weights only, set config.init_from to it and choose another workdir",
+        ) from error  # fmt: skip
     variables = dict(found["variables"])
     params = variables.pop("params")
     return TrainState(params=params, model_state=variables, **found["optimizer"]), found["position"]
@@ -124,7 +123,7 @@ def find_workdir(path: str | Path) -> tuple[Path, str | None]:
     path = expand(path).absolute()
     workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
     if not (workdir / "config.json").is_file():
-        raise CheckpointError(f"{path} is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP")
+        raise CheckpointError("it is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP", file=path)
     return workdir, step
 
 
@@ -132,9 +131,9 @@ def _choose_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
     """The step that `path` names, or a workdir's best, else its latest."""
     (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
     if not steps:
-        raise CheckpointError(f"{workdir} holds no checkpoint yet; train first or give another workdir")
+        raise CheckpointError("it holds no checkpoint yet", file=workdir, hint="train first or give another workdir")
     if step is not None and step not in map(str, steps):
-        raise CheckpointError(f"{path} is not a complete checkpoint; complete ones here: {', '.join(map(str, steps))}")
+        raise CheckpointError("it is not a complete checkpoint", file=path, hint=f"complete ones here: {', '.join(map(str, steps))}")
     return int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
 
 
@@ -145,11 +144,24 @@ def find_step(path: str | Path) -> int:
 
 
 def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder."""
+    """(config, variables as NumPy arrays) of a workdir (its best step, else its latest) or of one step's folder.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+        WeightsError: a variable holds a NaN or an infinity.
+    """
     workdir, _ = find_workdir(path)
     with open_manager(workdir, read_only=True) as manager:
-        found = manager.restore(_choose_step(manager, path), args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
-    return read_config(workdir), found["variables"]
+        step = _choose_step(manager, path)
+        try:
+            found = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"cannot be read ({str(error).splitlines()[0]})", file=manager.directory / str(step),
+                hint="give another step, or copy the checkpoint again",
+            ) from error  # fmt: skip
+    check_finite(found["variables"], str(path))
+    return with_classes(workdir, read_config(workdir)), found["variables"]
 
 
 def save_variables(workdir: str | Path, config: ConfigDict, variables: Mapping, dataset: Mapping | str) -> None:
@@ -175,9 +187,47 @@ def write_best(manager: ocp.CheckpointManager) -> None:
 
 
 def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str) -> None:
-    """Write config.json and dataset.json."""
+    """Write config.json, and dataset.json unless checkpoints lie there: it says what their classes mean, and stays."""
     write_json(Path(workdir) / "config.json", _plain(config), strict=False)  # dataset.nodata may be NaN
-    write_json(Path(workdir) / "dataset.json", json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+    file = Path(workdir) / "dataset.json"
+    if not (file.is_file() and _saved_steps(workdir)):
+        write_json(file, json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+
+
+def read_classes(workdir: str | Path) -> tuple[str, ...]:
+    """The classes that a workdir's dataset.json lists, in their order; () if it does not say."""
+    file = Path(workdir) / "dataset.json"
+    try:
+        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ())) if file.is_file() else ()
+    except ValueError as error:
+        raise CheckpointError(f"is damaged ({error})", file=file, hint="take it from a copy of the run") from None
+
+
+def with_classes(workdir: str | Path, config: ConfigDict) -> ConfigDict:
+    """A locked copy of a run's config whose dataset.classes are those that the workdir's model was trained with."""
+    config = config.copy_and_resolve_references().unlock()
+    config.dataset.classes = read_classes(workdir) or tuple(config.dataset.get("classes", ()))
+    return config.lock()
+
+
+def recall_classes(workdir: str | Path, config: ConfigDict) -> ConfigDict:
+    """`config`, or for a run to be continued a copy whose dataset.classes are the run's, so that data with others is noticed.
+
+    Raises:
+        CheckpointError: the config itself asks for other classes.
+    """
+    classes = read_classes(workdir) if _saved_steps(workdir) else ()
+    if not classes or tuple(config.dataset.classes) == classes:
+        return config
+    if config.dataset.classes:
+        raise CheckpointError(
+            f"holds a run with the classes {classes}, and config.dataset.classes is {tuple(config.dataset.classes)}",
+            file=workdir, field="dataset.classes", hint="leave it out, or choose another --workdir",
+        )  # fmt: skip
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.dataset.classes = classes
+    return config
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -83,11 +83,6 @@ class Variant:
         """The data set to train on: Cityscapes for those that only evaluate its models."""
         return DATASETS[self.dataset].get("train_on", self.dataset)
 
-    @property
-    def feature_strides(self) -> tuple[int, ...]:
-        """Strides of the four maps of a backbone that is not dilated or dilated at its end."""
-        return tuple(min(stride, self.output_stride) for stride in (4, 8, 16, 32))
-
     def width(self, channels: int) -> int:
         """Channels of a head: a quarter on ResNet-18 and 34."""
         return channels // 4 if BACKBONES.get(self.backbone, {}).get("depth", 50) < 50 else channels
@@ -133,10 +128,9 @@ def fcn_auxiliary(**changes: Any) -> dict[str, Any]:
     return dict(name="fcn", in_index=2, num_convs=1, concat_input=False) | changes
 
 
-def joined_fcn(variant: Variant) -> dict[str, Any]:
+def joined_fcn() -> dict[str, Any]:
     """HRNet's decode head: one 1x1 convolution on the four maps joined, as wide as they are together."""
-    channels = 15 * BACKBONES[variant.backbone]["base_channels"]
-    return dict(name="fcn", in_index=(0, 1, 2, 3), channels=channels, num_convs=1, kernel_size=1, concat_input=False)
+    return dict(name="fcn", in_index=(0, 1, 2, 3), channels=0, num_convs=1, kernel_size=1, concat_input=False)
 
 
 def cross_entropy(weight: float = 1.0, **changes: Any) -> dict[str, Any]:

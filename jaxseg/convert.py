@@ -4,10 +4,12 @@ Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv
 What differs is the leaf: names (kernel, scale, mean, ...) and layout (a convolution's [O, I, h, w] becomes [h, w, I, O]).
 """
 
+import collections
 import dataclasses
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import numpy as np
 
 from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.files import expand
-from jaxseg.state_dict import StateDictError, read_state_dict, write_state_dict
+from jaxseg.models import variable_shapes
+from jaxseg.state_dict import StateDictError, read_classes, read_state_dict, write_state_dict
+from jaxseg.variables import check_finite
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Report", "StateDictError", "convert_checkpoint", "current_names", "export_checkpoint", "from_mmseg", "load_backbone",
-    "read_state_dict", "to_mmseg", "to_variables", "torch_name", "write_state_dict",
+    "read_classes", "read_state_dict", "strip_prefix", "to_mmseg", "to_variables", "torch_name", "write_state_dict",
 ]  # fmt: skip
 
 # Our leaf -> PyTorch's; any other leaf has the same name in both.
@@ -34,6 +40,7 @@ SHARED = (re.compile(r"((?:^|\.)context\.stages\.\d+\.)query_project\."), re.com
 # them: 1.x loads those files under the same names.
 WRAPPERS = re.compile(r"^(module\.)+")  # PyTorch's data parallel wrappers
 STEM = re.compile(r"^(backbone\.)?conv1\.(\d+)\.")  # the stem of three convolutions, once one Sequential and its own norm
+CLASSIFIER = re.compile(r"(conv_seg|se_layer|fc_seg)\.(weight|bias)$")
 # Parts of ImageNet classifiers that no backbone here has: ResNet's and MobileNet's heads, HRNet's, MobileNetV2's last layer.
 CLASSIFIERS = ("fc.", "head.", "classifier.", "neck.", "incre_modules.", "downsamp_modules.", "final_layer.", "conv2.")
 
@@ -52,7 +59,7 @@ class Report:
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def complain(self) -> None:
-        """Raise a ValueError that lists both sides with shapes, unless every parameter was filled and every tensor used."""
+        """Raise a WeightsError that lists both sides with shapes, unless every parameter was filled and every tensor used."""
         groups = {
             "of another shape": [
                 f"{name}: the file has {theirs}, the model {ours}" for name, (theirs, ours) in sorted(self.mismatched.items())
@@ -66,7 +73,18 @@ class Report:
                 if lines:
                     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
                     text += [f"  {what} ({len(lines)}):", *(f"    {line}".rstrip() for line in [*lines[:LISTED], *more])]
-            raise WeightsError("\n".join(text))
+            raise WeightsError("\n".join(text), hint=self._advice())
+
+    def _advice(self) -> str:
+        """What to do where the file and the model differ in their number of classes alone."""
+        pairs = (pair for name, pair in self.mismatched.items() if CLASSIFIER.search(name))
+        classes = {theirs[0] for theirs, ours in pairs if theirs[1:] == ours[1:]}
+        if self.missing or self.unused or len(classes) != 1 or not all(map(CLASSIFIER.search, self.mismatched)):
+            return ""
+        return (
+            f"the file is of a model of {classes.pop()} classes: give the config of the data set that it was trained on, or start "
+            "training from it with --config.init_from, which takes all but the classifiers"
+        )
 
 
 def torch_name(path: tuple[Any, ...]) -> str:
@@ -87,6 +105,9 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
     """Put the tensors of a PyTorch state dict {name: array} into `variables` by name and shape: (new variables, Report).
 
     Leaves that the state dict lacks, or has in another shape, stay as they are.
+
+    Raises:
+        WeightsError: a tensor that is taken holds a NaN or an infinity.
     """
     loaded, missing, mismatched, shapes = [], [], {}, {}
     state_dict = {SHARED[0].sub(r"\1key_project.", name): value for name, value in state_dict.items()}
@@ -106,10 +127,41 @@ def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[
         return np.asarray(_layout(path, np.asarray(state_dict[name], np.float32), False), order="C")
 
     filled = jax.tree_util.tree_map_with_path(fill, variables)
+    check_finite({name: state_dict[name] for name in loaded}, "")
     known = {*loaded, *mismatched}
     unused = [n for n in state_dict if n not in known and not n.endswith(COUNTERS)]
     shapes |= {n: tuple(state_dict[n].shape) for n in unused}
     return filled, Report(tuple(loaded), tuple(missing), tuple(unused), mismatched, shapes)
+
+
+def strip_prefix(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[str, np.ndarray]:
+    """The state dict without a prefix that a wrapper put before its names ('model.' of Lightning), if names then fit the variables.
+
+    Names of a backbone's own weights have no 'backbone.' in them.
+
+    Raises:
+        WeightsError: the names of several models in the file fit ('student.' and 'teacher.').
+    """
+    known = {torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
+    for expected in (known, {name.removeprefix("backbone.") for name in known if name.startswith("backbone.")}):
+        if not expected.isdisjoint(state_dict):
+            break
+        found = collections.Counter(prefix for name in state_dict if (prefix := _prefix(name, expected)))
+        (best, count), *others = found.most_common(2) or [("", 0)]
+        if others and 2 * others[0][1] > count:
+            problem = f"names fit the model after '{best}' and after '{others[0][0]}'"
+            raise WeightsError(problem, hint="save one of these models by itself")
+        if best:
+            if others := [name for name in state_dict if not name.startswith(best)]:  # of a loss or a metric, for instance
+                log.warning("%d tensors without the '%s' of the model's are not used (%s)", len(others), best, ", ".join(others[:3]))
+            return {name.removeprefix(best): value for name, value in state_dict.items() if name.startswith(best)}
+    return dict(state_dict)
+
+
+def _prefix(name: str, expected: Set[str]) -> str:
+    """What stands before the longest end of a dotted name that is expected, '' if no end is."""
+    ends = (dot.end() for dot in re.finditer(r"\.", name))
+    return next((name[:end] for end in ends if name[end:] in expected), "")
 
 
 def current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,9 +179,11 @@ def load_backbone(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, 
     Names may begin with 'backbone.' or not. Classification layers, and the heads of a whole model, are listed as unused;
     everything else of the variables stays as it is.
 
-    Raises ValueError, listing both sides, unless every variable of the backbone is filled and every tensor of it used.
+    Raises:
+        WeightsError: a variable of the backbone is not filled or a tensor of it not used, with both sides listed, or a
+            tensor holds a NaN or an infinity.
     """
-    named = current_names(state_dict)
+    named = current_names(strip_prefix(state_dict, variables))
     if not any(name.startswith("backbone.") for name in named):
         named = {f"backbone.{name}": value for name, value in named.items()}
     own = {collection: {"backbone": tree["backbone"]} for collection, tree in variables.items() if "backbone" in tree}
@@ -142,12 +196,12 @@ def load_backbone(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, 
 def from_mmseg(state_dict: Mapping[str, np.ndarray], model: Any, image_channels: int = 3) -> Any:
     """Variables of `model` (of images with so many channels) from MMSegmentation's state dict {name: array}, float32.
 
-    Every tensor must be used and every variable filled: otherwise ValueError, listing both sides with shapes.
+    Raises:
+        WeightsError: a tensor is not used or a variable not filled, with both sides and their shapes listed, or a tensor
+            holds a NaN or an infinity.
     """
-    shapes = jax.eval_shape(
-        lambda: model.init({"params": jax.random.key(0), "points": jax.random.key(0)}, np.zeros((1, 512, 512, image_channels), np.float32))
-    )
-    variables, report = to_variables(current_names(state_dict), shapes)
+    shapes = variable_shapes(model, (1, 512, 512, image_channels))
+    variables, report = to_variables(current_names(strip_prefix(state_dict, shapes)), shapes)
     report.complain()
     return variables
 
@@ -168,7 +222,11 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
     """Write a workdir with the weights of one of MMSegmentation's files as step 0, for evaluation, prediction and init_from.
 
     `config`: the experiment's, resolved or not; it names the data set, whose classes and palette the workdir gets. `ema`: as
-    in read_state_dict. Raises ValueError, naming the file, if it does not fit or the workdir holds checkpoints already.
+    in read_state_dict.
+
+    Raises:
+        WeightsError: the file cannot be read, does not fit or holds a NaN or an infinity.
+        CheckpointError: the workdir holds checkpoints already.
     """
     from jaxseg import checkpoint
     from jaxseg.config import resolve
@@ -177,13 +235,13 @@ def convert_checkpoint(config: Any, weights: str | Path, workdir: str | Path, *,
 
     workdir = expand(workdir)
     if any((workdir / "checkpoints").glob("*")):
-        raise CheckpointError(f"{workdir} holds checkpoints already; choose another folder")
+        raise CheckpointError("it holds checkpoints already", file=workdir, field="--output", hint="choose another folder")
     config = resolve(config)
     state_dict = read_state_dict(weights, ema=ema)
     try:
         variables = from_mmseg(state_dict, create_model(config.model), config.dataset.channels)
-    except ValueError as error:
-        raise WeightsError(f"{weights} is not of {config.name}. {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"for {config.name}: {error.problem}", file=weights, hint=error.hint) from error
     checkpoint.save_variables(workdir, config, variables, trained_spec(config.dataset).to_json())
     names = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return Report(tuple(names), (), (), {})

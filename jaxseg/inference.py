@@ -326,8 +326,8 @@ def override_data(trained, config):
         merged.dataset, merged.eval = other.dataset, other.eval
         merged.precision = other.get("precision", trained.precision)
         # The network knows the images and statistics it was trained with, whatever data it is shown.
-        for key in ("channels", "dtype", "image_mean", "image_std"):
-            merged.dataset[key] = trained.dataset[key]
+        for key in ("channels", "dtype", "image_mean", "image_std", "classes"):
+            merged.dataset[key] = trained.dataset.get(key, ())
     return merged.unlock()
 
 

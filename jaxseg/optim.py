@@ -130,3 +130,25 @@ def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientT
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformation(check, update_fn)
+
+
+def frozen_statistics(multipliers: Mapping[str, Mapping], variables: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules, 'a/b/c', whose running statistics are to stay as they are: those whose parameters do.
+
+    Args:
+        multipliers: config.optimizer.multipliers. A rule's `freeze_statistics` says so whatever its learning rate.
+        variables: the model's, or their shapes, {'params', 'batch_stats', ...}.
+    """
+    siblings: dict[str, list[str]] = {}
+    for path in parameter_paths(variables["params"]):
+        siblings.setdefault(path.rpartition("/")[0], []).append(path)
+    frozen = []
+    for path in parameter_paths({key: tree for key, tree in variables.items() if key != "params"}):
+        own = path.partition("/")[2]  # without its collection
+        module = own.rpartition("/")[0]
+        paths = siblings.get(module, [own])  # EMA's bases have no parameters beside them
+        matching = [rule for rule in multipliers.values() if any(re.search(rule["pattern"], one) for one in paths)]
+        told = [rule["freeze_statistics"] for rule in matching if "freeze_statistics" in rule]
+        if all(told) if told else all(_factor(multipliers, one, "learning_rate") == 0 for one in paths):
+            frozen.append(module)
+    return tuple(sorted(set(frozen)))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg import cache, visualize
+from jaxseg.data import class_order
 from jaxseg.data.decode import Header, ImageOptions, check_channels, decode, inspect_image
 from jaxseg.data.decode.images import MEND_IMAGE
 from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
@@ -60,8 +61,9 @@ def _log_left_out(source: Path, output: Path) -> None:
 
 
 def predict_files(
-    segment: Predictor, source: str | Path, output: str | Path, *, official_ids: Sequence[int] | None = None
-) -> list[Path]:
+    segment: Predictor, source: str | Path, output: str | Path, *,
+    official_ids: Sequence[int] | None = None, classes: Sequence[str] = (),
+) -> list[Path]:  # fmt: skip
     """Segment an image file or a folder of them, and write class ids with a palette, 255 where an image holds no data.
 
     Args:
@@ -71,6 +73,7 @@ def predict_files(
             Of one image it may be a file ending in .png.
         official_ids: what stands for each class in the data set's own labels; these are written, as benchmark servers
             want them, and no overlays.
+        classes: the order in which ids are written where it is not the model's.
 
     Returns:
         The label files.
@@ -85,6 +88,10 @@ def predict_files(
     _log_left_out(source, output)
     data = segment.config.dataset
     options = ImageOptions(**image_options(data))
+    order = [segment.classes.index(name) for name in classes or segment.classes]
+    ids = np.full(256, IGNORE, np.int32)
+    ids[: len(order)] = np.argsort(order)
+    names, palette = ([values[i] for i in order] for values in (segment.classes, segment.palette))
     for path in targets:
         with _of_one_image(path):
             _check_header(inspect_image(path, path, data.channels, max_pixels=options.max_pixels), data)
@@ -96,10 +103,9 @@ def predict_files(
         if official_ids:
             save_official(target, mask, official_ids)
         else:
-            visualize.save_label_png(target, mask, segment.palette)
-            picture = visualize.overlay(
-                visualize.to_rgb(image.filled(options.fill)), mask, segment.palette, segment.classes
-            )
+            mask = ids[mask]
+            visualize.save_label_png(target, mask, palette)
+            picture = visualize.overlay(visualize.to_rgb(image.filled(options.fill)), mask, palette, names)
             visualize.save_picture(target.parent, f"{target.stem}_overlay", picture)
         name = path.name if source.is_file() else path.relative_to(source)
         log.info("%s: %s", name, " x ".join(map(str, mask.shape)))
@@ -203,7 +209,18 @@ def predict_checkpoint(
     ids = None
     if submission:
         ids = _official_ids(checkpoint)
-    return predict_files(Predictor.from_checkpoint(checkpoint, config), source, output, official_ids=ids)
+    segment = Predictor.from_checkpoint(checkpoint, config)
+    how, classes = segment.config.dataset.match_classes, segment.classes
+    for root in (_given_root(config), class_order.root_of(source)):
+        classes = class_order.prediction_classes(root, segment.classes, how) if root else classes
+    return predict_files(segment, source, output, official_ids=ids, classes=classes)
+
+
+def _given_root(config) -> str:
+    """The `folder` data set that a config names to predict on, '' if none."""
+    if config is None or config.dataset.name != "folder" or config.eval.dataset not in ("", "folder"):
+        return ""
+    return config.eval.root or (config.dataset.root if config.dataset.source == "files" else "")
 
 
 def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:

@@ -8,6 +8,7 @@ from jaxseg import losses
 from jaxseg.errors import ConfigError
 from jaxseg.fields import check, complete, tidy
 from jaxseg.inference import make_settings
+from jaxseg.models import declared_fields
 from jaxseg.presets import AUTO, CROSS_ENTROPY, IMAGENET
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,15 @@ def resolve(config: ConfigDict, num_classes: int = 0) -> ConfigDict:
         DataError: the data set cannot be read.
     """
     config = check_alone(config, trained=bool(num_classes))
+    data = config.dataset
+    with config.unlocked():
+        for name, fields in declared_fields(config.model).items():
+            config.model.heads[name].update(fields)
     if not num_classes:
-        from jaxseg.data.datasets import get_spec
+        from jaxseg.data.class_order import config_spec
 
-        data = config.dataset
-        num_classes = get_spec(data.name, data.root, data.source).num_classes
+        spec = config_spec(data)
+        num_classes, data.classes = spec.num_classes, spec.classes
         if config.model.num_classes not in (None, num_classes):
             other = not config.name.endswith(f"_{data.name}")
             variant = f"choose the variant that ends in _{data.name}, or " if other else ""

@@ -1,14 +1,15 @@
-"""Files that torch.save wrote, read without PyTorch and without executing anything in them.
+"""Files that torch.save wrote, and pickles of NumPy arrays, read without PyTorch and without executing anything in them.
 
 Such a file is a pickle in which tensors are references to raw storages. A pickle is a program; the unpickler here knows
-OrderedDict and what rebuilds a tensor, and nothing else. Every other thing that a file names (training histories, NumPy
-scalars, configs, os.system) becomes an inert stand-in: it can be made, called and filled, and does nothing.
+OrderedDict and what rebuilds a tensor or a NumPy array, and nothing else. Every other thing that a file names (training
+histories, NumPy scalars, configs, os.system) becomes an inert stand-in: it can be made, called and filled, and does nothing.
 """
 
 import contextlib
 import dataclasses
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -26,6 +27,9 @@ STORAGES = {
     "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }  # fmt: skip
+DTYPES = re.compile(r"f[248]|[iu][1248]|b1")  # of NumPy arrays in a pickle
+DAMAGED = "it is damaged or cut short"
+AGAIN = "fetch or copy the file again"
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -73,6 +77,53 @@ class Tensor:
         return np.not_equal(view, 0, order="C") if self.storage.dtype is np.bool_ else np.array(view, order="C")
 
 
+class Dtype:
+    """A NumPy dtype in a pickle, whose byte order comes after it (BUILD)."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def build(self, state: Any) -> None:
+        """Take the byte order of (version, order, ...)."""
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        """The dtype; TorchFileError unless it is of plain numbers."""
+        if not isinstance(self.code, str) or not DTYPES.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
+            raise TorchFileError(f"an array of the NumPy dtype {self.code!r}, which is none of weights")
+        return np.dtype(self.order + self.code)
+
+
+class Array:
+    """A NumPy array in a pickle, not made yet."""
+
+    def __init__(self, *_: Any) -> None:
+        self.shape, self.dtype, self.fortran, self.data = None, None, False, b""
+
+    @classmethod
+    def from_buffer(cls, data: Any, dtype: Any, shape: Any, order: Any) -> "Array":
+        """As pickles of protocol 5 have it."""
+        array = cls()
+        array.build((1, shape, dtype, order == "F", data))
+        return array
+
+    def build(self, state: Any) -> None:
+        """Take (version, shape, dtype, whether in Fortran's order, bytes)."""
+        _, self.shape, self.dtype, self.fortran, self.data = state
+
+    def numpy(self) -> np.ndarray:
+        """The array, C-contiguous and of the machine's byte order; TorchFileError if its parts do not fit together."""
+        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data  # text in pickles of Python 2
+        shape = (self.shape,) if type(self.shape) is int else self.shape
+        if not isinstance(self.dtype, Dtype) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
+            raise TorchFileError("a NumPy array of an unknown kind")
+        dtype = self.dtype.numpy()
+        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(data):
+            raise TorchFileError(f"a NumPy array of shape {shape} and {dtype} has {len(data)} bytes")
+        array = np.frombuffer(data, dtype).reshape(shape, order="F" if self.fortran else "C")
+        return np.array(array, dtype.newbyteorder("="), order="C")
+
+
 class StandIn:
     """Whatever else a pickle may contain: takes any arguments, state and items, and forgets them. `origin`: what it stands for."""
 
@@ -108,7 +159,29 @@ def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+def _from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor of a subclass, or with attributes: the plain tensor in it."""
+    return function(*arguments) if function in (_tensor, _parameter) else StandIn()
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Bytes, which pickles of old protocols hold as text."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise TorchFileError(f"bytes as text in {encoding!r}")
+    return text.encode("latin1")
+
+
+def _pickled(*_: Any) -> Any:
+    raise TorchFileError("its tensors were written by pickle.dump", hint="save them with torch.save")
+
+
 KNOWN = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): Dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): Array.from_buffer for core in ("core", "_core")},
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch.storage", "_load_from_bytes"): _pickled,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -148,8 +221,10 @@ class _Unpickler(pickle._Unpickler):
         raise TorchFileError(f"extension code {code}, which torch.save never writes")
 
     def load_build(self) -> None:
-        """BUILD sets attributes of the object below it; nothing here needs any."""
-        self.stack.pop()
+        """BUILD sets attributes of the object below it; of those here only NumPy's need any."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Dtype | Array):
+            self.stack[-1].build(state)
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -166,7 +241,7 @@ def read(path: str | Path) -> Iterator[Any]:
         except TorchFileError:
             raise
         except Exception as error:  # zipfile and pickle meet damaged and hostile input with errors of every kind
-            raise TorchFileError(f"it is damaged or cannot be read ({type(error).__name__}: {error})") from error
+            raise TorchFileError(DAMAGED, hint=AGAIN) from error
         yield opened
 
 
@@ -174,14 +249,14 @@ def _read_zip(stack: contextlib.ExitStack, path: str | Path) -> Any:
     """The format since PyTorch 1.6: NAME/data.pkl and NAME/data/KEY in a zip file, not compressed."""
     archive = stack.enter_context(zipfile.ZipFile(path))
     entries = {info.filename: info for info in archive.infolist()}
-    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-        raise TorchFileError("it is compressed, which torch.save never does")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise TorchFileError("it is a zip file, but not one of torch.save (no data.pkl)")
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in entries:
-        raise TorchFileError("it is a TorchScript program; save its state_dict() with torch.save instead")
+        raise TorchFileError("it is a TorchScript program", hint="load it with torch.jit.load and save its state_dict() with torch.save")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+        raise TorchFileError("it is compressed, which torch.save never does")
     if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
         raise TorchFileError("it was written on a big-endian machine")
 
@@ -201,8 +276,8 @@ def _read_legacy(file: BinaryIO) -> Any:
     found = []
     for _ in range(3):  # magic number, protocol, facts about the machine
         found.append(_Unpickler(file, _no_storage).load())
-        if found[0] != LEGACY_MAGIC:
-            raise TorchFileError("it is not a file of torch.save")
+        if found[0] != LEGACY_MAGIC:  # a pickle of NumPy arrays, perhaps
+            return found[0]
     if found[1] != LEGACY_PROTOCOL or not found[2].get("little_endian", True):
         raise TorchFileError(f"it has protocol {found[1]!r} or was written on a big-endian machine")
     places: dict[str, tuple[int, int]] = {}  # key -> where its bytes begin, how many elements
@@ -226,7 +301,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         places[key] = (file.tell(), length)
         after = file.tell() + length * np.dtype(used[key]).itemsize
         if length < 0 or after > end:
-            raise TorchFileError(f"it is truncated: storage {key!r} has {length} elements and would end at byte {after} of {end}")
+            raise TorchFileError(f"it is cut short: storage {key!r} has {length} elements and would end at byte {after} of {end}", hint=AGAIN)
         file.seek(after)
     return content
 

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxseg import cache, checkpoint, fields, files, losses, metrics, models, optim, precision, train_state, zoo
-from jaxseg.errors import ConfigError
+from jaxseg import cache, checkpoint, class_rows, fields, files, losses, metrics, models, optim, precision, train_state, zoo
+from jaxseg.class_rows import Classes
+from jaxseg.errors import ConfigError, WeightsError
 from jaxseg.precision import NonFiniteError
 from jaxseg.presets import DEFAULTS
 from jaxseg.progress import Progress, format_account
@@ -127,9 +128,38 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     if batch_size < 1 or batch_size % devices:
         near = max(batch_size // devices, 1) * devices
         raise ConfigError(
-            f"config.batch_size={batch_size} is global and must divide among {devices} devices", field="batch_size",
-            hint=f"{near} would",
-        )  # fmt: skip
+            f"config.batch_size={batch_size} is global and must divide among {devices} devices", field="batch_size", hint=f"{near} would"
+        )
+
+
+def build_model(config: ConfigDict, policy: precision.Policy) -> Any:
+    """The model that trains `config`: norms over all devices, the statistics of what the optimiser freezes frozen too.
+
+    Raises:
+        ConfigError: a batch norm would have one value per channel to normalise.
+    """
+    options = dict(dtype=policy.dtype, axis_name=AXIS)
+    model, image = models.create_model(config.model, **options), (1, *config.dataset.crop_size, config.dataset.channels)
+    if rules := config.optimizer.multipliers.to_dict():
+        frozen = optim.frozen_statistics(rules, models.variable_shapes(model, image))
+        model = models.create_model(config.model, **options, frozen_statistics=frozen)
+    if config.batch_size == 1:  # with more samples there are more values; tracing takes seconds
+        check_batch_norm(model, image)
+    return model
+
+
+def check_batch_norm(model: Any, image_shape: tuple[int, int, int, int]) -> None:
+    """Trace a training pass over one device's images [B, H, W, C], which raises what the training step would.
+
+    Raises:
+        ConfigError: a batch norm would have one value per channel to normalise.
+    """
+    def forward(variables: Any, images: jax.Array) -> Any:
+        key = jax.random.key(0)
+        return model.apply(variables, images, train=True, mutable=list(variables), rngs={"dropout": key, "points": key})
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    jax.eval_shape(jax.vmap(forward, in_axes=(None, 0), axis_name=AXIS), models.variable_shapes(model, image_shape), images)
 
 
 def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str) -> tuple[TrainState, str]:
@@ -139,14 +169,16 @@ def initial_state(config: ConfigDict, model: Any, optimizer: Any, policy: precis
 
     channels, told = config.dataset.get("channels", 3), ""
     variables = fresh(channels)
+    image = (1, *config.dataset.crop_size, channels)
+    classes = Classes(tuple(config.dataset.classes), lambda: class_rows.find_axes(config.model, image))
     if init_from:
         try:
-            variables, report = train_state.load_initial(variables, init_from)
+            variables, report = train_state.load_initial(variables, init_from, classes)
             told = train_state.format_report(report, init_from)
-        except ValueError:
+        except WeightsError:
             if channels == 3:
                 raise
-            loaded, report = train_state.load_initial(fresh(3), init_from)  # published weights expect RGB
+            loaded, report = train_state.load_initial(fresh(3), init_from, classes)  # published weights expect RGB
             variables = train_state.adapt_channels(loaded, variables)
             told = f"{train_state.format_report(report, init_from)}; its first convolution, of RGB, now reads {channels} channels"
     return train_state.create(variables, optimizer, policy, config.seed), told
@@ -194,13 +226,14 @@ def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) 
 
     workdir = files.expand(workdir)
     files.check_output(workdir, "--workdir")
-    config = resolve(checkpoint.recall_measured(workdir, fields.tidy(fields.complete(config))))
+    config = checkpoint.recall_measured(workdir, fields.tidy(fields.complete(config)))
+    config = resolve(checkpoint.recall_classes(workdir, config))
     check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config)
+    policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)
+    model, loss = build_model(config, policy), losses.make_loss(config, axis_name=AXIS)
     datasets.check(config)
     compiled = cache.enable_compilation_cache()
-    policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)
-    model, loss = models.create_model(config.model, dtype=policy.dtype, axis_name=AXIS), losses.make_loss(config, axis_name=AXIS)
     step = make_step(
         model=model, loss=loss, optimizer=optimizer, schedule=schedule, policy=policy,
         mean=tuple(config.dataset.image_mean), std=tuple(config.dataset.image_std),

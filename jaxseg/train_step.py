@@ -17,6 +17,7 @@ from jaxseg.models.layers import normalize
 from jaxseg.train_state import TrainState
 
 AXIS = "batch"
+POINTS = 1  # folded into the step's key: Flax does not fold a stream's name in, so streams must not share one
 
 
 def train_step(
@@ -33,19 +34,21 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on one device's part of the batch, under pmap with the axis 'batch'; pure.
 
-    batch: image [B, H, W, C] uint8, label [B, H, W] int32, size [B, 2] int32. The new state is equal on every device,
-    so are the metrics (float32 scalars). With float16 an overflow leaves all but `step` and `loss_scale` as it was.
+    batch: image [B, H, W, C] uint8, label [B, H, W] of any integer type, size [B, 2] int32. The new state is equal on every
+    device, so are the metrics (float32 scalars). A step that would put a number that is not finite into the parameters, the
+    statistics or the optimiser's state leaves all but `step` and `loss_scale` as it was; its metric `finite` is 0.
     """
     images = normalize(batch["image"], mean, std, batch["size"])
+    label = batch["label"].astype(jnp.int32)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)  # layers fold the sample's number in
     scale = state.loss_scale.scale
 
     def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
         (logits, out), mutated = model.apply(
             {"params": params, **state.model_state}, images, train=True,
-            mutable=list(state.model_state), rngs={"dropout": key, "points": key},
+            mutable=list(state.model_state), rngs={"dropout": key, "points": jax.random.fold_in(key, POINTS)},
         )  # fmt: skip
-        value, parts = loss(logits, out, batch["label"])
+        value, parts = loss(logits, out, label)
         return value * scale, (value, parts, mutated)
 
     # The loss is already that of the global batch, and the transpose of its psum sums the devices' equal cotangents: what
@@ -56,14 +59,11 @@ def train_step(
     gradients = jax.tree.map(lambda g: g / scale, gradients) if policy.scaled else gradients
     norm = optax.tree.norm(gradients)
     rate = schedule(state.step - state.loss_scale.total_skipped)  # the optimiser's own count stands still on overflow
-    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate)
-    if policy.scaled:
-        finite &= precision.all_finite(model_state) if jax.tree.leaves(model_state) else True
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    old = (state.params, state.model_state, state.opt_state)
     new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-    if policy.scaled:
-        old = (state.params, state.model_state, state.opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate) & precision.all_finite(new)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     loss_scale = precision.adjust(state.loss_scale, finite, policy)
     metrics = {"loss": value, "lr": rate, "grad_norm": norm, "scale": scale, "finite": finite, "skipped": loss_scale.skipped}
     metrics |= {f"loss_{name}": part for name, part in parts.items()}

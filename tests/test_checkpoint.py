@@ -14,7 +14,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, fields, precision, presets, train_state
+from jaxseg import checkpoint, precision, presets, train_state
+from jaxseg.class_rows import Classes
+from jaxseg.errors import WeightsError
 
 CONFIG = ConfigDict({
     "name": "toy", "steps": 4, "batch_size": 2, "model": {"heads": {"decode": {"name": "fcn", "channels": 4}}},
@@ -74,11 +76,20 @@ def test_keeps_the_last_and_the_best_and_loads_the_best(tmp_path):
     assert fill(tmp_path, {1: 0.2, 2: 0.5, 3: None, 4: 0.3, 5: None}, keep=2) == [2, 4, 5]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "mIoU": 0.5}
     config, variables = checkpoint.load_variables(tmp_path)
-    assert config.to_dict() == fields.complete(CONFIG.copy_and_resolve_references()).to_dict() and config.is_locked
+    assert config.dataset.classes == ("a", "b") and config.is_locked
+    expected = fields.complete(CONFIG.copy_and_resolve_references()).to_dict()
+    assert config.to_dict() | {"dataset": 0} == expected | {"dataset": 0}
     assert variables["params"]["head"]["kernel"].tolist() == [[2.0] * 2] * 3 and set(variables) == {"params", "batch_stats"}
     assert checkpoint.load_variables(tmp_path / "checkpoints" / "4")[1]["params"]["head"]["kernel"][0, 0] == 4
-    with pytest.raises(checkpoint.CheckpointError, match="3 is not a complete checkpoint; complete ones here: 2, 4, 5"):
+    with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.load_variables(tmp_path / "checkpoints" / "3")
+    assert error.value.file == str(tmp_path / "checkpoints" / "3") and "2, 4, 5" in error.value.hint
+    for file in (tmp_path / "checkpoints" / "2" / "variables").rglob("*"):
+        if file.is_file() and file.name not in ("_METADATA", "_CHECKPOINT_METADATA"):
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.load_variables(tmp_path)
+    assert error.value.file == str(tmp_path / "checkpoints" / "2")
 
 
 def test_restores_the_whole_state(tmp_path):
@@ -107,8 +118,9 @@ def test_a_killed_save_is_ignored_and_another_state_is_refused(tmp_path):
         assert manager.latest_step() == 2
         other = make_state()
         other = other.replace(params=other.params | {"extra": {"kernel": jnp.zeros(2)}})
-        with pytest.raises(checkpoint.CheckpointError, match="does not hold a state of this model"):
+        with pytest.raises(checkpoint.CheckpointError) as error:
             checkpoint.restore(manager, other)
+        assert error.value.file == str(tmp_path / "checkpoints" / "2")
         checkpoint.save(manager, make_state(3, 3), {"batches": 3})
     assert checkpoint.load_variables(tmp_path / "checkpoints" / "3")[1]["params"]["head"]["kernel"][0, 0] == 3
 
@@ -119,8 +131,9 @@ def test_variables_alone_make_a_workdir(tmp_path):
     config, loaded = checkpoint.load_variables(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     assert config.dataset.crop_size == (4, 6) and json.loads((tmp_path / "dataset.json").read_text()) == DATASET
-    with pytest.raises(checkpoint.CheckpointError, match="neither a workdir"):
+    with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.load_variables(tmp_path / "nothing")
+    assert error.value.file == str(tmp_path / "nothing")
 
 
 def test_another_config_is_refused_by_field(tmp_path):
@@ -151,10 +164,10 @@ def test_init_from_loads_what_fits_and_insists_on_the_backbone(tmp_path):
     table = train_state.format_report(report, str(tmp_path))
     assert "re-initialised (other shape)     1  head/kernel" in table
     fresh["params"]["backbone"]["kernel"] = np.zeros((7, 3))
-    with pytest.raises(ValueError, match=r"does not match config.model.backbone: 1 variables .*params/backbone/kernel"):
-        train_state.load_initial(fresh, str(tmp_path))
-    with pytest.raises(ValueError, match="does not exist"):
-        train_state.load_initial(fresh, str(tmp_path / "no.pth"))
+    for source, word in ((tmp_path, "params/backbone/kernel"), (tmp_path / "no.pth", "not exist")):
+        with pytest.raises(WeightsError) as error:
+            train_state.load_initial(fresh, str(source))
+        assert error.value.file == str(source) and error.value.field == "init_from" and word in error.value.problem
 
 
 def test_init_from_a_weight_file_of_a_bare_backbone(tmp_path):
@@ -169,8 +182,61 @@ def test_init_from_a_weight_file_of_a_bare_backbone(tmp_path):
     assert np.all(merged["params"]["backbone"]["conv1"]["kernel"] == 1) and np.all(merged["batch_stats"]["backbone"]["bn1"]["mean"] == 1)
     assert report.missing == ["decode_head.conv_seg.bias"] and report.unused == ["backbone.fc.weight"]
     fresh["params"]["backbone"]["conv2"] = {"kernel": np.zeros((1, 1, 8, 8))}
-    with pytest.raises(ValueError, match=r"(?s)does not match config.model.backbone.*backbone.conv2.weight"):
+    with pytest.raises(WeightsError, match=r"backbone.conv2.weight") as error:
         train_state.load_initial(fresh, str(tmp_path / "r.npz"))
+    assert error.value.file == str(tmp_path / "r.npz") and error.value.field == "init_from"
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
+    variables = train_state.to_host(make_state(6).variables)
+    variables["batch_stats"]["backbone"]["mean"] = np.array([1, np.inf, np.nan], np.float32)
+    checkpoint.save_variables(tmp_path / "run", CONFIG, variables, DATASET)
+    for load in (checkpoint.load_variables, lambda path: train_state.load_initial(variables, str(path))):
+        with pytest.raises(WeightsError, match="batch_stats/backbone/mean") as error:
+            load(tmp_path / "run")
+        assert error.value.file == str(tmp_path / "run")
+    np.savez(tmp_path / "r.npz", **{"conv1.weight": np.full((8, 3, 1, 1), np.nan, np.float32)})
+    with pytest.raises(WeightsError, match="backbone.conv1.weight") as error:
+        train_state.load_initial({"params": {"backbone": {"conv1": {"kernel": np.zeros((1, 1, 3, 8))}}}}, str(tmp_path / "r.npz"))
+    assert error.value.file == str(tmp_path / "r.npz")
+
+
+def test_a_run_keeps_its_classes(tmp_path):
+    """dataset.json is written by the first start, and a continued run has its classes."""
+    config = CONFIG.copy_and_resolve_references()
+    checkpoint.write_config(tmp_path, config, {"classes": ["x", "y"]})  # a start that failed before its first save
+    assert checkpoint.recall_classes(tmp_path, config) is config
+    fill(tmp_path, {1: None})
+    checkpoint.write_config(tmp_path, config, {"classes": ["b", "a"]})
+    assert json.loads((tmp_path / "dataset.json").read_text()) == DATASET
+    assert checkpoint.recall_classes(tmp_path, config).dataset.classes == ("a", "b") and config.dataset.classes == ()
+    config.dataset.classes = ("b", "a")
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.recall_classes(tmp_path, config)
+    assert error.value.field == "dataset.classes" and error.value.file == str(tmp_path)
+
+
+@pytest.mark.parametrize("ours, rows, told", [
+    (("b", "a"), [1, 0], "2 of 2"), (("c", "b", "a"), [None, 1, 0], "2 of 3 rows, new: c"), (("b",), [1], "1 of 1"), (("x", "y"), [None, None], "0 of 2"),
+])  # fmt: skip
+def test_init_from_takes_classifier_rows_by_class_name(tmp_path, ours, rows, told):
+    variables = train_state.to_host(make_state(6).variables)
+    variables["params"]["head"] = {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2), "points": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    checkpoint.save_variables(tmp_path, CONFIG, variables, DATASET)
+    k = len(ours)
+    fresh = train_state.to_host(make_state(0).variables)
+    fresh["params"]["head"] = {"kernel": np.full((3, k), -1.0), "points": np.full((2 + k, k), -1.0)}  # points: 2 features, then scores
+    axes = {"params/head/kernel": (1,), "params/head/points": (0, 1)}
+    merged, report = train_state.load_initial(fresh, str(tmp_path), Classes(ours, lambda: axes))
+    found, source = merged["params"]["head"], variables["params"]["head"]
+    for column, row in enumerate(rows):
+        np.testing.assert_array_equal(found["kernel"][:, column], [-1] * 3 if row is None else source["kernel"][:, row])
+        expected = [source["points"][r if r < 2 else 2 + rows[r - 2], row] if r < 2 or rows[r - 2] is not None else -1 for r in range(2 + k)] if row is not None else -1
+        np.testing.assert_array_equal(found["points"][:, column], expected)
+    assert told in report.classes and told in train_state.format_report(report, "x")
+    assert merged["params"]["backbone"]["kernel"][0, 0] == 6
+    _, same = train_state.load_initial(train_state.to_host(make_state(0).variables), str(tmp_path), Classes(("a", "b"), dict))
+    assert not same.classes
 
 
 # A whole small run in a process of its own: the real loop and checkpoints around one convolution with dropout and norm.

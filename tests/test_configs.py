@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxseg.config import ConfigError, get_experiment, joined_fcn, parse_variant
-from jaxseg.models import BACKBONES, HEADS, create_model
+from jaxseg.config import ConfigError, get_experiment, parse_variant
+from jaxseg.models import BACKBONES, HEADS, create_model, declared_fields
 
 RECORDS = json.loads(gzip.decompress((Path(__file__).parent / "data" / "zoo.json.gz").read_bytes()))
 METHODS = sorted({record["config_file"] for record in RECORDS})
@@ -128,7 +128,7 @@ def _backbone(compare, ours, record):
 
 
 def _head(compare, config, key, theirs, record):
-    ours, where = _fields(HEADS, config.model.heads[key]), f"model.heads.{key}"
+    ours, where = _fields(HEADS, {**config.model.heads[key], **declared_fields(config.model)[key]}), f"model.heads.{key}"
     name, fields = HEAD_FIELDS[theirs["type"]]
     compare.same(f"{where}.name", ours["name"], name)
     count = 3 if record["model"]["backbone"]["type"] in ("FastSCNN", "CGNet", "MobileNetV3") else 4
@@ -321,4 +321,5 @@ def test_a_named_batch_scales_the_learning_rate():
 def test_variants_say_what_is_wrong():
     with pytest.raises(ConfigError, match="m-v2-d8"):
         parse_variant("fcn", "m-v2-d9_512x1024_80k_cityscapes")
-    assert joined_fcn(parse_variant("fcn", "hr48_512x1024_40k_cityscapes"))["channels"] == 720
+    joined = get_experiment("fcn_hr48_512x1024_40k_cityscapes").model
+    assert declared_fields(joined)["decode"]["channels"] == 720

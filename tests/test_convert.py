@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxseg import checkpoint, config, convert, zoo
+from jaxseg import checkpoint, class_rows, config, convert, train_state, zoo
+from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import create_model, init_variables
 
+DATA = Path(__file__).parent / "data" / "state_dict"
 CONFIGS = Path(__file__).parent.parent / "configs"
 NARROW = dict(backbone=dict(base_channels=4, stem_channels=8), channels=8, num_classes=3)
 
@@ -134,8 +136,77 @@ def test_to_a_workdir_and_back(tmp_path):
         convert.export_checkpoint(path, tmp_path / "back.safetensors")
         back, first = (convert.read_state_dict(tmp_path / n) for n in ("back.safetensors", "x.npz"))
         assert sorted(back) == sorted(first) and all(np.array_equal(back[n], first[n]) for n in first)
-    with pytest.raises(ValueError, match="run holds checkpoints already"):
+    with pytest.raises(CheckpointError) as error:
         convert.convert_checkpoint(experiment, tmp_path / "x.npz", tmp_path / "run")
+    assert error.value.file == str(tmp_path / "run")
     convert.write_state_dict(tmp_path / "y.npz", {"a.weight": np.zeros(3)})
-    with pytest.raises(ValueError, match="(?s)y.npz is not of pspnet_r18-d8_512x1024_80k_cityscapes.*not in the model.*a.weight"):
+    with pytest.raises(WeightsError, match="(?s)pspnet_r18-d8_512x1024_80k_cityscapes.*not in the model.*a.weight") as error:
         convert.convert_checkpoint(experiment, tmp_path / "y.npz", tmp_path / "other")
+    assert error.value.file == str(tmp_path / "y.npz") and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("prefix, name", [("module.", "pspnet_r18-d8"), ("model.", "fcn_r18b-d8"), ("net.module.", "pspnet_r18-d8")])
+def test_a_wrappers_prefix_is_found_by_what_then_fits(prefix, name):
+    model, variables = narrow(name)
+    plain = convert.to_mmseg(variables)
+    state_dict = {f"{prefix}{name}": value for name, value in plain.items()}
+    assert same(convert.from_mmseg(state_dict, model), variables)
+    backbone = {f"{prefix}{name}": value for name, value in backbone_weights(variables).items()}
+    filled, _ = convert.load_backbone(backbone, jax.tree.map(np.zeros_like, variables))
+    assert same(filled["params"]["backbone"], variables["params"]["backbone"])
+    two = state_dict | {f"teacher.{name}": value for name, value in plain.items()}
+    if prefix != "module.":  # data parallel's is always taken off
+        with pytest.raises(WeightsError, match="teacher"):
+            convert.from_mmseg(two, model)
+
+
+def test_init_from_a_file_with_class_names_takes_rows_by_name(tmp_path, monkeypatch):
+    _, source = narrow(num_classes=2)
+    config_3 = config.get_experiment("pspnet_r18-d8_64x64_1k_shapes").model
+    config_3.backbone.update(NARROW["backbone"])
+    config_3.heads.decode.channels, config_3.num_classes = 8, 3
+    fresh = init_variables(create_model(config_3), 1)
+    np.savez(tmp_path / "x.npz", **convert.to_mmseg(source))
+    monkeypatch.setattr(convert, "read_classes", lambda path: ("a", "b"))
+    classes = class_rows.Classes(("b", "c", "a"), lambda: class_rows.find_axes(config_3, (1, 64, 64, 3)))
+    merged, report = train_state.load_initial(fresh, str(tmp_path / "x.npz"), classes)
+    assert "2 of 3 rows, new: c" in report.classes and not report.mismatched
+    for head in ("decode_head", "auxiliary_head"):
+        ours, theirs, new = (tree["params"][head]["conv_seg"]["kernel"] for tree in (merged, source, fresh))
+        np.testing.assert_array_equal(ours, np.stack([theirs[..., 1], new[..., 1], theirs[..., 0]], axis=-1))
+    assert same(merged["params"]["backbone"], source["params"]["backbone"])
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("pointrend_r18", {"decode_head.1/fc_seg/kernel": (1, 2), "decode_head.1/fcs.0.conv/kernel": (1,), "decode_head.0/conv_seg/bias": (0,)}),
+    ("encnet_r18-d8", {"decode_head/se_layer/kernel": (1,), "decode_head/conv_seg/kernel": (3,)}),
+    ("danet_r18-d8", {"decode_head/pam_conv_seg/bias": (0,), "decode_head/cam_conv_seg/kernel": (3,), "decode_head/conv_seg/kernel": (3,)}),
+])  # fmt: skip
+def test_axes_of_classes_are_found_by_shape(name, expected):
+    model = config.get_experiment(f"{name}_512x1024_80k_cityscapes").model
+    axes = class_rows.find_axes(model, (1, 64, 64, 3))
+    assert expected.items() <= {path.removeprefix("params/"): where for path, where in axes.items()}.items()
+    assert all("head" in path for path in axes)
+
+
+def test_class_names_of_genuine_files():
+    assert convert.read_classes(DATA / "expected.npz") == () == convert.read_classes(DATA / "wrapped.pth")
+    assert convert.read_classes(DATA / "mmseg.pth") == ("a", "b") == convert.read_classes(DATA / "legacy.pth")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_numbers_are_refused_by_name(value):
+    model, variables = narrow()
+    state_dict = convert.to_mmseg(variables)
+    state_dict["backbone.layer1.0.bn1.running_var"][0] = value
+    for load in (lambda: convert.from_mmseg(state_dict, model), lambda: convert.load_backbone(state_dict, variables)):
+        with pytest.raises(WeightsError, match="backbone.layer1.0.bn1.running_var"):
+            load()
+
+
+def test_another_number_of_classes_is_called_that():
+    model, _ = narrow()
+    _, other = narrow(num_classes=7)
+    with pytest.raises(WeightsError) as error:
+        convert.from_mmseg(convert.to_mmseg(other), model)
+    assert "7 classes" in error.value.hint and "init_from" in error.value.hint

@@ -37,7 +37,7 @@ def same(a, b):
 def test_shapes_and_types(root):
     batch = next(pipeline.train_batches(make_config(root=root), devices=2))
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.int32), "size": ((2, 2, 2), np.int32),
+        "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.uint8), "size": ((2, 2, 2), np.int32),
     }  # fmt: skip
     assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.errors import ConfigError
 from jaxseg.models import layers
 from jaxseg.models.layers import BatchNorm, ChannelDropout, Conv
 
@@ -120,3 +121,27 @@ def test_dropout_drops_whole_channels_and_keeps_the_mean():
     assert bool((y == y[:, :1, :1]).all()) and set(np.unique(y.round(4))) == {0.0, np.float32(1.3333)}
     assert abs(float(y.mean()) - 1) < 0.05
     assert ChannelDropout(0.25).apply({}, x, train=False) is x
+
+
+@pytest.mark.parametrize("shape, axis_name, devices", [((1, 1, 1, 3), None, 1), ((1, 3), None, 1), ((1, 1, 1, 3), "batch", 1)])
+def test_batch_norm_of_one_value_is_refused(shape, axis_name, devices):
+    norm, x = BatchNorm(axis_name=axis_name), jnp.ones((devices, *shape))
+    variables = norm.init(jax.random.key(0), x[0], train=True)  # initialising is not training
+
+    def train(x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    with pytest.raises(ConfigError) as error:
+        jax.vmap(train, axis_name=axis_name or "other")(x)
+    assert error.value.field == "batch_size" and "1 value" in error.value.problem and "batch_size=2" in error.value.hint
+    norm.apply(variables, x[0], train=False)
+    frozen = BatchNorm(frozen=("",))
+    np.testing.assert_array_equal(frozen.apply(variables, x[0], train=True), norm.apply(variables, x[0], train=False))
+
+
+@pytest.mark.parametrize("shape, devices", [((2, 1, 1, 3), 1), ((1, 2, 1, 3), 1), ((1, 1, 1, 3), 2)])
+def test_batch_norm_of_two_values_is_not(shape, devices):
+    norm, x = BatchNorm(axis_name="batch"), _random(devices, *shape)
+    variables = norm.init(jax.random.key(0), x[0], train=False)
+    _, changed = jax.vmap(lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]), axis_name="batch")(x)
+    np.testing.assert_allclose(changed["batch_stats"]["var"][0], 0.9 + 0.1 * x.reshape(-1, 3).var(0, ddof=1), rtol=1e-5)

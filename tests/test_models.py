@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.config import get_experiment
+from jaxseg.config import get_experiment, resolve
 from jaxseg.models import create_model, init_variables, list_models
 
 NARROW = dict(backbone=dict(base_channels=4, stem_channels=4), channels=8)
@@ -79,6 +79,27 @@ def test_multi_grid_keeps_the_number_of_blocks():
 def test_another_backbone_replaces_the_config_s():
     model = create_model("pspnet_r18-d8", backbone=dict(name="mobilenet_v2", widen_factor=0.25))
     assert model.backbone.func.__name__ == "MobileNetV2" and model.backbone.keywords["widen_factor"] == 0.25
+
+
+@pytest.mark.parametrize("name, head", [("fpn_r18", "decode"), ("pointrend_r18", "stage_0")])
+@pytest.mark.parametrize("strides, expected", [((1, 2, 2, 2), (4, 8, 16, 32)), ((1, 2, 1, 1), (4, 8, 8, 8)), ((2, 2, 2, 1), (8, 16, 32, 32))])
+def test_strides_are_those_the_backbone_declares(name, head, strides, expected):
+    for model in (create_model(name, strides=strides, **NARROW), create_model(name, backbone=dict(strides=strides))):
+        assert model.heads[head].keywords["feature_strides"] == expected
+    config = get_experiment("fpn_r18_512x512_1k_shapes")
+    config.model.backbone.strides = strides
+    assert resolve(config).model.heads.decode.feature_strides == expected
+    told = create_model("fpn_r18", feature_strides=(4, 8, 16, 16))  # an older run's, or meant so
+    assert told.heads["decode"].keywords["feature_strides"] == (4, 8, 16, 16)
+
+
+def test_joined_heads_are_as_wide_as_their_maps():
+    assert create_model("fcn_hr18").heads["decode"].keywords["channels"] == 270
+    assert create_model("fcn_hr18", backbone=dict(base_channels=6)).heads["decode"].keywords["channels"] == 90
+    assert create_model("ocrnet_hr18", backbone=dict(base_channels=6)).heads["stage_0"].keywords["channels"] == 90
+    assert create_model("fcn_r18-d8", channels=0, in_index=(0, 3)).heads["decode"].keywords["channels"] == 64 + 512
+    neck = dict(name="fpn", channels=32)
+    assert create_model("fcn_r18-d8", channels=0, in_index=(0, 3), neck=neck).heads["decode"].keywords["channels"] == 64
 
 
 def test_importing_the_models_is_light():

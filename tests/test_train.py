@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from narrow import narrow
 
-from jaxseg import checkpoint, losses, optim, precision, train, train_state
+from jaxseg import checkpoint, losses, optim, overfit, precision, train, train_state
 from jaxseg.config import get_experiment
+from jaxseg.errors import ConfigError
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.layers import Layers
 from jaxseg.progress import Progress
@@ -309,5 +311,127 @@ def test_short_runs_are_warned_of_unsettled_statistics():
 
 def test_batch_size_must_divide():
     train.check_batch_size(8, 4)
-    with pytest.raises(ValueError, match="config.batch_size=6 is global and must divide among 4 devices; 4 would"):
+    with pytest.raises(ConfigError) as error:
         train.check_batch_size(6, 4)
+    assert error.value.field == "batch_size" and "6" in error.value.problem and "4" in error.value.hint
+
+
+@pytest.mark.parametrize("name, module", [
+    ("pspnet_r18-d8", "decode_head/psp_modules.0.1/bn"), ("deeplabv3_r18-d8", "decode_head/image_pool.1/bn"),
+    ("deeplabv3plus_r18-d8", "decode_head/image_pool.1/bn"), ("upernet_r18", "decode_head/psp_modules.0.1/bn"),
+    ("apcnet_r18-d8", "decode_head/acm_modules.0/pooled_redu_conv/bn"), ("fast_scnn", "backbone/global_feature_extractor.ppm.0.1/bn"),
+    ("fcn_s50-d8", "backbone/layer1.0/conv2/bn1"), ("fcn_r18-d8", ""), ("encnet_r18-d8", ""), ("gcnet_r18-d8", ""), ("cgnet", ""),
+])  # fmt: skip
+def test_one_value_to_normalise_is_found_before_training(name, module):
+    narrow = {} if name in ("fast_scnn", "cgnet") else dict(backbone=dict(base_channels=4, stem_channels=4), channels=8)
+    model = create_model(name, num_classes=3, axis_name=train.AXIS, **narrow)
+    train.check_batch_norm(model, (2, 64, 64, 3))
+    if module:
+        with pytest.raises(ConfigError, match=f"{module} ") as error:
+            train.check_batch_norm(model, (1, 64, 64, 3))
+        assert error.value.field == "batch_size"
+    else:
+        train.check_batch_norm(model, (1, 64, 64, 3))
+
+
+def test_a_crop_of_one_pixel_on_the_map_is_found_too():
+    model = create_model("fcn_r18", num_classes=3, axis_name=train.AXIS, backbone=dict(base_channels=4, stem_channels=4), channels=8)
+    train.check_batch_norm(model, (1, 64, 64, 3))
+    with pytest.raises(ConfigError, match="backbone/layer4.0/.*one sample of 1x1"):
+        train.check_batch_norm(model, (1, 32, 32, 3))
+
+
+def test_one_value_to_normalise_stops_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.jax, "device_count", lambda: 1)
+    config = tiny_run(2, batch_size=1)
+    config.model.heads.decode = dict(name="psp", in_index=-1, channels=4)
+    for start in (lambda: train.train(config, tmp_path / "run"), lambda: overfit.overfit(config, tmp_path / "run", 1)):
+        with pytest.raises(ConfigError, match="decode_head/psp_modules.0.1/bn"):
+            start()
+        assert not (tmp_path / "run").exists()
+
+
+FROZEN = [
+    ({"pattern": "^backbone/", "learning_rate": 0.0}, {"params", "batch_stats"}),
+    ({"pattern": "^backbone/", "learning_rate": 0.0, "freeze_statistics": False}, {"params"}),
+    ({"pattern": "^backbone/", "learning_rate": 0.1, "freeze_statistics": True}, {"batch_stats"}),
+]
+
+
+@pytest.mark.parametrize("rule, still", FROZEN)
+def test_frozen_parts_stay_as_they_are(rule, still):
+    config = make_config()
+    config.optimizer.multipliers = ConfigDict({"frozen": rule})
+    optimizer, schedule = optim.make_optimizer(config)
+    variables = Tiny(Layers()).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    frozen = optim.frozen_statistics(config.optimizer.multipliers.to_dict(), variables)
+    assert frozen == (("backbone/bn",) if "batch_stats" in still else ())
+    model = Tiny(Layers(axis_name=train.AXIS, frozen_statistics=frozen))
+    policy = precision.make_policy(config)
+    state = train_state.to_host(train_state.create(variables, optimizer, policy, seed=1))
+    step = train.make_step(
+        jax.devices()[:2], model=model, loss=losses.make_loss(config, train.AXIS), optimizer=optimizer, schedule=schedule, policy=policy, mean=MEAN, std=STD
+    )
+    after = train_state.replicate(state, jax.devices()[:2])
+    for index in range(2):
+        after, _ = step(after, make_batch(index, 2))
+    before, after = (flatten_dict(tree.variables, sep="/") for tree in (state, train_state.to_host(after)))
+    for path, value in before.items():
+        held = path.split("/")[1] == "backbone" and path.split("/")[0] in still
+        assert np.array_equal(value, after[path]) == held, path
+
+
+def test_rules_that_freeze_statistics():
+    variables = jax.eval_shape(lambda: init_variables(create_model("emanet_r18-d8", num_classes=3), 0))
+    every = optim.frozen_statistics({"all": dict(pattern="", learning_rate=0.0)}, variables)
+    assert "decode_head/ema_module" in every and "backbone/stem.1" in every and "auxiliary_head/convs.0/bn" in every
+    half = {"scales": dict(pattern="/scale$", learning_rate=0.0), "stem": dict(pattern="^backbone/stem", learning_rate=0.0)}
+    assert optim.frozen_statistics(half, variables) == ("backbone/stem.1", "backbone/stem.4", "backbone/stem.7")
+    back = {"all": dict(pattern="^backbone/", learning_rate=0.0), "last": dict(pattern="/layer4", freeze_statistics=False)}
+    found = optim.frozen_statistics(back, variables)
+    assert "backbone/layer3.0/bn1" in found and not any("layer4" in module or "head" in module for module in found)
+    assert optim.frozen_statistics({"slow": dict(pattern="^backbone/", learning_rate=0.1)}, variables) == ()
+    published = get_experiment("emanet_r50-d8_512x1024_80k_cityscapes").optimizer.multipliers.to_dict()
+    assert optim.frozen_statistics(published, variables) == ()
+
+
+@pytest.mark.parametrize("field", ["params", "model_state"])
+def test_no_update_that_is_not_finite_is_applied_in_any_precision(field):
+    """Neither where the loss is not finite, nor where only what would be stored is."""
+    state, step = make_pieces(make_config(), 4)
+    if field == "params":  # a rate so high that the update overflows while loss and gradient are finite
+        config = make_config()
+        config.optimizer.update({"learning_rate": 1e5, "multipliers": {"all": {"pattern": "", "learning_rate": 1e38}}})
+        state, step = make_pieces(config, 4)
+    before, batch = train_state.to_host(state), make_batch(0, 4)
+    if field == "model_state":
+        batch["image"] = batch["image"].astype(np.float32)
+        batch["image"][0, 0, 0, 0] = np.nan
+    state, metrics = step(state, batch)
+    after = train_state.to_host(state)
+    assert not np.any(metrics["finite"]) and after.step == 1
+    for name in ("params", "model_state", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+
+
+def test_streams_of_random_numbers_differ_and_labels_may_be_bytes():
+    seen = {}
+
+    class Spy:
+        def apply(self, variables, images, train, mutable, rngs):
+            seen.update(rngs)
+            return (images, {}), {}
+
+    def loss(logits, out, label):
+        assert label.dtype == jnp.int32
+        return jax.lax.pmean(logits.mean(), train.AXIS), {}
+
+    config = make_config()
+    (optimizer, schedule), policy = optim.make_optimizer(config), precision.make_policy(config)
+    state = train_state.create({"params": {"w": np.zeros(1, np.float32)}}, optimizer, policy, seed=1)
+    batch = make_batch(0, 1) | {"label": np.zeros((1, BATCH, SIZE, SIZE), np.uint8)}
+    step = functools.partial(train.train_step, model=Spy(), loss=loss, optimizer=optimizer, schedule=schedule, policy=policy, mean=MEAN, std=STD)
+    keys = jax.vmap(lambda state, batch: (step(state, batch), jax.tree.map(jax.random.key_data, seen))[1], (None, 0), axis_name=train.AXIS)(state, batch)
+    expected = jax.random.key_data(jax.random.fold_in(jax.random.key(1), 0))
+    np.testing.assert_array_equal(np.ravel(keys["dropout"]), expected)
+    assert not np.array_equal(keys["dropout"], keys["points"])

@@ -137,12 +137,24 @@ def test_takes_a_part_that_was_complete(server, tmp_path):
 
 def test_refuses_a_corrupted_file(server, tmp_path):
     server.content = CONTENT[:-1] + b"!"
-    with pytest.raises(DownloadError, match=f"{NAME} sent is not the published file.*not {NAME[4:12]}"):
+    with pytest.raises(DownloadError, match=f"not {NAME[4:12]}") as error:
         fetch(NAME, tmp_path, server.address)
-    assert not list(tmp_path.iterdir())
+    assert error.value.file == f"{server.address}{NAME}" and not list(tmp_path.iterdir())
     (tmp_path / NAME).write_bytes(b"something else")
-    with pytest.raises(DownloadError, match="remove it and run this again"):
+    with pytest.raises(DownloadError) as error:
         fetch(NAME, tmp_path, server.address)
+    assert error.value.file == str(tmp_path / NAME)
+
+
+def test_fetching_one_file_twice_at_once_sends_it_once(server, tmp_path):
+    server.drop_after, results = 30000, []  # several connections, so that both would append
+    threads = [threading.Thread(target=lambda: results.append(fetch(NAME, tmp_path, server.address).read_bytes())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [CONTENT] * 4 and len(server.requests) == 4
+    assert [p.name for p in tmp_path.iterdir()] == [NAME]
 
 
 def test_says_what_is_wrong(server, tmp_path):

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxseg import visualize
 from jaxseg.data import pipeline
-from jaxseg.data.datasets import DatasetSpec, get_spec
+from jaxseg.data.class_order import config_spec
+from jaxseg.data.datasets import DatasetSpec
 from jaxseg.files import expand
 from jaxseg.fonts import choose_font
 
@@ -27,7 +28,7 @@ def browse(config: ConfigDict, output: str | Path, count: int = 16, *, raw: bool
     Returns the files written, the sheet last. Raises DataError.
     """
     data, output = config.dataset, expand(output)
-    spec = get_spec(data.name, data.root, data.source)
+    spec = config_spec(data)
     files, cells, labels = [], [], []
     for number, (name, image, label) in enumerate(itertools.islice(_samples(config, raw), count)):
         photo = visualize.to_rgb(image)

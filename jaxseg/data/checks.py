@@ -14,7 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg.data import histogram, pipeline
-from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec, get_spec
+from jaxseg.data.class_order import config_spec
+from jaxseg.data.datasets import IGNORE, DataError, DatasetSpec
 from jaxseg.data.decode import Header, check_channels, check_sizes
 from jaxseg.data.pairs import left_out, unused_labels
 from jaxseg.data.sources import Source, open_source, split_names
@@ -76,10 +77,9 @@ class Split:
 def find_splits(config: ConfigDict) -> list[Split]:
     """What an epoch of training reads, then what evaluation does; not opened. Raises DataError for other classes."""
     data = config.dataset
-    splits = [Split("train", data, get_spec(data.name, data.root, data.source), data.train_split, 1, alone=not data.concat)]
+    splits = [Split("train", data, config_spec(data), data.train_split, 1, alone=not data.concat)]
     for key, part in pipeline.joined_sets(data).items():
-        spec = get_spec(part.name, part.root, part.source)
-        pipeline.same_classes(spec, splits[0].spec, f"config.dataset.concat.{key}")
+        spec = pipeline.joined_spec(key, part, data, splits[0].spec.classes)
         splits.append(Split(f"train, concat.{key}", part, spec, part.train_split, part.repeat))
     part, spec = pipeline.evaluated(config)
     return [*splits, Split("val", part, spec, data.val_split, 0)]

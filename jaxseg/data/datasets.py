@@ -248,8 +248,10 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
 
 
 def trained_spec(data: Any) -> DatasetSpec:
-    """The spec of config.dataset, with the statistics that the config has: what a workdir's dataset.json keeps."""
-    spec = get_spec(data.name, data.root, data.source)
+    """The spec of config.dataset, in the run's order and with the statistics that the config has: what dataset.json keeps."""
+    from jaxseg.data import class_order
+
+    spec = class_order.config_spec(data)
     return dataclasses.replace(spec, image_mean=tuple(data.image_mean), image_std=tuple(data.image_std))
 
 

@@ -123,7 +123,11 @@ def _hash(*facts: Any) -> str:
 
 def _ids_of(spec: DatasetSpec, name: str) -> tuple[Mapping[int, int], tuple[tuple[int, int, int], ...]]:
     """The label map of this name, and its ranges; that of the official labels, the layout's last, is the spec's own."""
-    return (spec.label_map, spec.label_ranges) if name == spec.layout.labels[-1][1] else (label_map(name, spec.num_classes), ())
+    own = spec.layout.labels[-1][1]
+    if name == own:
+        return spec.label_map, spec.label_ranges
+    moved = {index: spec.label_map[raw] for raw, index in label_map(own, spec.num_classes).items()}  # where classes are reordered
+    return {raw: moved.get(index, index) for raw, index in label_map(name, spec.num_classes).items()}, ()
 
 
 def _read_bytes(file: Path) -> bytes:

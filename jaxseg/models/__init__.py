@@ -82,7 +82,7 @@ HEADS = {
     "non_local": NonLocalHead,
     "psa": PSAHead,
 }
-RUNTIME_FIELDS = ("dtype", "axis_name")
+RUNTIME_FIELDS = ("dtype", "axis_name", "frozen_statistics")
 NORM_FIELDS = ("momentum", "epsilon")
 
 
@@ -125,10 +125,12 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
     """The model of `config.model`, or of a short name (see list_models).
 
     Keyword arguments override the config: num_classes, align_corners, dropout_rate, dtype (compute; parameters stay float32),
-    axis_name (batch norm and dropout across a mapped axis), any field of the decode head or the backbone
-    (`mask_size=(97, 97)`), or nested dicts (`backbone=dict(base_channels=16)`).
+    axis_name (batch norm and dropout across a mapped axis), frozen_statistics (paths of modules, 'a/b/c', whose running
+    statistics training uses and leaves alone), any field of the decode head or the backbone (`mask_size=(97, 97)`), or
+    nested dicts (`backbone=dict(base_channels=16)`).
 
-    Raises ValueError for an unknown name or argument, and for a config without its number of classes.
+    Raises:
+        ConfigError: an unknown name or argument, a map that the backbone does not give, or no number of classes.
     """
     if isinstance(config, str):
         from jaxseg.config import model_config
@@ -138,11 +140,13 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         raise ConfigError(f"create_model takes config.model or a short name (list_models() has them), not {config!r}.")
     runtime = {k: overrides.pop(k) for k in RUNTIME_FIELDS if k in overrides}
     model = _override(_plain(config), overrides)
+    for name, fields in declared_fields(model).items():
+        model["heads"][name] = model["heads"][name] | fields
     if not isinstance(model.get("num_classes"), int) or model["num_classes"] < 1:
         raise ConfigError(
-            f"The model has no number of classes (num_classes is {model.get('num_classes')}): call jaxseg.config.resolve(config) "
-            "first, which takes it from the data set, or pass num_classes=."
-        )
+            f"The model has no number of classes (num_classes is {model.get('num_classes')})", field="model.num_classes",
+            hint="call jaxseg.config.resolve(config) first, which takes it from the data set, or pass num_classes=",
+        )  # fmt: skip
     norm = dict(model.get("norm", {}))
     for key in norm:
         choose(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
@@ -155,24 +159,45 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         for name, head in model["heads"].items()
     }
     neck, backbone = model.get("neck", {}), _constructor(BACKBONES, "backbone", model["backbone"], layer=layer)
-    _check_maps(heads, model["backbone"]["name"], len(backbone().channels))
-    return Segmentor(
-        backbone=backbone,
-        heads=heads,
-        layer=layer,
-        neck=_constructor(NECKS, "neck", neck, layer=layer) if neck.get("name") else None,
-    )
+    neck = _constructor(NECKS, "neck", neck, layer=layer) if neck.get("name") else None
+    return Segmentor(backbone=backbone, heads=heads, layer=layer, neck=neck)
 
 
-def _check_maps(heads: Mapping[str, Any], backbone: str, maps: int) -> None:
-    """ValueError if a head reads a feature map that the backbone (and a neck, which keeps their number) does not give."""
-    for name, head in heads.items():
-        for field in ("in_index", "low_level_index"):
-            default = inspect.signature(head.func).parameters.get(field)
-            index = head.keywords.get(field, default.default if default else None)
-            for i in (index,) if isinstance(index, int) else index or ():
-                if not -maps <= i < maps:
-                    raise ConfigError(f"model.heads.{name}.{field} is {index}, but the backbone '{backbone}' gives {maps} maps; choose among them.")
+def declared_fields(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the heads of config.model leave open, () or 0, as the maps that they read have it: {head: {field: value}}.
+
+    `feature_strides` are the backbone's, `channels` those of the maps together; a neck changes the maps' channels, not their
+    number and sizes.
+
+    Raises:
+        ConfigError: a head reads a map that the backbone does not give.
+    """
+    model, layer = _plain(config), Layers()
+    backbone = _constructor(BACKBONES, "backbone", model["backbone"], layer=layer)()
+    channels, reductions, neck = backbone.channels, backbone.reductions, model.get("neck", {})
+    if neck.get("name"):
+        channels = (_constructor(NECKS, "neck", neck, layer=layer)().channels,) * len(channels)
+    found = {}
+    for name, head in model["heads"].items():
+        defaults = {n: p.default for n, p in inspect.signature(choose(HEADS, head.get("name"), "head")).parameters.items()}
+        fields = defaults | head
+        _check_maps(name, fields, model["backbone"]["name"], len(channels))
+        index = (fields["in_index"],) if isinstance(fields["in_index"], int) else fields["in_index"]
+        found[name] = {"feature_strides": tuple(reductions[i] for i in index)} if fields.get("feature_strides") == () else {}
+        found[name] |= {"channels": sum(channels[i] for i in index)} if fields["channels"] == 0 else {}
+    return found
+
+
+def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, maps: int) -> None:
+    """ConfigError if a head reads a feature map that the backbone (and a neck, which keeps their number) does not give."""
+    for field in ("in_index", "low_level_index"):
+        index = fields.get(field)
+        for i in (index,) if isinstance(index, int) else index or ():
+            if not -maps <= i < maps:
+                raise ConfigError(
+                    f"model.heads.{head}.{field} is {index}, but the backbone '{backbone}' gives {maps} maps",
+                    field=f"model.heads.{head}.{field}", hint="choose among them",
+                )  # fmt: skip
 
 
 def list_models(contains: str = "") -> list[str]:
@@ -180,6 +205,12 @@ def list_models(contains: str = "") -> list[str]:
     from jaxseg.config import published_models
 
     return [name for name in published_models() if contains in name]
+
+
+def variable_shapes(model: nn.Module, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:
+    """Shapes and dtypes of a model's variables (jax.ShapeDtypeStruct) for images of this shape; nothing is computed."""
+    keys = {"params": jax.random.key(0), "points": jax.random.key(0)}
+    return jax.eval_shape(lambda: model.init(keys, jnp.zeros(image_shape, jnp.float32), train=False))
 
 
 def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:

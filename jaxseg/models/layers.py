@@ -18,13 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
+from jaxseg.models.activations import ACTIVATIONS, PReLU, per_channel
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ONES, ZEROS, Initializer
-
-
-def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector [C] shaped to meet the last of `ndim` axes (rank promotion is explicit here)."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
-
 
 # --- Convolution ------------------------------------------------------------------------------------------------------
 
@@ -122,12 +118,25 @@ class Conv(nn.Module):
 FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
 
 
+def _one_value(module: str, shape: tuple[int, ...]) -> ConfigError:
+    """The running variance would decay to 0, and evaluation, which divides by it, would be noise."""
+    size = "x".join(map(str, shape[1:-1]))
+    return ConfigError(
+        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of {size} on all devices), "
+        "whose variance is 0", field="batch_size",
+        hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
+        "this small because the image is, set a larger --config.dataset.crop_size",
+    )  # fmt: skip
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over every axis but the last, across `axis_name` if given; statistics in float32.
 
     As in PyTorch, the running variance takes the unbiased estimate while the batch is divided by the biased one. Moments are
     taken about the running mean, so that one pass is accurate although it subtracts two large numbers; pooled maps, whose few
     values may lie close together and far from the running mean, take a second pass.
+
+    frozen: paths of the modules, "a/b/c", that use their running statistics in training too and leave them as they are.
     """
 
     momentum: float = 0.9
@@ -135,6 +144,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     scale_init: Initializer = ONES
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -144,7 +154,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", ZEROS, None, (channels,))
         running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
         mean, var = running_mean.value, running_var.value
-        if train:
+        if train and "/".join(self.path) not in self.frozen:
             axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
             if count <= FEW_VALUES:
                 mean = x.astype(jnp.float32).mean(axes)
@@ -155,6 +165,8 @@ class BatchNorm(nn.Module):
             if self.axis_name is not None and not self.is_initializing():
                 moments = jax.lax.pmean(moments, self.axis_name)
                 count *= jax.lax.axis_size(self.axis_name)
+            if count == 1 and not self.is_initializing():
+                raise _one_value("/".join(self.path), x.shape)
             mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
@@ -186,27 +198,6 @@ class ChannelDropout(nn.Module):
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:]))(keys)
         return jnp.where(keep[:, None, None, :], x / (1 - self.rate), 0).astype(x.dtype)
 
-
-# --- Activations ------------------------------------------------------------------------------------------------------
-
-
-class PReLU(nn.Module):
-    """Leaky ReLU with one learned slope a channel (arXiv:1502.01852)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        slope = self.param("weight", Initializer("constant", 0.25), x.shape[-1:]).astype(x.dtype)
-        return jnp.where(x >= 0, x, x * per_channel(slope, x.ndim))
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "hard_swish": nn.hard_swish,
-    "hard_sigmoid": nn.hard_sigmoid,
-    "sigmoid": nn.sigmoid,
-    "identity": lambda x: x,
-}
 
 # --- Resizing and pooling ---------------------------------------------------------------------------------------------
 
@@ -353,6 +344,7 @@ class Layers:
     activation: str = "relu"
     align_corners: bool = False
     dropout_rate: float = 0.1
+    frozen_statistics: tuple[str, ...] = ()  # paths of modules, "a/b/c", whose running statistics training leaves alone
 
     def conv(self, features: int, kernel_size=1, **kwargs) -> Conv:
         """A bare convolution (see Conv)."""
@@ -360,7 +352,7 @@ class Layers:
 
     def norm(self, **kwargs) -> BatchNorm:
         """Batch norm, synchronised over the model's axis."""
-        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.dtype, **kwargs)
+        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.dtype, frozen=self.frozen_statistics, **kwargs)
 
     def conv_norm_act(self, features: int, kernel_size=1, *, norm: bool = True, activation: str | None = None, name=None, **kwargs) -> ConvNormAct:
         """Convolution, norm, activation (None: the model's); without a norm the convolution has a bias."""

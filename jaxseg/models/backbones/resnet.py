@@ -60,7 +60,10 @@ def stage_dilations(blocks: int, dilation: int, contract: bool, multi_grid: Sequ
     """Dilation of each block of a stage: `multi_grid` replaces it; otherwise the first block may take half (`contract`)."""
     if multi_grid:
         if len(multi_grid) < blocks:
-            raise ConfigError(f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks; give one a block.")
+            raise ConfigError(
+                f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks",
+                field="model.backbone.multi_grid", hint="give one a block",
+            )  # fmt: skip
         return list(multi_grid[:blocks])
     return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
 

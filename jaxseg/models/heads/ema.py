@@ -37,7 +37,8 @@ class EMAttention(nn.Module):
             share = jax.nn.softmax(exact_einsum("bnc,bck->bnk", flat, bases), axis=-1)
             weight = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
             bases = _unit(exact_einsum("bnc,bnk->bck", flat, weight))
-        if train and not self.is_initializing():
+        frozen = "/".join(self.path) in self.layer.frozen_statistics
+        if train and not frozen and not self.is_initializing():
             mean = bases.mean(0, keepdims=True)
             if self.layer.axis_name is not None:
                 mean = jax.lax.pmean(mean, self.layer.axis_name)

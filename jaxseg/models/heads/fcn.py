@@ -13,7 +13,8 @@ from jaxseg.models.layers import Layers, resize_concat
 class FCNHead(nn.Module):
     """Convolutions on one feature map, or on several joined at the finest resolution (HRNet: `in_index` a tuple).
 
-    Features [B, h, w, C] to class scores [B, h, w, K]. `concat_input` shows the classifier the features again;
+    Features [B, h, w, C] to class scores [B, h, w, K]. `channels` 0: as many as its inputs have together (create_model
+    fills it in). `concat_input` shows the classifier the features again;
     `separable` makes the convolutions depthwise-separable (Fast-SCNN, arXiv:1902.04502).
     """
 

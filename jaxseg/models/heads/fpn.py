@@ -12,14 +12,15 @@ from jaxseg.models.layers import Layers
 class FPNHead(nn.Module):
     """Each map of a feature pyramid climbs to the finest one's resolution, a convolution and a doubling at a time; then all are added.
 
-    Maps [B, h_i, w_i, C] to class scores [B, h_0, w_0, K]; `feature_strides` says how many doublings each needs.
+    Maps [B, h_i, w_i, C] to class scores [B, h_0, w_0, K]; `feature_strides`, by default the backbone's, says how many
+    doublings each needs.
     """
 
     num_classes: int
     channels: int
     layer: Layers
     in_index: Sequence[int] = (0, 1, 2, 3)
-    feature_strides: Sequence[int] = (4, 8, 16, 32)
+    feature_strides: Sequence[int] = ()  # create_model fills it in
 
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:

@@ -28,7 +28,7 @@ class LRASPPHead(nn.Module):
     Maps [B, h_i, w_i, C_i], finest first, to class scores [B, h_0, w_0, K].
 
     The windows are 49 pixels of the coarsest map, so at stride 8 images need 385. small_input says what happens below that:
-    'error' (a ValueError when the model is traced) or 'global' (the average of the whole map instead).
+    'error' (a ConfigError when the model is traced) or 'global' (the average of the whole map instead).
     """
 
     num_classes: int
@@ -56,12 +56,13 @@ class LRASPPHead(nn.Module):
     def pool(self, x: jax.Array) -> jax.Array:
         """Averages of windows of x, or of all of it where that is smaller and `small_input` allows."""
         if self.small_input not in ("error", "global"):
-            raise ConfigError(f"small_input of LR-ASPP is '{self.small_input}': 'error' or 'global'.")
+            raise ConfigError(f"small_input of LR-ASPP is '{self.small_input}'", field="model.heads.decode.small_input", hint="'error' or 'global'")
         if min(x.shape[1:3]) >= self.pool_size:
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():
             raise ConfigError(
-                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}: use "
-                "larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map."
+                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}",
+                field="model.heads.decode.small_input",
+                hint="use larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map",
             )
         return adaptive_avg_pool(x, 1)
