@@ -62,7 +62,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     old = (state.params, state.model_state, state.opt_state)
     new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate) & precision.all_finite(new)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate) & precision.all_finite((updates, model_state))
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     loss_scale = precision.adjust(state.loss_scale, finite, policy)
     metrics = {"loss": value, "lr": rate, "grad_norm": norm, "scale": scale, "finite": finite, "skipped": loss_scale.skipped}
