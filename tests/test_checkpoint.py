@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, precision, presets, train_state
+from jaxseg import checkpoint, fields, precision, presets, train_state
 from jaxseg.class_rows import Classes
 from jaxseg.errors import WeightsError
 
