@@ -98,8 +98,20 @@ def _tidied(value: Any, path: str) -> Any:
         value = os.fspath(value)
     if value == AUTO[0] and path.endswith(".class_weight"):
         return AUTO
+    if path == "dataset.nodata":
+        tidied = tuple(_nodata(item) for item in (value if isinstance(value, tuple) else (value,)))
+        return value if tidied == value else tidied
     is_path = path in PATHS or re.fullmatch(r"dataset\.concat\.[^.]+\.root", path)
     return str(files.expand(value)) if is_path and isinstance(value, str) and value.startswith("~") else value
+
+
+def _nodata(value: Any) -> Any:
+    """A value of dataset.nodata as it is kept: a number, or 'nan', which JSON cannot hold as one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return "nan" if math.isnan(number) else number
 
 
 # --- Checking ---------------------------------------------------------------------------------------------------------

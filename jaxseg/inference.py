@@ -328,6 +328,7 @@ def override_data(trained, config):
         # The network knows the images and statistics it was trained with, whatever data it is shown.
         for key in ("channels", "dtype", "image_mean", "image_std", "classes"):
             merged.dataset[key] = trained.dataset.get(key, ())
+        merged.dataset.nodata = other.dataset.get("nodata", ()) or trained.dataset.get("nodata", ())
     return merged.unlock()
 
 

@@ -16,6 +16,7 @@ CONCAT: dict[str, Any] = dict(name="", source="files", root="", train_split="", 
 EVALUATION: dict[str, Any] = dict(
     dataset="", source="", root="", resize=(0, 0), mode="whole", crop_size=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=1
 )
+NO_NODATA = ("none",)  # dataset.nodata if every value was measured, whatever files declare
 AUTO = ("auto",)  # class_weight as measured on the training labels
 # Of each entry of config.losses, of each that is a cross entropy, and of its sampler.
 LOSS: dict[str, Any] = dict(target="", weight=1.0)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import numbers
 import re
 import typing
@@ -13,13 +14,13 @@ import numpy as np
 from jaxseg.losses import LOSSES, SUPPLIED, options_of
 from jaxseg.models import BACKBONES, HEADS, NECKS
 from jaxseg.models.names import choose
-from jaxseg.presets import AUTO, DATASETS
+from jaxseg.presets import AUTO, DATASETS, NO_NODATA
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SOURCES = ("files", "tfds")
 DTYPES = ("uint8", "uint16", "float32")  # of images once decoded
 LARGEST = 1e9  # of weights and factors: far from what float32 holds
-TYPES = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real, str: str}
+TYPES = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real, str: str, object: object}
 
 # What other trainers call a field: their word -> ours, offered where ours is a field.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -111,6 +112,11 @@ MOMENTUM = Field(
 CLASS_WEIGHT = Field(
     float, f"one number a class, each 0 to {LARGEST:g} and not all 0, or 'auto', or () for none",
     lambda *w: not w or min(w) >= 0 < max(w) <= LARGEST, length=0, others=(AUTO,),
+)  # fmt: skip
+
+NODATA = Field(
+    object, "the values that stand for missing data, finite or 'nan'; () for those that files declare, or 'none'",
+    lambda *v: all(x == "nan" or isinstance(x, numbers.Real) and math.isfinite(x) for x in v), length=0, others=(NO_NODATA,),
 )  # fmt: skip
 
 # Options of losses; where they mean different things, by (loss, option).
@@ -255,7 +261,7 @@ SCHEMA: dict[str, Any] = dict(
         channels=_whole(1), dtype=_name("", *DTYPES),
         image_mean=STATISTICS,
         image_std=Field(float, "one number a channel, each above 0, or ()", lambda *s: all(x > 0 for x in s), length=0),
-        nodata=Field(float, "the values that stand for no data, or ()", length=0),
+        nodata=NODATA,
         max_pixels=_whole(0, "a whole number, 0 (any number) or more", 2**63 - 1),
         classes=Field(str, "class names in the order of the labels' numbers, or ()", length=0),
         match_classes=_name("order", "name"),

@@ -117,7 +117,7 @@ def test_reordered_specs_keep_values_colours_and_official_labels(tmp_path):
     city = datasets.get_spec("cityscapes")
     moved = class_order.reorder(city, city.classes[::-1])
     assert moved.label_map[7] == 18 and moved.label_map[33] == 0 and moved.label_map[0] == 255
-    assert sources._ids_of(moved, "identity")[0] == 18 and sources._ids_of(city, "identity")[0] == 0
+    assert sources._ids_of(moved, "identity")[0][0] == 18 and sources._ids_of(city, "identity")[0][0] == 0
     assert class_order.match_classes(city, (), "order", "") is city
 
 
