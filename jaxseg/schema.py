@@ -145,6 +145,7 @@ LOSS_FIELDS: dict[Any, Any] = {
 MODULE_RANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "in_index": (lambda *i: i, "the number of a feature map, or several where the head reads several"),
     "low_level_index": (lambda i: True, "the number of a feature map, or None"),
+    "stem_channels": (lambda n: n >= 2, "a whole number, 2 or more"),  # whose half the first convolutions have
     "num_convs": (lambda n: n >= 0, "a whole number, 0 or more"),
     "kernel_size": (lambda n: n >= 1 and n % 2, "an odd number"),
     "multi_grid": (lambda *n: not n or min(n) >= 1, "one dilation a block of the last stage, or ()"),
@@ -203,7 +204,7 @@ def _module(table: Mapping[str, type], what: str) -> Part:
         module = choose(table, part.get("name"), f"{what} at config.{path}.name", field=f"{path}.name")
         return {"name": TEXT} | _module_fields(module, what)
 
-    return Part(fields)
+    return Part(fields, ("name", "channels") if what == "head" else ("name",))
 
 
 def _neck(part: Mapping, path: str) -> dict[str, Any]:
