@@ -99,23 +99,26 @@ def _check_concat(entries: ConfigDict) -> None:
 
 
 def _check_schedule(config: ConfigDict) -> None:
-    """ConfigError for a schedule that does not fit the run's steps or its learning rate."""
+    """ConfigError for a schedule that cannot be meant; a warning where a short run, of a trial for instance, ends before it."""
     schedule, rate, left = config.schedule, config.optimizer.learning_rate, config.steps - config.schedule.warmup_steps
     if left <= 0:
-        raise ConfigError(
-            f"config.schedule.warmup_steps is {schedule.warmup_steps}, but the run has {config.steps} steps",
-            field="schedule.warmup_steps", hint="train for more, or set --config.schedule.warmup_steps=0",
+        log.warning(
+            "config.schedule.warmup_steps is %d and the run has %d steps: it never reaches its learning rate",
+            schedule.warmup_steps, config.steps,
         )  # fmt: skip
     if schedule.name in ("poly", "cosine") and schedule.end_value > rate:
         raise ConfigError(
             f"config.schedule.end_value is {schedule.end_value:g}, above config.optimizer.learning_rate, {rate:g}",
             field="schedule.end_value", hint="the rate would rise; set a smaller end_value, for instance 0.0",
         )  # fmt: skip
-    if schedule.name == "step" and not 0 < max(schedule.boundaries, default=0) < left:
-        after = f" after the {schedule.warmup_steps} of the warm-up" if schedule.warmup_steps else ""
+    if schedule.name == "step" and not schedule.boundaries:
         raise ConfigError(
-            f"config.schedule.boundaries is {schedule.boundaries}", field="schedule.boundaries",
-            hint=f"a step schedule needs one or more, all below the {left} steps of the run{after}",
+            "config.schedule.boundaries is ()", field="schedule.boundaries", hint="a step schedule needs one or more"
+        )
+    if schedule.name == "step" and max(schedule.boundaries) >= max(left, 1):
+        log.warning(
+            "config.schedule.boundaries is %s and the run has %d steps after the warm-up: it ends before the last of them",
+            tuple(schedule.boundaries), max(left, 0),
         )  # fmt: skip
 
 
