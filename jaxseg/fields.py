@@ -107,6 +107,8 @@ def _tidied(value: Any, path: str) -> Any:
 
 def _nodata(value: Any) -> Any:
     """A value of dataset.nodata as it is kept: a number, or 'nan', which JSON cannot hold as one."""
+    if isinstance(value, bool):
+        return value  # which is no number here
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -75,7 +75,7 @@ def _rows(node, path=""):
 
 @pytest.mark.parametrize("path, field", list(_rows(schema.SCHEMA)))
 def test_no_field_takes_what_is_of_another_type(path, field):
-    other = {str: 3, bool: "yes", int: "3", float: "3"}[field.kind]
+    other = {str: 3, bool: "yes", int: "3", float: "3", object: "3"}[field.kind]
     wrong = [other, {"a": 1}, [other], math.nan, [math.nan], b"x"] + ([] if None in field.others else [None])
     wrong += [True, [True]] if field.kind in (int, float) else []
     wrong += [] if field.length is None else ["auto"[: field.length + 1]]
@@ -417,3 +417,18 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     with pytest.raises(ConfigError) as error:
         train.train(make("fcn_r18-d8_64x64_2k_shapes"), tmp_path / "file")
     assert error.value.field == "--workdir"
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [(-9999, (-9999.0,)), ("nan", ("nan",)), (math.nan, ("nan",)), ((0, "nan"), (0.0, "nan")), ("none", ("none",)), ((), ())],
+)
+def test_nodata_has_one_form_that_json_holds(given, kept):
+    assert check_alone(make(dataset__nodata=given)).dataset.nodata == kept
+
+
+@pytest.mark.parametrize("given", ["water", (1, "none"), math.inf, True])
+def test_nodata_that_cannot_be_meant(given):
+    with pytest.raises(ConfigError) as error:
+        check_alone(make(dataset__nodata=given))
+    assert error.value.field == "dataset.nodata"
