@@ -197,7 +197,8 @@ def test_one_bad_image_is_told_in_the_words_of_a_photo(tmp_path, kind, alone):
     what = save(kind, bad)
     assert [file.stem for file in find_images(tmp_path / "in")] == ["a", "z"]
     with pytest.raises(DataError) as error:
-        predict_files(types.SimpleNamespace(config=make_config()) if kind != "cut" else Segment(), bad if alone else bad.parent, tmp_path / "out")
+        segment = types.SimpleNamespace(config=make_config(), classes=(), palette=()) if kind != "cut" else Segment()
+        predict_files(segment, bad if alone else bad.parent, tmp_path / "out")
     assert error.value.file == str(bad) and what in error.value.problem and error.value.hint
     for word in ("label", "data set", "dataset"):
         assert word not in str(error.value).replace(str(tmp_path), "")

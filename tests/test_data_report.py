@@ -261,8 +261,9 @@ def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
     expected = result.splits[0].totals() + 2 * result.splits[1].totals()
     np.testing.assert_allclose(result.weights, histogram.class_weights(expected[:3]))
     (other / "classes.txt").write_text("sky\nroad\nbus\n")
-    with pytest.raises(DataError, match=r"concat\.more"):
+    with pytest.raises(DataError, match="number 2 is 'bus'") as caught:
         found(root, concat=dict(more=dict(name="folder", root=str(other))))
+    assert caught.value.field == "dataset.concat.more"
 
 
 def test_one_class_in_an_official_label_is_no_mistake(tmp_path):
