@@ -15,6 +15,7 @@ from jaxseg.data.decode import Header, ImageOptions, check_channels, decode, ins
 from jaxseg.data.decode.images import MEND_IMAGE
 from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
 from jaxseg.data.pipeline import image_options
+from jaxseg.data.statistics import check_range
 from jaxseg.errors import DataError, about
 from jaxseg.files import expand, replacing
 from jaxseg.inference import Predictor, read_dataset_facts
@@ -98,6 +99,7 @@ def predict_files(
     for path, target in targets.items():
         with _of_one_image(path):
             image = decode(path.read_bytes(), path, options)
+            check_range(image.filled(options.fill), path, options.nodata)
             pixels = image.pixels if image.missing is None else np.ma.masked_array(image.pixels, image.missing)
             mask = segment(pixels)
         if official_ids:

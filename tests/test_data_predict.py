@@ -216,6 +216,15 @@ def test_a_file_that_is_not_finite_is_refused(tmp_path, value):
     assert error.value.file == str(tmp_path / "holed.tif") and f"holds {value} (3 values" in error.value.problem
 
 
+def test_a_file_with_a_value_hugely_outside_of_the_rest_is_refused(tmp_path):
+    values = np.random.default_rng(0).random((10, 14, 3), np.float32)
+    values[:2] = -9999
+    tifffile.imwrite(tmp_path / "z.tif", values, photometric="rgb")
+    with pytest.raises(DataError, match="-9999 in 28 pixels") as error:
+        predict_files(make_float_predictor(), tmp_path / "z.tif", tmp_path / "out")
+    assert error.value.file == str(tmp_path / "z.tif") and error.value.field == "dataset.nodata"
+
+
 def test_pixels_without_data_are_255(tmp_path):
     image = np.random.default_rng(0).uniform(1, 200, (6, 7, 3)).astype(np.float32)
     image[2, 3:5] = -9999
