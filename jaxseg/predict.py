@@ -13,7 +13,7 @@ from jaxseg import cache, visualize
 from jaxseg.data import class_order
 from jaxseg.data.decode import Header, ImageOptions, check_channels, decode, inspect_image
 from jaxseg.data.decode.images import MEND_IMAGE
-from jaxseg.data.listing import Images, describe_left_out, first_names, list_images
+from jaxseg.data.listing import Images, describe_left_out, first_names, image_stem, list_images
 from jaxseg.data.pipeline import image_options
 from jaxseg.data.statistics import check_range
 from jaxseg.errors import DataError, about
@@ -129,7 +129,7 @@ def _targets(source: Path, output: Path, endings: Sequence[str]) -> dict[Path, P
                 hint="give another folder",
             )  # fmt: skip
         paths = {path: output / path.relative_to(base) for path in find_images(source, output)}
-        targets = {path: target.with_name(f"{target.stem}.png") for path, target in paths.items()}
+        targets = {path: target.with_name(f"{image_stem(target.name)}.png") for path, target in paths.items()}
     _check_written(targets, endings)
     return targets
 

@@ -95,12 +95,12 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     ]
 
 
-@pytest.mark.parametrize("name", ["photo", "a.b.c.png", "x.jfif", "x.JPE"])
+@pytest.mark.parametrize("name", ["photo", "a.b.c.png", "x.jfif", "x.JPE", "frame.0001"])
 def test_names_of_predictions(tmp_path, name):
     write_png(tmp_path / "x.png", np.full((4, 6, 3), 9, np.uint8))
     (tmp_path / "in").mkdir()
     (tmp_path / "x.png").rename(tmp_path / "in" / name)
-    stem = {"photo": "photo", "a.b.c.png": "a.b.c"}.get(name, "x")
+    stem = {"photo": "photo", "a.b.c.png": "a.b.c", "frame.0001": "frame.0001"}.get(name, "x")
     assert predict_files(Segment(), tmp_path / "in", tmp_path / "out") == [tmp_path / f"out/{stem}.png"]
 
 
