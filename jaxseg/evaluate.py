@@ -23,7 +23,6 @@ from jaxseg.data.transforms import scaled_views
 from jaxseg.errors import DataError
 from jaxseg.files import expand, write_json
 from jaxseg.metrics import IGNORE, confusion_matrix, summarize
-from jaxseg.variables import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -373,7 +372,6 @@ def evaluate_checkpoint(path: str | Path, config=None, *, pictures: int = 8) -> 
     workdir, folder = checkpoint.find_workdir(expand(path))[0], evaluation_folder(path)
     step = checkpoint.find_step(expand(path))  # once: the best of a run that goes on changes
     model, variables, config = inference.load_model(workdir / "checkpoints" / str(step), config)
-    check_finite(variables, str(workdir / "checkpoints" / str(step)))
     save = partial(visualize.save_picture, folder / "pictures")
     with precision.make_policy(config).matmul_precision():
         summary = evaluate(model, variables, config, eval_samples(config), pictures=pictures, save_picture=save)
