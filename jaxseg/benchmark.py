@@ -23,12 +23,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxseg import inference, losses, optim, precision, train_state
+from jaxseg import losses, optim, precision
 from jaxseg.errors import ConfigError
 from jaxseg.files import expand
+from jaxseg.inference import predictor as inference
+from jaxseg.inference import sliding
 from jaxseg.models import create_model, init_variables
-from jaxseg.models.names import choose
-from jaxseg.train_step import AXIS, make_step
+from jaxseg.registry import lookup
+from jaxseg.training import state as train_state
+from jaxseg.training.step import AXIS, make_step
 
 WINDOW, STRIDE = (769, 769), (513, 513)  # of `slide` where the config evaluates whole images
 PRECISIONS = (*precision.PRECISIONS, "tf32")
@@ -59,7 +62,9 @@ class Case:
 # --- The four cases ---------------------------------------------------------------------------------------------------
 
 
-def train_case(config: ConfigDict, batch: int, size: Sequence[int], devices: Sequence[jax.Device]) -> Case:
+def train_case(
+    config: ConfigDict, batch: int, size: Sequence[int], devices: Sequence[jax.Device]
+) -> Case:
     """The training step (forward, losses, backward, optimiser) on crops of `size`, `batch` of them a device."""
     policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)
     model = create_model(config.model, dtype=policy.dtype, axis_name=AXIS)
@@ -68,13 +73,17 @@ def train_case(config: ConfigDict, batch: int, size: Sequence[int], devices: Seq
         devices, model=model, loss=losses.make_loss(config, axis_name=AXIS), optimizer=optimizer, schedule=schedule,
         policy=policy, mean=tuple(config.dataset.image_mean), std=tuple(config.dataset.image_std),
     )  # fmt: skip
-    state = train_state.replicate(train_state.create(variables, optimizer, policy, config.seed), list(devices))
+    state = train_state.replicate(
+        train_state.create(variables, optimizer, policy, config.seed), list(devices)
+    )
     rng, shape = np.random.default_rng(config.seed), (len(devices), batch, *size)
     label = rng.integers(0, config.model.num_classes, shape, np.int32)
     label[rng.random(shape) < IGNORED] = 255
     arrays = {"image": _photos(rng, (*shape, config.dataset.channels)), "label": label}
     arrays["size"] = np.broadcast_to(np.int32(size), (*shape[:2], 2))
-    arrays = jax.device_put(arrays, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)))
+    arrays = jax.device_put(
+        arrays, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
+    )
     start = time.perf_counter()
     compiled = step.lower(state, arrays).compile()
     seconds = time.perf_counter() - start
@@ -84,7 +93,12 @@ def train_case(config: ConfigDict, batch: int, size: Sequence[int], devices: Seq
         state, metrics = compiled(state, arrays)
         return metrics
 
-    facts = {"batch": batch * len(devices), "size": list(size), "devices": len(devices), "optimizer": config.optimizer.name}
+    facts = {
+        "batch": batch * len(devices),
+        "size": list(size),
+        "devices": len(devices),
+        "optimizer": config.optimizer.name,
+    }
     return Case(run, batch * len(devices), facts, compiled, compile_seconds=seconds)
 
 
@@ -92,14 +106,22 @@ def infer_case(config: ConfigDict, batch: int, size: Sequence[int]) -> Case:
     """Class ids of whole images of `size`, on one device: normalisation, network, logits resized to the image, argmax."""
     settings = inference.make_settings(config)._replace(mode="whole", scales=(1.0,), flip=False)
     model, variables = _trained(config, size)
-    images = jax.device_put(_photos(np.random.default_rng(config.seed), (batch, *size, config.dataset.channels)))
+    images = jax.device_put(
+        _photos(np.random.default_rng(config.seed), (batch, *size, config.dataset.channels))
+    )
 
     @jax.jit
     def classes(variables: Any, images: jax.Array) -> jax.Array:
         return jnp.argmax(inference.predict(model, settings, variables, (images,), tuple(size)), -1)
 
     compiled, seconds = _compile(config, classes, variables, images)
-    return Case(lambda: compiled(variables, images), batch, {"batch": batch, "size": list(size)}, compiled, compile_seconds=seconds)
+    return Case(
+        lambda: compiled(variables, images),
+        batch,
+        {"batch": batch, "size": list(size)},
+        compiled,
+        compile_seconds=seconds,
+    )
 
 
 def slide_case(config: ConfigDict, batch: int, size: Sequence[int]) -> Case:
@@ -121,11 +143,31 @@ def slide_case(config: ConfigDict, batch: int, size: Sequence[int]) -> Case:
     call = functools.partial(compiled, variables)
 
     def run() -> list[jax.Array]:
-        return [argmax(scores) for scores in inference.predict_slide(call, settings, [((image,), tuple(size)) for image in images])]
+        return [
+            argmax(scores)
+            for scores in inference.predict_slide(
+                call, settings, [((image,), tuple(size)) for image in images]
+            )
+        ]
 
-    count = batch * np.prod([len(inference.window_starts(*x)) for x in zip(size, settings.crop_size, settings.stride)])
-    facts = {"batch": batch, "size": list(size), "window": window, "stride": list(settings.stride), "windows_at_once": settings.batch_size}
-    return Case(run, batch, facts, compiled, programs=-(-int(count) // settings.batch_size), compile_seconds=seconds)
+    count = batch * np.prod(
+        [len(sliding.window_starts(*x)) for x in zip(size, settings.crop_size, settings.stride)]
+    )
+    facts = {
+        "batch": batch,
+        "size": list(size),
+        "window": window,
+        "stride": list(settings.stride),
+        "windows_at_once": settings.batch_size,
+    }
+    return Case(
+        run,
+        batch,
+        facts,
+        compiled,
+        programs=-(-int(count) // settings.batch_size),
+        compile_seconds=seconds,
+    )
 
 
 @contextlib.contextmanager
@@ -140,7 +182,12 @@ def data_case(config: ConfigDict, batch: int) -> Any:
         yield Case(
             lambda: next(batches),
             batch,
-            {"batch": batch, "size": list(config.dataset.crop_size), "dataset": config.dataset.name, "workers": config.dataset.num_workers},
+            {
+                "batch": batch,
+                "size": list(config.dataset.crop_size),
+                "dataset": config.dataset.name,
+                "workers": config.dataset.num_workers,
+            },
         )
 
 
@@ -151,7 +198,9 @@ def _photos(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
 def _trained(config: ConfigDict, size: Sequence[int]) -> tuple[Any, Any]:
     """The model for inference and variables for it, on the default device."""
     model = create_model(config.model, dtype=precision.make_policy(config).dtype)
-    return model, jax.device_put(init_variables(model, config.seed, (1, *size, config.dataset.channels)))
+    return model, jax.device_put(
+        init_variables(model, config.seed, (1, *size, config.dataset.channels))
+    )
 
 
 def _compile(config: ConfigDict, function: Any, *arguments: Any) -> tuple[Any, float]:
@@ -181,7 +230,13 @@ def seconds_each(run: Callable[[], Any], timing: Timing) -> list[float]:
 def statistics(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 10th and 90th percentile, smallest and largest."""
     low, median, high = np.percentile(seconds, (10, 50, 90))
-    spread = {"seconds": median, "seconds_p10": low, "seconds_p90": high, "seconds_min": min(seconds), "seconds_max": max(seconds)}
+    spread = {
+        "seconds": median,
+        "seconds_p10": low,
+        "seconds_p90": high,
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+    }
     return {key: float(value) for key, value in spread.items()}
 
 
@@ -201,9 +256,9 @@ def measure(
     batch: images a device; by default 2 (train), 1 (infer, slide), the config's (data). size: (height, width), by default
     the config's crop (train) or 1024 x 2048 (infer, slide). devices: how many train. ConfigError: an unknown name.
     """
-    choose(dict.fromkeys(WHATS), what, "value of --what", field="--what")
+    lookup(dict.fromkeys(WHATS), what, "value of --what", field="--what")
     names = dict(zip(PRECISIONS, PRECISIONS))
-    name = choose(names, precision_name or config.precision, "precision", field="--precision")
+    name = lookup(names, precision_name or config.precision, "precision", field="--precision")
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.precision = "float32" if name == "tf32" else name
@@ -211,18 +266,38 @@ def measure(
     if what == "data":
         return row | _time_data(config, batch or config.batch_size, timing)
     if devices > len(jax.devices()):
-        raise ConfigError(f"devices is {devices}, but JAX sees {len(jax.devices())}", field="--devices")
+        raise ConfigError(
+            f"devices is {devices}, but JAX sees {len(jax.devices())}", field="--devices"
+        )
     before = _allocator_peak()
-    with jax.default_matmul_precision("tensorfloat32") if name == "tf32" else contextlib.nullcontext():
+    with (
+        jax.default_matmul_precision("tensorfloat32")
+        if name == "tf32"
+        else contextlib.nullcontext()
+    ):
         if what == "train":
-            case = train_case(config, batch or 2, size or tuple(config.dataset.crop_size), jax.devices()[:devices])
+            case = train_case(
+                config, batch or 2, size or tuple(config.dataset.crop_size), jax.devices()[:devices]
+            )
         else:
-            case = (infer_case if what == "infer" else slide_case)(config, batch or 1, size or (1024, 2048))
+            case = (infer_case if what == "infer" else slide_case)(
+                config, batch or 1, size or (1024, 2048)
+            )
         figures = statistics(seconds_each(case.run, timing))
     rate = case.images / figures["seconds"]
     flops = _flops(case)
-    speed = {"images_per_second": rate, "flops": flops, "tflops_per_second": flops and flops / figures["seconds"] / 1e12}
-    row |= {"precision": name, **case.facts, **figures, **speed, "compile_seconds": case.compile_seconds}
+    speed = {
+        "images_per_second": rate,
+        "flops": flops,
+        "tflops_per_second": flops and flops / figures["seconds"] / 1e12,
+    }
+    row |= {
+        "precision": name,
+        **case.facts,
+        **figures,
+        **speed,
+        "compile_seconds": case.compile_seconds,
+    }
     return row | _memory(case.compiled, before) | conditions(timing)
 
 
@@ -243,7 +318,10 @@ def _time_data(config: ConfigDict, batch: int, timing: Timing) -> dict[str, Any]
             case.run()
             resident.append(_resident_mb())
 
-        used, seconds = time.process_time(), seconds_each(run, dataclasses.replace(timing, warmup=0))
+        used, seconds = (
+            time.process_time(),
+            seconds_each(run, dataclasses.replace(timing, warmup=0)),
+        )
         used = (time.process_time() - used) / (case.images * timing.repeats * timing.steps)
     mean = float(np.mean(seconds)) / case.images
     # The work of worker processes is not this process's.
@@ -256,7 +334,11 @@ def _time_data(config: ConfigDict, batch: int, timing: Timing) -> dict[str, Any]
 def _resident_mb() -> float:
     """Memory of this process in MB; 0 where /proc does not tell."""
     file = Path("/proc/self/statm")
-    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else 0.0
+    return (
+        int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        if file.exists()
+        else 0.0
+    )
 
 
 def _flops(case: Case) -> float | None:
@@ -273,28 +355,46 @@ def _allocator_peak() -> int:
 def _memory(compiled: Any, before: int) -> dict[str, Any]:
     """Peak memory of a device in GiB: the allocator's, if this case set a new peak in this process, else what the program plans."""
     plan = compiled.memory_analysis()
-    planned = sum(getattr(plan, f"{part}_size_in_bytes") for part in ("argument", "output", "temp")) - plan.alias_size_in_bytes
+    planned = (
+        sum(getattr(plan, f"{part}_size_in_bytes") for part in ("argument", "output", "temp"))
+        - plan.alias_size_in_bytes
+    )
     peak = _allocator_peak()
     measured = peak > before
     source = "memory_stats" if measured else "memory_analysis"
-    return {"peak_memory_gb": (peak if measured else planned) / 2**30, "peak_memory_source": source, "planned_memory_gb": planned / 2**30}
+    return {
+        "peak_memory_gb": (peak if measured else planned) / 2**30,
+        "peak_memory_source": source,
+        "planned_memory_gb": planned / 2**30,
+    }
 
 
 def conditions(timing: Timing) -> dict[str, Any]:
     """What a row was measured with: device, versions, flags, load."""
     device = jax.devices()[0]
-    versions = {name: importlib.import_module(name).__version__ for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    versions = {
+        name: importlib.import_module(name).__version__
+        for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
     return {
         "device": device.device_kind,
         "platform": device.platform,
         "backend": device.client.platform_version.splitlines()[0],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": versions,
-        "environment": {key: os.environ[key] for key in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION") if os.environ.get(key)},
-        "compilation_cache": bool(jax.config.jax_compilation_cache_dir),  # then compile_seconds may be a look-up's
+        "environment": {
+            key: os.environ[key]
+            for key in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
+            if os.environ.get(key)
+        },
+        "compilation_cache": bool(
+            jax.config.jax_compilation_cache_dir
+        ),  # then compile_seconds may be a look-up's
         "timing": dataclasses.asdict(timing),
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }

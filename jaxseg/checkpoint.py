@@ -20,13 +20,13 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxseg import fields
+from jaxseg.config import fields
+from jaxseg.config.defaults import AUTO
 from jaxseg.errors import CheckpointError, NonFiniteError
 from jaxseg.files import expand
 from jaxseg.files import write_json as write_json
-from jaxseg.presets import AUTO
-from jaxseg.train_state import TrainState, to_host
-from jaxseg.variables import check_finite, not_finite
+from jaxseg.training.state import TrainState, to_host
+from jaxseg.weights.finite import check_finite, not_finite
 
 # What may change when a run continues: none of it alters what the state means.
 FREE_FIELDS = (
@@ -36,7 +36,9 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def open_manager(workdir: str | Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(
+    workdir: str | Path, *, keep: int = 2, read_only: bool = False
+) -> ocp.CheckpointManager:
     """The orbax manager of a workdir: keeps the last `keep` steps and the best by mIoU, drops leftovers of a kill."""
     absl_logging.get_absl_logger().addFilter(_is_news)
     policy = preservation_policy.AnyPreservationPolicy([
@@ -44,7 +46,11 @@ def open_manager(workdir: str | Path, *, keep: int = 2, read_only: bool = False)
         preservation_policy.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False),
     ])  # fmt: skip
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=_miou, best_mode="max", cleanup_tmp_directories=not read_only, read_only=read_only
+        preservation_policy=policy,
+        best_fn=_miou,
+        best_mode="max",
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
     # Registered by hand: a reader (and a converted checkpoint) need not have every item.
     handlers = ocp.DefaultCheckpointHandlerRegistry()
@@ -53,11 +59,17 @@ def open_manager(workdir: str | Path, *, keep: int = 2, read_only: bool = False)
         handlers.add(item, ocp.args.StandardRestore)
     handlers.add("position", ocp.args.JsonSave)
     handlers.add("position", ocp.args.JsonRestore)
-    return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, handler_registry=handlers)
+    return ocp.CheckpointManager(
+        Path(workdir).absolute() / "checkpoints", options=options, handler_registry=handlers
+    )
 
 
 # What orbax warns about although it is meant: saving more often than evaluating, and reading with a read-only manager.
-ROUTINE = ("did not provide metrics", "CheckpointManagerOptions.read_only=True", "Given directory is read only")
+ROUTINE = (
+    "did not provide metrics",
+    "CheckpointManagerOptions.read_only=True",
+    "Given directory is read only",
+)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -68,18 +80,33 @@ def _miou(metrics: Mapping[str, float]) -> float:
     return float(metrics["mIoU"])
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[str, Any], miou: float | None = None) -> None:
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    position: Mapping[str, Any],
+    miou: float | None = None,
+) -> None:
     """Save `state` (a replicated one) and `position` (JSON) as step `state.step`; returns while files are being written.
 
     Every process calls it. `miou` makes the step a candidate for the best. Raises NonFiniteError instead of saving
     variables that are not numbers.
     """
-    write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
+    write_best(
+        manager
+    )  # of what is complete by now: saving waits for the previous save in any case
     host = to_host(state)
     if broken := not_finite(host.variables):
-        raise NonFiniteError(f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])})", hint="not saved")
+        raise NonFiniteError(
+            f"step {int(host.step)}: {len(broken)} variables are not finite ({', '.join(broken[:3])})",
+            hint="not saved",
+        )
     # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
-    rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
+    rest = {
+        "step": host.step,
+        "opt_state": host.opt_state,
+        "loss_scale": host.loss_scale,
+        "rng": host.rng,
+    }
     manager.save(
         int(host.step),
         args=ocp.args.Composite(
@@ -92,13 +119,20 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: Mapping[st
     )
 
 
-def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+def restore(
+    manager: ocp.CheckpointManager, state: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
     """(state on the host, position) of the latest step, `state` being the template; None if there is none yet."""
     step = manager.latest_step()
     if step is None:
         return None
     host = to_host(state)
-    rest = {"step": host.step, "opt_state": host.opt_state, "loss_scale": host.loss_scale, "rng": host.rng}
+    rest = {
+        "step": host.step,
+        "opt_state": host.opt_state,
+        "loss_scale": host.loss_scale,
+        "rng": host.rng,
+    }
     try:
         found = manager.restore(
             step,
@@ -121,9 +155,13 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
 def find_workdir(path: str | Path) -> tuple[Path, str | None]:
     """(workdir, step) of a workdir, whose step is None, or of WORKDIR/checkpoints/STEP; CheckpointError if it is neither."""
     path = expand(path).absolute()
-    workdir, step = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
+    workdir, step = (
+        (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, None)
+    )
     if not (workdir / "config.json").is_file():
-        raise CheckpointError("it is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP", file=path)
+        raise CheckpointError(
+            "it is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP", file=path
+        )
     return workdir, step
 
 
@@ -131,10 +169,20 @@ def _choose_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
     """The step that `path` names, or a workdir's best, else its latest."""
     (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
     if not steps:
-        raise CheckpointError("it holds no checkpoint yet", file=workdir, hint="train first or give another workdir")
+        raise CheckpointError(
+            "it holds no checkpoint yet", file=workdir, hint="train first or give another workdir"
+        )
     if step is not None and step not in map(str, steps):
-        raise CheckpointError("it is not a complete checkpoint", file=path, hint=f"complete ones here: {', '.join(map(str, steps))}")
-    return int(step) if step is not None else (steps[-1] if manager.best_step() is None else manager.best_step())
+        raise CheckpointError(
+            "it is not a complete checkpoint",
+            file=path,
+            hint=f"complete ones here: {', '.join(map(str, steps))}",
+        )
+    return (
+        int(step)
+        if step is not None
+        else (steps[-1] if manager.best_step() is None else manager.best_step())
+    )
 
 
 def find_step(path: str | Path) -> int:
@@ -154,7 +202,9 @@ def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
     with open_manager(workdir, read_only=True) as manager:
         step = _choose_step(manager, path)
         try:
-            found = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore()))
+            found = manager.restore(
+                step, args=ocp.args.Composite(variables=ocp.args.StandardRestore())
+            )
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(
                 f"cannot be read ({str(error).splitlines()[0]})", file=manager.directory / str(step),
@@ -164,11 +214,17 @@ def load_variables(path: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
     return with_classes(workdir, read_config(workdir)), found["variables"]
 
 
-def save_variables(workdir: str | Path, config: ConfigDict, variables: Mapping, dataset: Mapping | str) -> None:
+def save_variables(
+    workdir: str | Path, config: ConfigDict, variables: Mapping, dataset: Mapping | str
+) -> None:
     """Write a workdir that holds weights only, as step 0: what conversion makes. `dataset`: DatasetSpec.to_json()."""
     write_config(workdir, config, dataset)
     with open_manager(workdir) as manager:
-        manager.save(0, args=ocp.args.Composite(variables=ocp.args.StandardSave(to_host(dict(variables)))), force=True)
+        manager.save(
+            0,
+            args=ocp.args.Composite(variables=ocp.args.StandardSave(to_host(dict(variables)))),
+            force=True,
+        )
         manager.wait_until_finished()
 
 
@@ -188,7 +244,9 @@ def write_best(manager: ocp.CheckpointManager) -> None:
 
 def write_config(workdir: str | Path, config: ConfigDict, dataset: Mapping | str) -> None:
     """Write config.json, and dataset.json unless checkpoints lie there: it says what their classes mean, and stays."""
-    write_json(Path(workdir) / "config.json", _plain(config), strict=False)  # dataset.nodata may be NaN
+    write_json(
+        Path(workdir) / "config.json", _plain(config), strict=False
+    )  # dataset.nodata may be NaN
     file = Path(workdir) / "dataset.json"
     if not (file.is_file() and _saved_steps(workdir)):
         write_json(file, json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
@@ -198,9 +256,15 @@ def read_classes(workdir: str | Path) -> tuple[str, ...]:
     """The classes that a workdir's dataset.json lists, in their order; () if it does not say."""
     file = Path(workdir) / "dataset.json"
     try:
-        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ())) if file.is_file() else ()
+        return (
+            tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ()))
+            if file.is_file()
+            else ()
+        )
     except ValueError as error:
-        raise CheckpointError(f"is damaged ({error})", file=file, hint="take it from a copy of the run") from None
+        raise CheckpointError(
+            f"is damaged ({error})", file=file, hint="take it from a copy of the run"
+        ) from None
 
 
 def with_classes(workdir: str | Path, config: ConfigDict) -> ConfigDict:
@@ -250,7 +314,9 @@ def read_config(workdir: str | Path) -> ConfigDict:
     dtype = stored.get("dataset", {}).get("dtype") or "uint8"
     with config.unlocked():
         fields.complete(config).dataset.dtype = dtype
-    unknown = [error.field for error in fields.problems(config) if isinstance(error, fields.UnknownField)]
+    unknown = [
+        error.field for error in fields.problems(config) if isinstance(error, fields.UnknownField)
+    ]
     if unknown:
         raise CheckpointError(
             f"has fields that this version of jaxseg does not know: {', '.join(unknown)}", file=file, field=unknown[0],
@@ -276,17 +342,28 @@ def recall_measured(workdir: str | Path, config: ConfigDict) -> ConfigDict:
     stored, config = read_config(workdir), fields.tidy(config.copy_and_resolve_references())
     with config.unlocked():
         for key in ("dtype", "image_mean", "image_std"):
-            if not config.dataset.get(key) and config.dataset.get("channels", 3) == stored.dataset.channels:
+            if (
+                not config.dataset.get(key)
+                and config.dataset.get("channels", 3) == stored.dataset.channels
+            ):
                 config.dataset[key] = stored.dataset[key]
         for key, loss in config.get("losses", {}).items():
             known = stored.losses.get(key, {})
-            if isinstance(loss, ConfigDict) and loss.get("class_weight") == AUTO and "class_weight" in known:
+            if (
+                isinstance(loss, ConfigDict)
+                and loss.get("class_weight") == AUTO
+                and "class_weight" in known
+            ):
                 loss.class_weight = known.class_weight
     return config
 
 
 def _saved_steps(workdir: str | Path) -> list[int]:
-    return [int(folder.name) for folder in (Path(workdir) / "checkpoints").glob("*") if folder.name.isdigit()]
+    return [
+        int(folder.name)
+        for folder in (Path(workdir) / "checkpoints").glob("*")
+        if folder.name.isdigit()
+    ]
 
 
 def check_config(workdir: str | Path, config: ConfigDict) -> None:
@@ -300,16 +377,27 @@ def check_config(workdir: str | Path, config: ConfigDict) -> None:
             hint="choose another --workdir, or more steps",
         )  # fmt: skip
     new = fields.complete(config.copy_and_resolve_references().unlock())
-    old, new = (_flat(_plain(fields.complete_modules(each))) for each in (read_config(workdir), new))
-    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
+    old, new = (
+        _flat(_plain(fields.complete_modules(each))) for each in (read_config(workdir), new)
+    )
+    differ = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_free(key)
+    ]
     if differ:
-        lines = "\n".join(f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now" for key in differ)
+        lines = "\n".join(
+            f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+            for key in differ
+        )
         problem = f"{workdir} holds a run with another config:\n{lines}\nChoose another --workdir, or give the old values."
         raise CheckpointError(problem, field=differ[0])
 
 
 def _is_free(key: str) -> bool:
-    return any(key == field or key.startswith(field + ".") for field in FREE_FIELDS) or bool(re.fullmatch(r"dataset\.concat\.[^.]+\.root", key))
+    return any(key == field or key.startswith(field + ".") for field in FREE_FIELDS) or bool(
+        re.fullmatch(r"dataset\.concat\.[^.]+\.root", key)
+    )
 
 
 def _plain(config: ConfigDict) -> dict:
@@ -319,7 +407,11 @@ def _plain(config: ConfigDict) -> dict:
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

@@ -19,11 +19,17 @@ class JaxsegError(Exception):
     """
 
     def __init__(self, problem: str = "", *, file: object = "", field: str = "", hint: str = ""):
-        super().__init__(problem)  # the one positional argument, so that the error survives pickling between processes
+        super().__init__(
+            problem
+        )  # the one positional argument, so that the error survives pickling between processes
         self.problem, self.file, self.field, self.hint = problem, str(file), field, hint
 
     def __str__(self) -> str:
-        return (f"{self.file}: " if self.file else "") + self.problem + (f"; {self.hint}" if self.hint else "")
+        return (
+            (f"{self.file}: " if self.file else "")
+            + self.problem
+            + (f"; {self.hint}" if self.hint else "")
+        )
 
 
 class ConfigError(JaxsegError, ValueError):

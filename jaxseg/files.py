@@ -11,9 +11,23 @@ from typing import Any, NamedTuple
 from jaxseg.errors import ConfigError, DataError, JaxsegError
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
-MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
+MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
 # What systems put into people's folders. Names that begin with a dot are left out as well (`.ipynb_checkpoints`, `._x`).
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM_FOLDERS = (
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "@Recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+)
 
 
 def expand(path: str | Path) -> Path:
@@ -118,7 +132,9 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _is_left_out(name: str, names: tuple[str, ...] = ()) -> bool:
-    return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
+    return (
+        name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
+    )
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -146,16 +162,22 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
     path = expand(path)
     if os.path.exists(path) and os.path.isdir(path) == is_file:
         wanted = ("a folder", "a file") if is_file else ("a file", "a folder")
-        raise ConfigError(f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}")
-    nearest = next(above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above))
+        raise ConfigError(
+            f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}"
+        )
+    nearest = next(
+        above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above)
+    )
     if nearest != path.absolute() and not nearest.is_dir():
         raise ConfigError(f"cannot be written, since {nearest} is a file", file=path, field=field)
     if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"cannot be written: there is no permission to write {nearest}", file=path, field=field)
+        raise ConfigError(
+            f"cannot be written: there is no permission to write {nearest}", file=path, field=field
+        )
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, that takes its place when the block ends without an error.
 
     Whoever reads `path` sees the old file or the new one, never half of it; several processes may do this at once, and
@@ -187,5 +209,11 @@ def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:
         strict: refuse numbers that are not finite, as JSON has none. Otherwise Python's `NaN` and `Infinity` are
             written, which `json.loads` reads.
     """
-    with replacing(path) as part:
+    with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=not strict) + "\n", encoding="utf-8")
+
+
+def cache_dir() -> Path:
+    """The user's cache folder; not created here."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return expand(os.environ.get("JAXSEG_CACHE") or Path(base) / "jaxseg")

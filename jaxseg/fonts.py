@@ -11,7 +11,17 @@ from PIL import ImageFont
 
 # Fonts whose every letter is a box or nothing.
 PLACEHOLDERS = ("lastresort", "adobeblank")
-STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed", "serif")  # taken last
+STYLED = (
+    "bold",
+    "italic",
+    "oblique",
+    "light",
+    "thin",
+    "black",
+    "mono",
+    "condensed",
+    "serif",
+)  # taken last
 
 
 def choose_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
@@ -34,7 +44,9 @@ def choose_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
 def _letters(text: str) -> frozenset[str]:
     """The characters of a text that need a picture: not spaces, controls, joiners and variation selectors."""
     return frozenset(
-        c for c in text if unicodedata.category(c) not in ("Zs", "Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f"
+        c
+        for c in text
+        if unicodedata.category(c) not in ("Zs", "Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f"
     )
 
 
@@ -64,7 +76,12 @@ def _find_font(letters: frozenset[str]) -> str | None:
     """The first font file that has all these letters and can draw them at any size."""
     wanted = np.array(list(map(ord, letters)), np.uint32)
     return next(
-        (file for file in _candidates() if np.isin(wanted, _coverage(file)).all() and _draws(file, letters)), None
+        (
+            file
+            for file in _candidates()
+            if np.isin(wanted, _coverage(file)).all() and _draws(file, letters)
+        ),
+        None,
     )
 
 

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxseg.config.defaults import AUTO
+from jaxseg.constants import IGNORE
 from jaxseg.errors import ConfigError
-from jaxseg.models.heads.point import sample_nearest
-from jaxseg.models.layers import per_channel, resize_bilinear
-from jaxseg.models.names import choose
-from jaxseg.presets import AUTO
-
-IGNORE = 255
+from jaxseg.ops import per_channel, resize_bilinear, sample_nearest
+from jaxseg.registry import lookup
 
 
 def _total(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -47,7 +45,9 @@ def _weights(class_weight: Sequence[float], classes: int) -> jax.Array:
 def _mean(loss: jax.Array, label: jax.Array, average: str, axis_name: str | None) -> jax.Array:
     """The sum of loss over the number of all pixels ('all') or of those that are not ignored ('valid')."""
     if average not in ("all", "valid"):
-        raise ConfigError(f"Unknown average '{average}' of a loss: 'all' or 'valid'.", field="average")
+        raise ConfigError(
+            f"Unknown average '{average}' of a loss: 'all' or 'valid'.", field="average"
+        )
     count = label != IGNORE if average == "valid" else jnp.ones_like(label)
     return _total(loss, axis_name) / jnp.maximum(_total(count, axis_name), 1)
 
@@ -60,7 +60,13 @@ def pixel_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.where(label != IGNORE, jax.nn.logsumexp(logits, axis=-1) - picked, 0)
 
 
-def ohem_mask(loss: jax.Array, probability: jax.Array, label: jax.Array, min_kept: int, threshold: float | None) -> jax.Array:
+def ohem_mask(
+    loss: jax.Array,
+    probability: jax.Array,
+    label: jax.Array,
+    min_kept: int,
+    threshold: float | None,
+) -> jax.Array:
     """Online hard example mining (arXiv:1604.03540): 1 for the pixels that count, [B, H, W].
 
     Keeps the min_kept * B valid pixels of highest `loss`, or, with a threshold, those whose true class has a `probability`
@@ -105,16 +111,25 @@ def cross_entropy(
         loss = plain = pixel_cross_entropy(logits, label)
         if class_weight:
             loss = loss * jnp.where(valid, weights[jnp.where(valid, label, 0)], 0)
-    if sampler and choose({"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy", field="sampler.name"):
+    if sampler and lookup(
+        {"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy", field="sampler.name"
+    ):
         ranked = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else loss)
         probability = jnp.exp(-ranked if sigmoid else -jax.lax.stop_gradient(plain))
-        mask = ohem_mask(ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None)
+        mask = ohem_mask(
+            ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None
+        )
         loss = loss * (mask[..., None] if sigmoid else mask)
     return _mean(loss, label, average, axis_name) / (classes if sigmoid else 1)
 
 
 def point_cross_entropy(
-    logits: jax.Array, label: jax.Array, *, points: jax.Array, align_corners: bool = False, **options: Any
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    points: jax.Array,
+    align_corners: bool = False,
+    **options: Any,
 ) -> jax.Array:
     """Cross entropy of scores [B, P, K] at points [B, P, 2], (x, y) in 0..1, whose classes are those of the nearest pixels (PointRend).
 
@@ -123,10 +138,14 @@ def point_cross_entropy(
     return cross_entropy(logits, sample_nearest(label, points, align_corners), **options)
 
 
-def class_presence(scores: jax.Array, label: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def class_presence(
+    scores: jax.Array, label: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """EncNet's loss (arXiv:1803.08904): binary cross entropy of scores [B, K] for "class k is in the image"; a scalar."""
     present = _one_hot(label, scores.shape[-1]).any(tuple(range(1, label.ndim)))
-    loss = optax.sigmoid_binary_cross_entropy(scores.astype(jnp.float32), present.astype(jnp.float32))
+    loss = optax.sigmoid_binary_cross_entropy(
+        scores.astype(jnp.float32), present.astype(jnp.float32)
+    )
     return _total(loss, axis_name) / _total(jnp.ones_like(loss), axis_name)
 
 
@@ -149,12 +168,15 @@ def focal(
     positive = _one_hot(label, classes)
     signed = jnp.where(positive, logits, -logits)
     alphas, weights = (
-        per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim) for v in (alpha, _weights(class_weight, classes))
+        per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim)
+        for v in (alpha, _weights(class_weight, classes))
     )
     # (1 - p)^gamma by way of its logarithm, whose gradient stays finite where p rounds to 1.
     loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
     loss = loss * jnp.where(positive, alphas, 1 - alphas) * weights
-    return _mean(jnp.where((label != IGNORE)[..., None], loss, 0), label, average, axis_name) / classes
+    return (
+        _mean(jnp.where((label != IGNORE)[..., None], loss, 0), label, average, axis_name) / classes
+    )
 
 
 # --- Losses of regions: how well each class's region is covered -------------------------------------------------------
@@ -169,7 +191,9 @@ def _regions(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array,
     return jnp.where(valid, probability, 0), _one_hot(label, classes).astype(jnp.float32), valid
 
 
-def _mean_over_classes(loss: jax.Array, class_weight: Sequence[float], axis_name: str | None) -> jax.Array:
+def _mean_over_classes(
+    loss: jax.Array, class_weight: Sequence[float], axis_name: str | None
+) -> jax.Array:
     """Mean of loss [B, K] over samples and classes; class weights multiply, the divisor stays a count."""
     count = _total(jnp.ones_like(loss), axis_name)
     return _total(loss * _weights(class_weight, loss.shape[-1])[None, :], axis_name) / count
@@ -220,11 +244,18 @@ def tversky(
     return _mean_over_classes(1 - index, class_weight, axis_name)
 
 
-def _lovasz_terms(probability: jax.Array, truth: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _lovasz_terms(
+    probability: jax.Array, truth: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The Lovász extension of every class's Jaccard loss, [K], and how many pixels it has, [K]; arguments [P, K] and [P, 1]."""
-    errors = jnp.where(valid, jnp.abs(truth - probability), -1.0)  # ignored pixels come last, where they change nothing
+    errors = jnp.where(
+        valid, jnp.abs(truth - probability), -1.0
+    )  # ignored pixels come last, where they change nothing
     order = jnp.argsort(-jax.lax.stop_gradient(errors), axis=0)
-    errors, truth, valid = (jnp.take_along_axis(jnp.broadcast_to(x, errors.shape), order, axis=0) for x in (errors, truth, valid))
+    errors, truth, valid = (
+        jnp.take_along_axis(jnp.broadcast_to(x, errors.shape), order, axis=0)
+        for x in (errors, truth, valid)
+    )
     pixels = truth.sum(0)
     missed = pixels[None, :] - jnp.cumsum(truth, axis=0)
     union = pixels[None, :] + jnp.cumsum((1 - truth) * valid, axis=0)
@@ -248,7 +279,9 @@ def lovasz(
     otherwise of the device's batch as a whole, and the devices' mean.
     """
     if classes not in ("present", "all"):
-        raise ConfigError(f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.", field="classes")
+        raise ConfigError(
+            f"Unknown classes '{classes}' of lovasz: 'present' or 'all'.", field="classes"
+        )
     terms = _regions(logits, label)
     if not per_image:
         terms = [x.reshape(1, -1, x.shape[-1]) for x in terms]
@@ -275,14 +308,27 @@ def _arguments(loss: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if k not in ("name", "weight", "target")}
 
 
-SUPPLIED = ("logits", "scores", "label", "points", "align_corners", "axis_name", "options")  # parameters that are no options
-RANKS = {"class_presence": 2, "point_cross_entropy": 3}  # dimensions of the scores a loss is of; of others: 4
+SUPPLIED = (
+    "logits",
+    "scores",
+    "label",
+    "points",
+    "align_corners",
+    "axis_name",
+    "options",
+)  # parameters that are no options
+RANKS = {
+    "class_presence": 2,
+    "point_cross_entropy": 3,
+}  # dimensions of the scores a loss is of; of others: 4
 
 
 def options_of(name: str) -> tuple[str, ...]:
     """The options that the loss `name` takes in an entry of config.losses, besides name, target and weight."""
     functions = [LOSSES[name], cross_entropy] if name == "point_cross_entropy" else [LOSSES[name]]
-    parameters = {parameter for function in functions for parameter in inspect.signature(function).parameters}
+    parameters = {
+        parameter for function in functions for parameter in inspect.signature(function).parameters
+    }
     return tuple(sorted(parameters - set(SUPPLIED)))
 
 
@@ -290,20 +336,27 @@ def _check_options(key: str, name: str, options: Mapping[str, Any], classes: int
     """ConfigError, naming the field, for an option that loss `name` does not have or whose value cannot be meant."""
     where, known = f"losses.{key}", dict.fromkeys(options_of(name))
     for option in options:
-        choose(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
+        lookup(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
     for option, values in (("average", ("all", "valid")), ("classes", ("present", "all"))):
         if option in options:
-            choose(dict.fromkeys(values), options[option], f"config.{where}.{option}", field=f"{where}.{option}")
+            lookup(
+                dict.fromkeys(values),
+                options[option],
+                f"config.{where}.{option}",
+                field=f"{where}.{option}",
+            )
     sampler = options.get("sampler")
     if sampler:
         field = f"{where}.sampler.name"
-        choose({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
+        lookup({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
     for option in ("class_weight", "alpha"):
         values = options.get(option, ())
         count = len(values) if isinstance(values, tuple | list) else 0
         if tuple(values if count else ()) == AUTO:
             hint = "jaxseg.config.resolve measures it"
-            raise ConfigError(f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint=hint)
+            raise ConfigError(
+                f"config.{where}.{option} is 'auto'", field=f"{where}.{option}", hint=hint
+            )
         if classes is not None and count not in (0, classes):
             raise ConfigError(
                 f"config.{where}.{option} has {count} values for {classes} classes", field=f"{where}.{option}",
@@ -318,11 +371,13 @@ def check_options(config: Any) -> None:
         ConfigError: an option that the loss does not have, or that does not fit the classes.
     """
     for key, loss in config.losses.items():
-        choose(LOSSES, loss.name, f"loss at config.losses.{key}", field=f"losses.{key}.name")
+        lookup(LOSSES, loss.name, f"loss at config.losses.{key}", field=f"losses.{key}.name")
         _check_options(key, loss.name, _arguments(loss), config.model.get("num_classes"))
 
 
-def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+def make_loss(
+    config: Any, axis_name: str | None = None
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """The config's weighted sum of losses: f(logits, out, label) -> (scalar, {key: weighted scalar}).
 
     Each entry of `config.losses` applies to the scores of the same name in `out`, or to those its `target` names, resized to
@@ -333,13 +388,18 @@ def make_loss(config: Any, axis_name: str | None = None) -> Callable[..., tuple[
     for key, loss in config.losses.items():
         function = functools.partial(LOSSES[loss.name], axis_name=axis_name, **_arguments(loss))
         terms[key] = (loss.get("target", "") or key, loss.weight, function, RANKS.get(loss.name, 4))
-    align_corners, names = config.model.align_corners, {key: loss.name for key, loss in config.losses.items()}
+    align_corners, names = (
+        config.model.align_corners,
+        {key: loss.name for key, loss in config.losses.items()},
+    )
 
-    def compute(logits: jax.Array, out: Mapping[str, jax.Array], label: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def compute(
+        logits: jax.Array, out: Mapping[str, jax.Array], label: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         parts = {}
         for key, (target, weight, function, rank) in terms.items():
             field, what = f"losses.{key}.target", f"output for config.losses.{key}"
-            scores = logits if target == "decode" else choose(out, target, what, field=field)
+            scores = logits if target == "decode" else lookup(out, target, what, field=field)
             if scores.ndim != rank:
                 raise ConfigError(
                     f"config.losses.{key}: {names[key]} is no loss of the output '{target}', {list(scores.shape)}",

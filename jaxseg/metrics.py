@@ -13,15 +13,16 @@ import numpy as np
 
 from jaxseg.errors import DataError
 
-IGNORE = 255
-
 
 def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) -> jax.Array:
     """Counts [K, K] int32: entry (t, p) is the number of pixels of true class t predicted as p.
 
     prediction, label: integer arrays of one shape. Pixels with label 255 do not count, nor do labels of K and above.
     """
-    label, prediction = label.reshape(-1).astype(jnp.int32), prediction.reshape(-1).astype(jnp.int32)
+    label, prediction = (
+        label.reshape(-1).astype(jnp.int32),
+        prediction.reshape(-1).astype(jnp.int32),
+    )
     counted = (label >= 0) & (label < num_classes)
     cells = num_classes * num_classes
     # Pixels that do not count go to one cell more, which is dropped: cheaper than weights, and still integers.
@@ -48,7 +49,10 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict:
     """
     confusion = np.asarray(confusion, np.int64)
     if confusion.shape != (len(classes), len(classes)):
-        raise DataError(f"confusion matrix of shape {confusion.shape} does not fit {len(classes)} classes", field="confusion")
+        raise DataError(
+            f"confusion matrix of shape {confusion.shape} does not fit {len(classes)} classes",
+            field="confusion",
+        )
     hits, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = hits / predicted, hits / truth
@@ -86,9 +90,15 @@ def format_table(summary: dict) -> str:
 
     def line(row):
         name, *numbers, note = row
-        cells = [name.ljust(wide[0]), *(value.rjust(width) for value, width in zip(numbers, wide[1:])), note]
+        cells = [
+            name.ljust(wide[0]),
+            *(value.rjust(width) for value, width in zip(numbers, wide[1:])),
+            note,
+        ]
         return "  ".join(cells).rstrip()
 
     rule = "-" * (sum(wide) + 6)
-    means = "  ".join(f"{key} {_percent(summary[key])}" for key in ("mIoU", "aAcc", "mAcc", "mDice"))
+    means = "  ".join(
+        f"{key} {_percent(summary[key])}" for key in ("mIoU", "aAcc", "mAcc", "mDice")
+    )
     return "\n".join([line(header), rule, *map(line, rows), rule, means])

@@ -28,11 +28,17 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     raises ConfigError when the transformation is initialised.
     """
     options = config.optimizer
-    schedule = make_schedule(steps=config.steps, learning_rate=options.learning_rate, **config.schedule.to_dict())
-    multipliers = {label: rule.to_dict() for label, rule in options.get("multipliers", ConfigDict()).items()}
+    schedule = make_schedule(
+        steps=config.steps, learning_rate=options.learning_rate, **config.schedule.to_dict()
+    )
+    multipliers = {
+        label: rule.to_dict() for label, rule in options.get("multipliers", ConfigDict()).items()
+    }
     clip_norm = options.get("clip_norm", 0.0)
     decay = _add_decay(options.get("weight_decay", 0.0), multipliers)
-    adam = optax.scale_by_adam(b1=options.get("b1", 0.9), b2=options.get("b2", 0.999), eps=options.get("eps", 1e-8))
+    adam = optax.scale_by_adam(
+        b1=options.get("b1", 0.9), b2=options.get("b2", 0.999), eps=options.get("eps", 1e-8)
+    )
     if options.name == "sgd":
         direction = [decay, optax.trace(decay=options.get("momentum", 0.9))]
     elif options.name == "adam":
@@ -41,7 +47,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
         direction = [adam, decay]
     else:
         raise ConfigError(
-            f"config.optimizer.name is {options.name!r}", field="optimizer.name", hint=f"known: {', '.join(OPTIMIZERS)}"
+            f"config.optimizer.name is {options.name!r}",
+            field="optimizer.name",
+            hint=f"known: {', '.join(OPTIMIZERS)}",
         )
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     rate = [_scale_by_multipliers(multipliers), optax.scale_by_learning_rate(schedule)]
@@ -59,11 +67,15 @@ def make_schedule(*, steps: int, learning_rate: float, name: str = "poly", power
     """
     length = max(steps - warmup_steps - 1, 1)
     if name == "poly":
-        main = functools.partial(_poly, start=learning_rate, end=end_value, power=power, length=length)
+        main = functools.partial(
+            _poly, start=learning_rate, end=end_value, power=power, length=length
+        )
     elif name == "step":
         main = optax.piecewise_constant_schedule(learning_rate, {int(b): decay for b in boundaries})
     elif name == "cosine":
-        main = optax.cosine_decay_schedule(learning_rate, length + 1, alpha=end_value / learning_rate)
+        main = optax.cosine_decay_schedule(
+            learning_rate, length + 1, alpha=end_value / learning_rate
+        )
     elif name == "constant":
         main = optax.constant_schedule(learning_rate)
     else:
@@ -100,12 +112,16 @@ def _factor(multipliers: Mapping[str, Mapping], path: str, kind: str) -> float:
     return factor
 
 
-def _add_decay(weight_decay: float, multipliers: Mapping[str, Mapping]) -> optax.GradientTransformation:
+def _add_decay(
+    weight_decay: float, multipliers: Mapping[str, Mapping]
+) -> optax.GradientTransformation:
     def decay(keys: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
         rate = weight_decay * _factor(multipliers, _path(keys), "weight_decay")
         return update + rate * param if rate else update
 
-    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params))
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params)
+    )
 
 
 def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientTransformation:
@@ -132,7 +148,9 @@ def _scale_by_multipliers(multipliers: Mapping[str, Mapping]) -> optax.GradientT
     return optax.GradientTransformation(check, update_fn)
 
 
-def frozen_statistics(multipliers: Mapping[str, Mapping], variables: Mapping[str, Any]) -> tuple[str, ...]:
+def frozen_statistics(
+    multipliers: Mapping[str, Mapping], variables: Mapping[str, Any]
+) -> tuple[str, ...]:
     """The modules, 'a/b/c', whose running statistics are to stay as they are: those whose parameters do.
 
     Args:
@@ -147,8 +165,16 @@ def frozen_statistics(multipliers: Mapping[str, Mapping], variables: Mapping[str
         own = path.partition("/")[2]  # without its collection
         module = own.rpartition("/")[0]
         paths = siblings.get(module, [own])  # EMA's bases have no parameters beside them
-        matching = [rule for rule in multipliers.values() if any(re.search(rule["pattern"], one) for one in paths)]
+        matching = [
+            rule
+            for rule in multipliers.values()
+            if any(re.search(rule["pattern"], one) for one in paths)
+        ]
         told = [rule["freeze_statistics"] for rule in matching if "freeze_statistics" in rule]
-        if all(told) if told else all(_factor(multipliers, one, "learning_rate") == 0 for one in paths):
+        if (
+            all(told)
+            if told
+            else all(_factor(multipliers, one, "learning_rate") == 0 for one in paths)
+        ):
             frozen.append(module)
     return tuple(sorted(set(frozen)))

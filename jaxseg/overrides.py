@@ -8,11 +8,18 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from jaxseg import fields, losses, schema
+from jaxseg import losses
+from jaxseg.config import fields, schema
 from jaxseg.errors import ConfigError
 
 PATTERN = re.compile(r"--?(?:no)?config\.([^=]+)")
-OF_RUN = ("channels", "dtype", "image_mean", "image_std", "classes")  # what the network was trained with
+OF_RUN = (
+    "channels",
+    "dtype",
+    "image_mean",
+    "image_std",
+    "classes",
+)  # what the network was trained with
 # Fields of config.dataset that only training reads -> what evaluation reads in their place.
 OF_TRAINING = {
     "train_split": "dataset.val_split", "crop_size": "eval.crop_size", "resize": "eval.resize", "flip": "eval.flip",
@@ -45,7 +52,9 @@ def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
         part, above = config, ""
         for key in path.split("."):
             if not hasattr(part, "keys"):
-                raise ConfigError(f"--config.{path}: config.{above} is {part!r} and has no fields", field=path)
+                raise ConfigError(
+                    f"--config.{path}: config.{above} is {part!r} and has no fields", field=path
+                )
             if key not in part and not _fill(config, argv, above, key):
                 raise _unknown(config, part, above, key, path)
             part, above = part[key], f"{above}.{key}".lstrip(".")
@@ -54,7 +63,10 @@ def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
 def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool:
     """Whether a field that the part at `above` does not state has a default, which it then states."""
     full = config.copy_and_resolve_references()
-    part, stated = (functools.reduce(lambda p, step: p[step], filter(None, above.split(".")), c) for c in (full, config))
+    part, stated = (
+        functools.reduce(lambda p, step: p[step], filter(None, above.split(".")), c)
+        for c in (full, config)
+    )
     if above.startswith("losses.") and (name := take(argv, f"config.{above}.name")[0]):
         part.name = name  # whose options can be overridden together with it
     fields.complete_modules(full)
@@ -121,17 +133,25 @@ def _unread(path: str) -> str:
         if rest.split(".")[0] in OF_RUN:
             return "the network keeps the channels, dtype, mean, std and classes that it was trained with"
         instead = OF_TRAINING.get(rest.split(".")[0])
-        return "" if instead is None else "only training reads it" + (f"; use config.{instead}" if instead else "")
+        return (
+            ""
+            if instead is None
+            else "only training reads it" + (f"; use config.{instead}" if instead else "")
+        )
     if top == "model":
         return "the model is that of the run"
-    return "only training reads it" + ("; use config.eval.batch_size" if path == "batch_size" else "")
+    return "only training reads it" + (
+        "; use config.eval.batch_size" if path == "batch_size" else ""
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping | ConfigDict) else {path: value}
+        flat |= (
+            _flat(value, f"{path}.") if isinstance(value, Mapping | ConfigDict) else {path: value}
+        )
     return flat
 
 

@@ -59,10 +59,14 @@ class LossScale(struct.PyTreeNode):
 def make_policy(config: ConfigDict) -> Policy:
     """The policy of `config.precision` and `config.loss_scale` (0 = dynamic; read for float16 only)."""
     if config.precision not in PRECISIONS:
-        raise ConfigError(f"config.precision is {config.precision!r}; known: {', '.join(PRECISIONS)}")
+        raise ConfigError(
+            f"config.precision is {config.precision!r}; known: {', '.join(PRECISIONS)}"
+        )
     scale = float(config.get("loss_scale", 0.0))
     if scale < 0:
-        raise ConfigError(f"config.loss_scale is {scale}; give 0 for a dynamic scale or a positive number")
+        raise ConfigError(
+            f"config.loss_scale is {scale}; give 0 for a dynamic scale or a positive number"
+        )
     return Policy(config.precision, PRECISIONS[config.precision], scale)
 
 

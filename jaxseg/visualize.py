@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxseg.constants import IGNORE
 from jaxseg.errors import DataError
-from jaxseg.files import replacing
+from jaxseg.files import atomic_path
 from jaxseg.fonts import choose_font
 
-IGNORE = 255
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
-SMALLEST_SIDE = 320  # smaller pictures are enlarged to at least this, so that legend and borders are legible
+SMALLEST_SIDE = (
+    320  # smaller pictures are enlarged to at least this, so that legend and borders are legible
+)
 LARGEST_SIDE = 768  # a panel's columns are no longer than this
 
 
@@ -29,7 +31,9 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     image = image.astype(np.float32)
-    low, high = np.percentile(image, (2, 98), axis=(0, 1) if bands > 3 else None, keepdims=True).astype(np.float32)
+    low, high = np.percentile(
+        image, (2, 98), axis=(0, 1) if bands > 3 else None, keepdims=True
+    ).astype(np.float32)
     return np.clip((image - low) * (255 / np.maximum(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
@@ -43,11 +47,15 @@ def colorize(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise DataError(f"a mask is an integer array [H, W], not {mask.dtype} of shape {mask.shape}", field="mask")
+        raise DataError(
+            f"a mask is an integer array [H, W], not {mask.dtype} of shape {mask.shape}",
+            field="mask",
+        )
     wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
     if wrong.size:
         raise DataError(
-            f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}", field="mask"
+            f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}",
+            field="mask",
         )
     return mask.astype(np.uint8)
 
@@ -70,10 +78,16 @@ def _enlarged(size: tuple[int, int], smallest: int) -> tuple[int, int]:
 
 
 def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-    return array if array.shape[:2] == size else np.asarray(Image.fromarray(array).resize(size[::-1], how))
+    return (
+        array
+        if array.shape[:2] == size
+        else np.asarray(Image.fromarray(array).resize(size[::-1], how))
+    )
 
 
-def blend(image: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5) -> np.ndarray:
+def blend(
+    image: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
+) -> np.ndarray:
     """Image and mask of one size mixed, [H, W, 3]: class borders in full colour, pixels without class dimmed."""
     color = colorize(mask, palette).astype(np.float32)
     weight = np.where(_borders(np.asarray(mask)), min(1.0, opacity + 0.35), opacity)[..., None]
@@ -94,13 +108,17 @@ def overlay(
     """
     size = _enlarged(np.asarray(mask).shape, SMALLEST_SIDE)
     picture = _blended(image, mask, palette, size, opacity)
-    strip = legend([mask], palette, classes, picture.shape[1], _font_size(picture.shape[1]), shares=True)
+    strip = legend(
+        [mask], palette, classes, picture.shape[1], _font_size(picture.shape[1]), shares=True
+    )
     return np.concatenate([picture, strip])
 
 
 def _blended(image, mask, palette, size, opacity) -> np.ndarray:
     ids = _resized(_ids(mask, len(palette)), size, Image.Resampling.NEAREST)
-    return blend(_resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC), ids, palette, opacity)
+    return blend(
+        _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC), ids, palette, opacity
+    )
 
 
 def panel(
@@ -123,7 +141,8 @@ def panel(
     gap = max(4, size[1] // 80)
     text = _font_size(2 * size[1])
     columns = [
-        _titled(picture, title, text) for picture, title in zip([photo, *masks], ("image", "truth", "prediction"))
+        _titled(picture, title, text)
+        for picture, title in zip([photo, *masks], ("image", "truth", "prediction"))
     ]
     space = np.full((columns[0].shape[0], gap, 3), BACKGROUND, np.uint8)
     row = np.concatenate([columns[0], space, columns[1], space, columns[2]], axis=1)
@@ -158,12 +177,21 @@ def legend(
     plain = ImageFont.load_default(size)
     entries = []
     for k in present:
-        name, color = ("no class", (0, 0, 0)) if k == IGNORE else (str(classes[k]), tuple(map(int, palette[k])))
+        name, color = (
+            ("no class", (0, 0, 0))
+            if k == IGNORE
+            else (str(classes[k]), tuple(map(int, palette[k])))
+        )
         font = choose_font(name, size)
         name, font = (f"class {k}", plain) if font is None else (name, font)
-        entries.append((name, font, f"{100 * counts[k] / counts.sum():.1f}%" if shares else "", color))
+        entries.append(
+            (name, font, f"{100 * counts[k] / counts.sum():.1f}%" if shares else "", color)
+        )
     box, pad = size, size // 2
-    cell = max((font.getlength(name) + pad + plain.getlength(share) for name, font, share, _ in entries), default=0)
+    cell = max(
+        (font.getlength(name) + pad + plain.getlength(share) for name, font, share, _ in entries),
+        default=0,
+    )
     cell = int(box + pad + cell + 2 * pad)
     columns = max(1, min((width - pad) // cell, len(entries)))
     line = int(size * 1.6)
@@ -172,7 +200,9 @@ def legend(
     pen = ImageDraw.Draw(strip)
     for i, (name, font, share, color) in enumerate(entries):
         x, y = pad + (i % columns) * cell, pad + (i // columns) * line + line // 2
-        pen.rounded_rectangle((x, y - box // 2, x + box, y + box // 2), size // 5, color, outline=FAINT)
+        pen.rounded_rectangle(
+            (x, y - box // 2, x + box, y + box // 2), size // 5, color, outline=FAINT
+        )
         x += box + pad
         pen.text((x, y), name, INK, font, anchor="lm")
         pen.text((x + font.getlength(name) + pad, y), share, FAINT, plain, anchor="lm")
@@ -185,13 +215,13 @@ def save_label_png(path: str | Path, mask: np.ndarray, palette: Sequence[Sequenc
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = np.asarray(palette, np.uint8)
     picture.putpalette(colors.tobytes())
-    with replacing(path) as part:
+    with atomic_path(path) as part:
         picture.save(part, optimize=True)
 
 
 def save_picture(folder: str | Path, name: str, picture: np.ndarray) -> Path:
     """Write a picture as folder/name.png (the folder is made, slashes in the name become dashes); returns the path."""
     path = Path(folder) / f"{name.replace('/', '-')}.png"
-    with replacing(path) as part:
+    with atomic_path(path) as part:
         Image.fromarray(picture).save(part)
     return path

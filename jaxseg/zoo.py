@@ -93,9 +93,21 @@ def weights_path(name: str) -> str:
 def text_table(rows: Sequence[dict[str, str]]) -> str:
     """Name, parameters, published mIoU (and with scales and flips) and checkpoint file, a line each, and their number."""
     head = ("name", "parameters", "mIoU", "ms+flip", "checkpoint")
-    lines = [(r["name"], f"{int(r['parameters']):,}", r["mIoU"] or "-", r["mIoU_ms_flip"] or "-", r["checkpoint"] or "-") for r in rows]
+    lines = [
+        (
+            r["name"],
+            f"{int(r['parameters']):,}",
+            r["mIoU"] or "-",
+            r["mIoU_ms_flip"] or "-",
+            r["checkpoint"] or "-",
+        )
+        for r in rows
+    ]
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(4)]
-    text = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}" for a, b, c, d, e in [head, *lines]]
+    text = [
+        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}"
+        for a, b, c, d, e in [head, *lines]
+    ]
     return "\n".join([*text, f"{len(rows)} of {len(published())} published experiments"])
 
 
@@ -109,7 +121,11 @@ def backbone_of(row: dict[str, str]) -> str:
 def rows_of(method: str) -> list[dict[str, str]]:
     """The experiments of one of METHODS."""
     config, backbone = METHODS[method]
-    return [row for row in published() if row["name"].startswith(config and f"{config}_") and backbone_of(row).startswith(backbone)]
+    return [
+        row
+        for row in published()
+        if row["name"].startswith(config and f"{config}_") and backbone_of(row).startswith(backbone)
+    ]
 
 
 def markdown_table() -> str:
@@ -123,8 +139,18 @@ def markdown_table() -> str:
         configs = sorted({_config_of(row) for row in rows})
         backbones = sorted({backbone_of(row) for row in rows} - {""}, key=_natural)
         sizes = _range([int(row["parameters"]) / 1e6 for row in rows], 1)
-        scores = [_range([float(r["mIoU"]) for r in rows if r["mIoU"] and r["name"].endswith(f"_{d}")], 2) for d in COLUMNS.values()]
-        cells = [method, ", ".join(f"`{c}`" for c in configs), ", ".join(backbones) or "its own", sizes, *scores, str(len(rows))]
+        scores = [
+            _range([float(r["mIoU"]) for r in rows if r["mIoU"] and r["name"].endswith(f"_{d}")], 2)
+            for d in COLUMNS.values()
+        ]
+        cells = [
+            method,
+            ", ".join(f"`{c}`" for c in configs),
+            ", ".join(backbones) or "its own",
+            sizes,
+            *scores,
+            str(len(rows)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([BEGIN, *lines, END])
 

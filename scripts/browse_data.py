@@ -1,22 +1,26 @@
 """Look at training samples as the network sees them: one picture [image | label over image] each, and sheet.png of all.
 
-  python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.dataset.root=data/mine --output=look
-  python scripts/browse_data.py ... --raw        the same images without augmentation
+python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.dataset.root=data/mine --output=look
+python scripts/browse_data.py ... --raw        the same images without augmentation
 """
 
 from absl import flags
 
-from jaxseg import door, files
+from jaxseg import cli, files
 
-CONFIG = door.define_config()
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write into; made if it is missing.", required=True)
+CONFIG = cli.define_config()
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to write into; made if it is missing.", required=True
+)
 COUNT = flags.DEFINE_integer("count", 16, "How many samples.", lower_bound=1)
-RAW = flags.DEFINE_bool("raw", False, "Show the images as their files hold them, without augmentation.")
+RAW = flags.DEFINE_bool(
+    "raw", False, "Show the images as their files hold them, without augmentation."
+)
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.config import resolve
-    from jaxseg.data.browse import browse
+    from jaxseg.config.resolve import resolve
+    from jaxseg.data.validate.browse import browse
 
     files.check_output(OUTPUT.value, "--output")
     written = browse(resolve(CONFIG.value), OUTPUT.value, COUNT.value, raw=RAW.value)
@@ -24,4 +28,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    cli.run(main)

@@ -13,24 +13,39 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxseg import door, files
+from jaxseg import cli, files
 
-CONFIG = door.define_config()
-ROOT = flags.DEFINE_string("root", "", "The folder of the data set, where there is no --config yet.")
-NAME = flags.DEFINE_string("name", "folder", "With --root: the data set, one of those a config can name.")
-CHANNELS = flags.DEFINE_integer("channels", 0, "With --root: channels of the images; 0: 3, or those of the first image if it has more.", lower_bound=0)
-STATISTICS = flags.DEFINE_bool("statistics", False, "Also write mean and std of the training images' channels into ROOT/statistics.json.")
+CONFIG = cli.define_config()
+ROOT = flags.DEFINE_string(
+    "root", "", "The folder of the data set, where there is no --config yet."
+)
+NAME = flags.DEFINE_string(
+    "name", "folder", "With --root: the data set, one of those a config can name."
+)
+CHANNELS = flags.DEFINE_integer(
+    "channels",
+    0,
+    "With --root: channels of the images; 0: 3, or those of the first image if it has more.",
+    lower_bound=0,
+)
+STATISTICS = flags.DEFINE_bool(
+    "statistics",
+    False,
+    "Also write mean and std of the training images' channels into ROOT/statistics.json.",
+)
 JSON = flags.DEFINE_string("json", "", "A file to write the whole report to.")
 
 
-@flags.multi_flags_validator(["config", "root"], message="give --root=DIR or --config=configs/FILE.py:VARIANT, one of them")
+@flags.multi_flags_validator(
+    ["config", "root"], message="give --root=DIR or --config=configs/FILE.py:VARIANT, one of them"
+)
 def _one_of(values: dict) -> bool:
     return bool(values["config"]) != bool(values["root"])
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.data import report
-    from jaxseg.resolve import check_alone
+    from jaxseg.config.resolve import check_alone
+    from jaxseg.data.validate import report
 
     if JSON.value:
         files.check_output(JSON.value, "--json", is_file=True)
@@ -48,4 +63,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    cli.run(main, needs_config=False)

@@ -12,24 +12,47 @@ import sys
 
 from absl import flags
 
-from jaxseg import door, files
+from jaxseg import cli, files
 
-CONFIG = door.define_config()
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A file to convert; with --to_mmseg: a workdir of ours, or one step in it.")
-OUTPUT = flags.DEFINE_string("output", "", "The workdir to write; eval.py, predict.py and --config.init_from take it.")
-EMA = flags.DEFINE_bool("ema", False, "Take the moving average of the weights, where the file has it beside them.")
-TO_MMSEG = flags.DEFINE_string("to_mmseg", "", "Write --checkpoint as this .pth, .safetensors or .npz with MMSegmentation's names.")
-DOWNLOAD = flags.DEFINE_string("download", "", "Fetch the published weights of this experiment (scripts/list_configs.py lists them).")
+CONFIG = cli.define_config()
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "A file to convert; with --to_mmseg: a workdir of ours, or one step in it."
+)
+OUTPUT = flags.DEFINE_string(
+    "output", "", "The workdir to write; eval.py, predict.py and --config.init_from take it."
+)
+EMA = flags.DEFINE_bool(
+    "ema", False, "Take the moving average of the weights, where the file has it beside them."
+)
+TO_MMSEG = flags.DEFINE_string(
+    "to_mmseg",
+    "",
+    "Write --checkpoint as this .pth, .safetensors or .npz with MMSegmentation's names.",
+)
+DOWNLOAD = flags.DEFINE_string(
+    "download",
+    "",
+    "Fetch the published weights of this experiment (scripts/list_configs.py lists them).",
+)
 FOLDER = flags.DEFINE_string("folder", "weights", "Where downloads are kept.")
-ADDRESS = flags.DEFINE_string("address", "", "Where to download from, instead of JAXSEG_MMSEG_URL or MMSegmentation's own server.")
+ADDRESS = flags.DEFINE_string(
+    "address",
+    "",
+    "Where to download from, instead of JAXSEG_MMSEG_URL or MMSegmentation's own server.",
+)
 
 
-@flags.multi_flags_validator(["checkpoint", "download"], message="give --checkpoint or --download, one of them")
+@flags.multi_flags_validator(
+    ["checkpoint", "download"], message="give --checkpoint or --download, one of them"
+)
 def _one_source(values: dict) -> bool:
     return bool(values["checkpoint"]) != bool(values["download"])
 
 
-@flags.multi_flags_validator(["config", "checkpoint", "output", "to_mmseg"], message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR and reads its config, so no --config")
+@flags.multi_flags_validator(
+    ["config", "checkpoint", "output", "to_mmseg"],
+    message="--checkpoint=FILE needs --config and --output; --to_mmseg=FILE needs --checkpoint=WORKDIR and reads its config, so no --config",
+)
 def _complete(values: dict) -> bool:
     if values["to_mmseg"]:
         return bool(values["checkpoint"]) and not values["config"]
@@ -37,28 +60,41 @@ def _complete(values: dict) -> bool:
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(
+        f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB",
+        end="\n" if done == total else "",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def main(_: list[str]) -> None:
-    from jaxseg import config, convert, download, zoo
+    from jaxseg import convert, zoo
+    from jaxseg.config import builders
+    from jaxseg.weights import download
 
     experiment, file = CONFIG.value, CHECKPOINT.value
     for flag, is_file in ((OUTPUT, False), (TO_MMSEG, True), (FOLDER, False)):
         if flag.value:
             files.check_output(flag.value, f"--{flag.name}", is_file=is_file)
     if TO_MMSEG.value:
-        print(f"wrote {convert.export_checkpoint(file, TO_MMSEG.value)} tensors to {TO_MMSEG.value}")
+        print(
+            f"wrote {convert.export_checkpoint(file, TO_MMSEG.value)} tensors to {TO_MMSEG.value}"
+        )
         return
     if DOWNLOAD.value:
-        file = download.fetch(zoo.weights_path(DOWNLOAD.value), FOLDER.value, ADDRESS.value, _progress)
+        file = download.fetch(
+            zoo.weights_path(DOWNLOAD.value), FOLDER.value, ADDRESS.value, _progress
+        )
         print(f"{file} is complete and has the published SHA-256")
         if not OUTPUT.value:
             return
-        experiment = experiment or config.get_experiment(DOWNLOAD.value)
+        experiment = experiment or builders.get_experiment(DOWNLOAD.value)
     report = convert.convert_checkpoint(experiment, file, OUTPUT.value, ema=EMA.value)
-    print(f"{file}: all of its {len(report.loaded)} tensors are in {OUTPUT.value} (config.json, dataset.json, checkpoints/0)")
+    print(
+        f"{file}: all of its {len(report.loaded)} tensors are in {OUTPUT.value} (config.json, dataset.json, checkpoints/0)"
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    cli.run(main, needs_config=False)

@@ -12,21 +12,27 @@ and eval parts replace those of the run first (an empty dataset.root stays the r
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import cli
 
-CONFIG = door.define_config()
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.")
+CONFIG = cli.define_config()
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP."
+)
 WORKDIR = flags.DEFINE_string("workdir", "", "The same as --checkpoint.")
-PICTURES = flags.DEFINE_integer("pictures", 8, "How many panels [image | truth | prediction] to draw.", lower_bound=0)
+PICTURES = flags.DEFINE_integer(
+    "pictures", 8, "How many panels [image | truth | prediction] to draw.", lower_bound=0
+)
 
 
-@flags.multi_flags_validator(["checkpoint", "workdir"], message="give --checkpoint=DIR or --workdir=DIR, one of them")
+@flags.multi_flags_validator(
+    ["checkpoint", "workdir"], message="give --checkpoint=DIR or --workdir=DIR, one of them"
+)
 def _one_of(values: dict[str, str]) -> bool:
     return bool(values["checkpoint"]) != bool(values["workdir"])
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.evaluate import evaluate_checkpoint, evaluation_folder
+    from jaxseg.evaluation.evaluate import evaluate_checkpoint, evaluation_folder
     from jaxseg.metrics import format_table
 
     path = CHECKPOINT.value or WORKDIR.value
@@ -34,8 +40,10 @@ def main(_: list[str]) -> None:
     print(format_table(summary))
     folder = evaluation_folder(path)
     wrote = f"{folder / 'metrics.json'}{f' and {folder}/pictures' if PICTURES.value else ''}"
-    print(f"step {summary['step']}: {summary['images']} images in {summary['seconds']:.1f} s; wrote {wrote}")
+    print(
+        f"step {summary['step']}: {summary['images']} images in {summary['seconds']:.1f} s; wrote {wrote}"
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False, of_run=True)
+    cli.run(main, needs_config=False, of_run=True)

@@ -9,23 +9,41 @@ those of the run first (an empty dataset.root stays the run's if the data set is
 
 from absl import flags
 
-from jaxseg import door
+from jaxseg import cli
 
-CONFIG = door.define_config()
+CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.", required=True
+    "checkpoint",
+    None,
+    "A workdir (its best step is taken) or one step, WORKDIR/checkpoints/STEP.",
+    required=True,
 )
 INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.", required=True)
-SUBMISSION = flags.DEFINE_bool("submission", False, "Write only <stem>.png, with the data set's own label values or colours, as benchmarks want them.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write into, made if it is missing; of one image also a file, NAME.png.", required=True)
+SUBMISSION = flags.DEFINE_bool(
+    "submission",
+    False,
+    "Write only <stem>.png, with the data set's own label values or colours, as benchmarks want them.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "The folder to write into, made if it is missing; of one image also a file, NAME.png.",
+    required=True,
+)
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.predict import predict_checkpoint
+    from jaxseg.inference.files import predict_checkpoint
 
-    files = predict_checkpoint(CHECKPOINT.value, INPUT.value, OUTPUT.value, config=CONFIG.value, submission=SUBMISSION.value)
+    files = predict_checkpoint(
+        CHECKPOINT.value,
+        INPUT.value,
+        OUTPUT.value,
+        config=CONFIG.value,
+        submission=SUBMISSION.value,
+    )
     print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False, of_run=True)
+    cli.run(main, needs_config=False, of_run=True)

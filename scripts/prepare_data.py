@@ -15,23 +15,37 @@ import shlex
 
 from absl import flags
 
-from jaxseg import door, files
-from jaxseg.data.prepare import CODECS, PLAN
+from jaxseg import cli, files
+from jaxseg.data.prepare.writer import CODECS, PLAN
 
 __doc__ = __doc__.format(codecs="\n".join(f"  {name:5} {what}" for name, what in CODECS.items()))
 
 NAME = flags.DEFINE_string("name", "folder", "The data set, one of those a config can name.")
 ROOT = flags.DEFINE_string("root", None, "The folder it lies in.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write below; made if it is missing.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to write below; made if it is missing.", required=True
+)
 SPLITS = flags.DEFINE_list("splits", [], "The splits to write; train and val if nothing is given.")
-CODEC = flags.DEFINE_enum("codec", "keep", list(CODECS), "How images are stored, see above; labels are always stored without loss.")
+CODEC = flags.DEFINE_enum(
+    "codec",
+    "keep",
+    list(CODECS),
+    "How images are stored, see above; labels are always stored without loss.",
+)
 QUALITY = flags.DEFINE_integer("quality", 95, "Of --codec=jpeg.", lower_bound=1, upper_bound=100)
-SHARDS = flags.DEFINE_integer("shards", 0, "Files of each split; 0: one for 100 images, 64 at most.", lower_bound=0)
-CHANNELS = flags.DEFINE_integer("channels", 0, "Of the images; 0: 3, or those of the first image if it has more than 4.", lower_bound=0)
+SHARDS = flags.DEFINE_integer(
+    "shards", 0, "Files of each split; 0: one for 100 images, 64 at most.", lower_bound=0
+)
+CHANNELS = flags.DEFINE_integer(
+    "channels",
+    0,
+    "Of the images; 0: 3, or those of the first image if it has more than 4.",
+    lower_bound=0,
+)
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.data.prepare import prepare
+    from jaxseg.data.prepare.writer import prepare
 
     files.check_output(OUTPUT.value, "--output")
     folder = prepare(
@@ -39,12 +53,21 @@ def main(_: list[str]) -> None:
         channels=CHANNELS.value,
     )  # fmt: skip
     size = sum(file.stat().st_size for file in folder.iterdir())
-    channels, crop = json.loads((folder / PLAN).read_text())["channels"], "512x1024" if NAME.value == "cityscapes" else "512x512"
+    channels, crop = (
+        json.loads((folder / PLAN).read_text())["channels"],
+        "512x1024" if NAME.value == "cityscapes" else "512x512",
+    )
     more = f" --config.dataset.channels={channels}" if channels != 3 else ""
-    print(f"{folder} holds {size / 1e6:.1f} MB. Train on it (with crops and steps that suit it), for example:\n")
-    print(f"  python scripts/train.py --config=configs/pspnet.py:r50-d8_{crop}_40k_{NAME.value} --workdir=runs/{NAME.value} \\")
-    print(f"    --config.dataset.source=tfds --config.dataset.root={shlex.quote(OUTPUT.value)}{more}")
+    print(
+        f"{folder} holds {size / 1e6:.1f} MB. Train on it (with crops and steps that suit it), for example:\n"
+    )
+    print(
+        f"  python scripts/train.py --config=configs/pspnet.py:r50-d8_{crop}_40k_{NAME.value} --workdir=runs/{NAME.value} \\"
+    )
+    print(
+        f"    --config.dataset.source=tfds --config.dataset.root={shlex.quote(OUTPUT.value)}{more}"
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False)
+    cli.run(main, needs_config=False)

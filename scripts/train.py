@@ -12,18 +12,31 @@ such as SLURM or TPU pods, --coordinator=auto is enough).
 import jax
 from absl import flags
 
-from jaxseg import door
+from jaxseg import cli
 
-CONFIG = door.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, checkpoints, logs, pictures, metrics.json.", required=True)
-OVERFIT = flags.DEFINE_integer("overfit", 0, "Prove the pipeline on so many training images: mIoU 0.95 on them, or exit status 1.", lower_bound=0)
-COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of process 0 where several processes train together, or 'auto'.")
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of this run: config, checkpoints, logs, pictures, metrics.json.",
+    required=True,
+)
+OVERFIT = flags.DEFINE_integer(
+    "overfit",
+    0,
+    "Prove the pipeline on so many training images: mIoU 0.95 on them, or exit status 1.",
+    lower_bound=0,
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Address of process 0 where several processes train together, or 'auto'."
+)
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
 
 
 @flags.multi_flags_validator(
-    ["coordinator", "processes", "process"], message="--processes and --process need --coordinator=HOST:PORT, and --process is 0 to --processes - 1"
+    ["coordinator", "processes", "process"],
+    message="--processes and --process need --coordinator=HOST:PORT, and --process is 0 to --processes - 1",
 )
 def _processes(values: dict) -> bool:
     named = values["coordinator"] not in ("", "auto")
@@ -31,8 +44,8 @@ def _processes(values: dict) -> bool:
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.overfit import overfit
-    from jaxseg.train import train
+    from jaxseg.training.loop import train
+    from jaxseg.training.overfit import overfit
 
     if COORDINATOR.value == "auto":
         jax.distributed.initialize()
@@ -40,10 +53,12 @@ def main(_: list[str]) -> None:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if OVERFIT.value:
         summary = overfit(CONFIG.value, WORKDIR.value, OVERFIT.value)
-        print(f"overfitting worked: mIoU {summary['mIoU']:.4f} on {summary['images']} training images, step {summary['step']}; reading, labels and model fit")
+        print(
+            f"overfitting worked: mIoU {summary['mIoU']:.4f} on {summary['images']} training images, step {summary['step']}; reading, labels and model fit"
+        )
     else:
         train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
-    door.run(main)
+    cli.run(main)

@@ -9,15 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import make_folder
+from helpers.data_helpers import make_folder
 
 from jaxseg import benchmark
-from jaxseg.config import get_experiment, resolve
+from jaxseg.config.builders import get_experiment
+from jaxseg.config.resolve import resolve
 from jaxseg.errors import ConfigError
 
 QUICK = benchmark.Timing(warmup=1, repeats=3, steps=2)
 TINY = dict(widths=(8, 16, 16), blocks=(1, 1))
-FIELDS = {"config", "what", "batch", "size", "seconds", "seconds_min", "seconds_max", "images_per_second", "device"}  # MMSegmentation's too
+FIELDS = {
+    "config",
+    "what",
+    "batch",
+    "size",
+    "seconds",
+    "seconds_min",
+    "seconds_max",
+    "images_per_second",
+    "device",
+}  # MMSegmentation's too
 
 
 def make_config(**dataset):
@@ -30,19 +41,37 @@ def make_config(**dataset):
 def check(row, images, timing=QUICK):
     json.dumps(row, allow_nan=False)
     assert FIELDS <= row.keys()
-    assert row["seconds_min"] <= row["seconds_p10"] <= row["seconds"] <= row["seconds_p90"] <= row["seconds_max"]
-    assert row["images_per_second"] > 0 and row["batch"] == images and row["timing"] == dataclasses.asdict(timing)
+    assert (
+        row["seconds_min"]
+        <= row["seconds_p10"]
+        <= row["seconds"]
+        <= row["seconds_p90"]
+        <= row["seconds_max"]
+    )
+    assert (
+        row["images_per_second"] > 0
+        and row["batch"] == images
+        and row["timing"] == dataclasses.asdict(timing)
+    )
 
 
 def test_train_counts_the_images_of_all_devices():
-    row = benchmark.measure(make_config(), "train", precision_name="float16", devices=4, timing=QUICK)
+    row = benchmark.measure(
+        make_config(), "train", precision_name="float16", devices=4, timing=QUICK
+    )
     check(row, 2 * 4)
     assert row["size"] == [32, 48] and row["precision"] == "float16" and row["compile_seconds"] > 0
-    assert row["flops"] > 1e6 and row["peak_memory_gb"] > 0 and row["peak_memory_source"] in ("memory_stats", "memory_analysis")
+    assert (
+        row["flops"] > 1e6
+        and row["peak_memory_gb"] > 0
+        and row["peak_memory_source"] in ("memory_stats", "memory_analysis")
+    )
 
 
 def test_infer_and_slide_count_the_work_of_every_window():
-    whole = benchmark.measure(make_config(), "infer", precision_name="tf32", batch=3, size=(64, 64), timing=QUICK)
+    whole = benchmark.measure(
+        make_config(), "infer", precision_name="tf32", batch=3, size=(64, 64), timing=QUICK
+    )
     check(whole, 3)
     assert whole["precision"] == "tf32"
     config = make_config()
@@ -55,9 +84,15 @@ def test_infer_and_slide_count_the_work_of_every_window():
 
 
 def test_data_reads_the_configs_own_data_set(tmp_path):
-    row = benchmark.measure(make_config(root=str(make_folder(tmp_path))), "data", batch=2, timing=QUICK)
+    row = benchmark.measure(
+        make_config(root=str(make_folder(tmp_path))), "data", batch=2, timing=QUICK
+    )
     check(row, 2)
-    assert row["workers"] == 0 and np.isclose(row["ms_per_image"], 1000 / row["images_per_second"]) and row["cpu_ms_per_image"] > 0
+    assert (
+        row["workers"] == 0
+        and np.isclose(row["ms_per_image"], 1000 / row["images_per_second"])
+        and row["cpu_ms_per_image"] > 0
+    )
     assert len(row["resident_mb"]) == 3 and min(row["resident_mb"]) > 10
 
 
@@ -100,12 +135,29 @@ def test_script_needs_the_models_libraries_only(tmp_path, what):
     root = Path(__file__).parent.parent
     overrides = [f"--config.model.backbone.{field}={value}" for field, value in TINY.items()]
     command = [
-        *(sys.executable, "-c", BARE, "scripts/benchmark.py", "--config=configs/cgnet.py:32x32_1k_cityscapes", *overrides),
-        *(f"--what={what}", "--size=32x32", "--warmup=1", "--repeats=2", f"--json={tmp_path}/speed.json"),
+        *(
+            sys.executable,
+            "-c",
+            BARE,
+            "scripts/benchmark.py",
+            "--config=configs/cgnet.py:32x32_1k_cityscapes",
+            *overrides,
+        ),
+        *(
+            f"--what={what}",
+            "--size=32x32",
+            "--warmup=1",
+            "--repeats=2",
+            f"--json={tmp_path}/speed.json",
+        ),
     ]
     environment = os.environ | {"PYTHONPATH": str(root)}
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads((tmp_path / "speed.json").read_text())
     check(row, 2 if what == "train" else 1, benchmark.Timing(1, 2))
-    assert row["what"] == what and row["precision"] == "float32" and row == json.loads(result.stdout.splitlines()[-1])
+    assert (
+        row["what"] == what
+        and row["precision"] == "float32"
+        and row == json.loads(result.stdout.splitlines()[-1])
+    )

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import make_config, make_folder, write_png
 from PIL import Image
 
-from jaxseg import predict
-from jaxseg.config import get_experiment, resolve
-from jaxseg.data import checks, class_order, datasets, pipeline, sources
+from jaxseg.config.builders import get_experiment
+from jaxseg.config.resolve import resolve
+from jaxseg.data import catalog, class_order, pipeline, sources
+from jaxseg.data.validate import checks
 from jaxseg.errors import ConfigError, DataError
+from jaxseg.inference import files as predict
 
 RUN, OTHER = ("sky", "road", "car"), ("car", "sky", "road")
 
@@ -35,7 +37,7 @@ USES = {
     "training": lambda config: pipeline.train_source(config.dataset),
     "the check before training": checks.find_splits,
     "evaluation": pipeline.eval_samples,
-    "dataset.json": lambda config: datasets.trained_spec(config.dataset),
+    "dataset.json": lambda config: catalog.trained_spec(config.dataset),
 }
 
 
@@ -107,17 +109,20 @@ def test_by_name_labels_mean_what_they_meant(tmp_path):
 
 def test_reordered_specs_keep_values_colours_and_official_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("car 1 1 1\nsky 2 2 2\nroad 3 3 3\nignore 9 9 9\n")
-    spec = datasets.get_spec("folder", tmp_path)
+    spec = catalog.get_spec("folder", tmp_path)
     moved = class_order.reorder(spec, RUN)
     assert (
         moved.label_map == {0: 2, 1: 0, 2: 1, 3: 255}
         and moved.colors == ((2, 2, 2), (3, 3, 3), (1, 1, 1)) == moved.palette
     )
     assert moved.official_ids == (1, 2, 0)
-    city = datasets.get_spec("cityscapes")
+    city = catalog.get_spec("cityscapes")
     moved = class_order.reorder(city, city.classes[::-1])
     assert moved.label_map[7] == 18 and moved.label_map[33] == 0 and moved.label_map[0] == 255
-    assert sources._ids_of(moved, "identity")[0][0] == 18 and sources._ids_of(city, "identity")[0][0] == 0
+    assert (
+        sources._ids_of(moved, "identity")[0][0] == 18
+        and sources._ids_of(city, "identity")[0][0] == 0
+    )
     assert class_order.match_classes(city, (), "order", "") is city
 
 

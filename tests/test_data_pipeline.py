@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder
+from helpers.data_helpers import make_config, make_folder
 
 from jaxseg.data import pipeline
-from jaxseg.data.datasets import DataError
+from jaxseg.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,9 @@ def take(config, count, **arguments):
     batches = pipeline.train_batches(config, **({"devices": 1} | arguments))
     taken = [next(batches) for _ in range(count)]
     batches.close()
-    return {key: np.stack([b[key].reshape(-1, *b[key].shape[2:]) for b in taken]) for key in taken[0]}
+    return {
+        key: np.stack([b[key].reshape(-1, *b[key].shape[2:]) for b in taken]) for key in taken[0]
+    }
 
 
 def same(a, b):
@@ -64,7 +66,9 @@ def test_position_counts_batches_taken(root):
 
 
 def test_seed_changes_order_and_augmentation(root):
-    one, other = (pipeline.train_batches(make_config(root=root, seed=seed), devices=1) for seed in (1, 2))
+    one, other = (
+        pipeline.train_batches(make_config(root=root, seed=seed), devices=1) for seed in (1, 2)
+    )
     assert [one.names(k) for k in range(5)] != [other.names(k) for k in range(5)]
     assert (next(one)["image"] != next(other)["image"]).any()
 
@@ -103,7 +107,9 @@ def test_a_batch_larger_than_the_data_set(root):
 
 
 def test_batch_must_divide(root):
-    with pytest.raises(DataError, match="config.batch_size=4 is global and must divide among 3 devices"):
+    with pytest.raises(
+        DataError, match="config.batch_size=4 is global and must divide among 3 devices"
+    ):
         pipeline.train_batches(make_config(root=root), devices=3)
 
 
@@ -117,7 +123,7 @@ def test_samples_refuse_an_index_outside(root):
 WORKERS = """
 import sys
 import numpy as np
-from data_helpers import make_config
+from helpers.data_helpers import make_config
 from jaxseg.data import pipeline
 if __name__ == "__main__":
     batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=2), devices=1, start=1)
@@ -149,7 +155,7 @@ def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path)
 
 KILLED = """
 import multiprocessing, sys, time
-from data_helpers import make_config
+from helpers.data_helpers import make_config
 from jaxseg.data import pipeline
 if __name__ == "__main__":
     batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=1), devices=1)
@@ -167,8 +173,18 @@ def is_running(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_workers_end_with_a_killed_run(root, tmp_path):
     (tmp_path / "main.py").write_text(KILLED)
-    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    run = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), root], env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {
+        "PYTHONPATH": ":".join(p for p in sys.path if p),
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+    }
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py"), root],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert workers and all(map(is_running, workers))
     run.kill()

@@ -16,14 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
-from data_helpers import make_config as data_config
-from data_helpers import make_folder
+from helpers.data_helpers import make_config as data_config
+from helpers.data_helpers import make_folder
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, evaluate, metrics, presets
+from jaxseg import checkpoint, metrics
+from jaxseg.config import defaults
 from jaxseg.data.pipeline import eval_samples
 from jaxseg.errors import DataError
-from jaxseg.inference import Predictor, Settings, make_settings
+from jaxseg.evaluation import evaluate
+from jaxseg.inference.predictor import Predictor, Settings, make_settings
 
 SETTINGS = Settings(mean=(128.0,) * 3, std=(64.0,) * 3)
 SLIDE = SETTINGS._replace(mode="slide", crop_size=(8, 8), stride=(5, 6))
@@ -39,7 +41,9 @@ class Samples(list):
             pixels = rng.integers(0, 256, (*image, 3), np.uint8)
             self.append({"image": pixels, "label": truth, "name": f"sample{i}"})
         self.spec = SimpleNamespace(
-            name="toy", classes=("red", "green", "blue"), palette=((255, 0, 0), (0, 255, 0), (0, 0, 255))
+            name="toy",
+            classes=("red", "green", "blue"),
+            palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)),
         )
 
     def shape(self, i):
@@ -63,7 +67,12 @@ VARIABLES = {"scale": np.float32(2.0)}
 
 @pytest.mark.parametrize(
     "settings",
-    [SETTINGS, SETTINGS._replace(batch_size=2), SLIDE, SLIDE._replace(batch_size=3, flip=True, scales=(1.0, 1.5))],
+    [
+        SETTINGS,
+        SETTINGS._replace(batch_size=2),
+        SLIDE,
+        SLIDE._replace(batch_size=3, flip=True, scales=(1.0, 1.5)),
+    ],
     ids=["whole", "whole-batch2", "slide", "slide-views"],
 )
 def test_four_devices_count_as_one(model, samples, settings):
@@ -80,15 +89,25 @@ def test_counts_equal_the_predictors(model, samples):
     chosen = Samples([((9, 9), (9, 9))] * 3)
     expected = np.zeros((3, 3), np.int64)
     for sample in chosen:
-        expected += np.asarray(metrics.confusion_matrix(sample["image"].argmax(-1), sample["label"], 3))
+        expected += np.asarray(
+            metrics.confusion_matrix(sample["image"].argmax(-1), sample["label"], 3)
+        )
     for settings in (SETTINGS, SLIDE):
-        np.testing.assert_array_equal(evaluate.count(model, VARIABLES, settings, chosen).confusion, expected)
+        np.testing.assert_array_equal(
+            evaluate.count(model, VARIABLES, settings, chosen).confusion, expected
+        )
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SLIDE], ids=["whole", "slide"])
 def test_every_image_is_seen_once(model, samples, settings):
     seen = []
-    evaluate.count(model, VARIABLES, settings, samples, look=lambda i, sample, ids: seen.append((i, ids().shape)))
+    evaluate.count(
+        model,
+        VARIABLES,
+        settings,
+        samples,
+        look=lambda i, sample, ids: seen.append((i, ids().shape)),
+    )
     assert sorted(seen) == [(i, sample["label"].shape) for i, sample in enumerate(samples)]
 
 
@@ -98,7 +117,9 @@ def test_samples_without_shape_in_any_order(model, samples):
 
     settings = SETTINGS._replace(batch_size=2)
     counts = evaluate.count(model, VARIABLES, settings, Plain(samples[::-1]))
-    np.testing.assert_array_equal(counts.confusion, evaluate.count(model, VARIABLES, settings, samples).confusion)
+    np.testing.assert_array_equal(
+        counts.confusion, evaluate.count(model, VARIABLES, settings, samples).confusion
+    )
 
 
 def test_second_evaluation_compiles_nothing(samples):
@@ -130,17 +151,27 @@ def test_unreadable_sample_is_reported(model, samples):
 
 
 def make_config(num_classes=3):
-    data = presets.DATASET | dict(name="shapes", image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    return ConfigDict({"model": {"align_corners": False, "num_classes": num_classes}, "dataset": data, "eval": presets.EVALUATION})
+    data = defaults.DATASET | dict(name="shapes", image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    return ConfigDict(
+        {
+            "model": {"align_corners": False, "num_classes": num_classes},
+            "dataset": data,
+            "eval": defaults.EVALUATION,
+        }
+    )
 
 
 def test_evaluate_returns_metrics_and_pictures(model, samples, tmp_path):
     drawn = {}
-    summary = evaluate.evaluate(model, VARIABLES, make_config(), samples, pictures=3, save_picture=drawn.__setitem__)
+    summary = evaluate.evaluate(
+        model, VARIABLES, make_config(), samples, pictures=3, save_picture=drawn.__setitem__
+    )
     assert sorted(drawn) == ["sample0", "sample3", "sample6"]
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in drawn.values())
     assert summary["images"] == 7 and summary["images_per_second"] > 0
-    counts = evaluate.count(model, VARIABLES, SETTINGS._replace(mean=(0.0,) * 3, std=(1.0,) * 3), samples)
+    counts = evaluate.count(
+        model, VARIABLES, SETTINGS._replace(mean=(0.0,) * 3, std=(1.0,) * 3), samples
+    )
     assert summary["mIoU"] == metrics.summarize(counts.confusion, samples.spec.classes)["mIoU"]
     assert summary["nonfinite_pixels"] == 0
     json.dumps(summary, allow_nan=False)
@@ -163,7 +194,12 @@ def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resiz
     root, scales = make_folder(tmp_path), (0.5, 1.0, 1.75)
     for file in (root / "images/val").glob("*"):
         file.unlink()
-    images = [np.random.default_rng(i).uniform(0, 250 if dtype == "uint8" else 60000, (20, 24, 3)).astype(dtype) for i in range(2)]
+    images = [
+        np.random.default_rng(i)
+        .uniform(0, 250 if dtype == "uint8" else 60000, (20, 24, 3))
+        .astype(dtype)
+        for i in range(2)
+    ]
     for i, image in enumerate(images):
         tifffile.imwrite(root / f"images/val/v{i}.tif", image, photometric="rgb")
     config = data_config(root=str(root), dtype=dtype, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
@@ -173,14 +209,21 @@ def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resiz
     sizes = [(10, 12), (20, 24), (35, 42)] if resize == (0, 0) else [(6, 7), (13, 16), (22, 26)]
     for image, sample in zip(images, samples):
         for size, view in zip(sizes, sample["views"]):
-            np.testing.assert_array_equal(view, cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))
+            np.testing.assert_array_equal(
+                view, cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            )
             assert view.dtype == dtype
         assert sample["image"] is sample["views"][1] and sample["label"].shape == (20, 24)
     # Evaluation and prediction agree, and the score of an identity model is that of the scales' mean.
-    identity = SimpleNamespace(apply=lambda variables, images, train: (images * variables["scale"] / 60000, {}))
+    identity = SimpleNamespace(
+        apply=lambda variables, images, train: (images * variables["scale"] / 60000, {})
+    )
     counts = evaluate.count(identity, VARIABLES, make_settings(config), samples)
     segment = Predictor(identity, VARIABLES, config, classes="abc", palette=((0, 0, 0),) * 3)
-    expected = sum(np.asarray(metrics.confusion_matrix(segment(image), sample["label"], 3)) for image, sample in zip(images, samples))
+    expected = sum(
+        np.asarray(metrics.confusion_matrix(segment(image), sample["label"], 3))
+        for image, sample in zip(images, samples)
+    )
     np.testing.assert_array_equal(counts.confusion, expected)
 
 
@@ -208,7 +251,7 @@ def test_scores_that_are_not_finite_are_counted(settings, value, caplog):
         sample["image"][..., 0] = np.minimum(sample["image"][..., 0], 200)
     chosen[5]["image"][3:5, 2:4, 0] = 255
     several = len(settings.scales) > 1  # twice as large, 4 pixels blend into their neighbours
-    with caplog.at_level(logging.WARNING, logger="jaxseg.evaluate"):
+    with caplog.at_level(logging.WARNING, logger="jaxseg.evaluation.evaluate"):
         found = evaluate.count(broken_model(value), VARIABLES, settings, chosen).nonfinite_pixels
     assert 4 <= found <= 81 if several else found == 4
     [record] = caplog.records
@@ -250,10 +293,17 @@ def test_two_processes_sum_exactly_and_count_what_one_does():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "XLA_FLAGS": "",
+    }
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), port], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROCESS, str(rank), port],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -286,10 +336,15 @@ def workdir(model, samples, tmp_path, monkeypatch):
 
     config, loaded = make_config(), []
     config.precision = "float32"
-    monkeypatch.setattr(evaluate.inference, "load_model", lambda path, config_: loaded.append(path) or (model, VARIABLES, config))
-    monkeypatch.setattr(evaluate.cache, "enable_compilation_cache", lambda: "")
+    monkeypatch.setattr(
+        evaluate.inference,
+        "load_model",
+        lambda path, config_: loaded.append(path) or (model, VARIABLES, config),
+    )
     monkeypatch.setattr(pipeline, "eval_samples", lambda config_: samples)
-    monkeypatch.setattr(checkpoint, "find_step", lambda path: int(path.name) if path.name.isdigit() else 7)
+    monkeypatch.setattr(
+        checkpoint, "find_step", lambda path: int(path.name) if path.name.isdigit() else 7
+    )
     (tmp_path / "config.json").write_text("{}")
     return SimpleNamespace(path=tmp_path, loaded=loaded)
 
@@ -298,10 +353,17 @@ def test_a_workdirs_evaluation_lies_in_it_and_is_of_the_step_chosen(workdir):
     (workdir.path / "metrics.json").write_text('{"step": 3, "training": {"seconds": 5.0}}')
     summary = evaluate.evaluate_checkpoint(workdir.path, pictures=2)
     assert json.loads((workdir.path / "metrics.json").read_text()) == summary
-    assert sorted(path.name for path in (workdir.path / "pictures").iterdir()) == ["sample0.png", "sample6.png"]
+    assert sorted(path.name for path in (workdir.path / "pictures").iterdir()) == [
+        "sample0.png",
+        "sample6.png",
+    ]
     assert workdir.loaded == [workdir.path / "checkpoints/7"] and summary["step"] == 7
     assert summary["training"] == {"seconds": 5.0} and summary["nonfinite_pixels"] == 0
-    assert summary["evaluated"]["name"] == "shapes" and summary["evaluated"]["split"] == "val" and summary["evaluated"]["scales"] == [1.0]
+    assert (
+        summary["evaluated"]["name"] == "shapes"
+        and summary["evaluated"]["split"] == "val"
+        and summary["evaluated"]["scales"] == [1.0]
+    )
 
 
 def test_the_evaluation_of_one_step_leaves_its_checkpoint_alone(workdir):
@@ -309,16 +371,25 @@ def test_the_evaluation_of_one_step_leaves_its_checkpoint_alone(workdir):
     step.mkdir(parents=True)
     summary = evaluate.evaluate_checkpoint(step, pictures=1)
     folder = workdir.path / "evaluations" / "3"
-    assert evaluate.evaluation_folder(step) == folder and evaluate.evaluation_folder(workdir.path) == workdir.path
+    assert (
+        evaluate.evaluation_folder(step) == folder
+        and evaluate.evaluation_folder(workdir.path) == workdir.path
+    )
     assert not list(step.iterdir()) and not (workdir.path / "metrics.json").exists()
-    assert json.loads((folder / "metrics.json").read_text()) == summary and summary["step"] == 3 and workdir.loaded == [step]
+    assert (
+        json.loads((folder / "metrics.json").read_text()) == summary
+        and summary["step"] == 3
+        and workdir.loaded == [step]
+    )
     assert len(list((folder / "pictures").iterdir())) == 1
 
 
 def test_evaluations_at_once_do_not_meet(workdir):
     """Each of several finds whole files, and leaves no others behind."""
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: evaluate.evaluate_checkpoint(workdir.path, pictures=3), range(3)))
+        found = list(
+            pool.map(lambda _: evaluate.evaluate_checkpoint(workdir.path, pictures=3), range(3))
+        )
     assert json.loads((workdir.path / "metrics.json").read_text()) in found
     assert len(list((workdir.path / "pictures").iterdir())) == 3
     assert not list(workdir.path.rglob(".part-*"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxseg import cache, checkpoint, files
+from jaxseg import checkpoint, files
 from jaxseg.errors import DataError
 
 
@@ -24,7 +24,9 @@ def names(root, found):
 
 def test_home_folders(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert files.expand("~/a/~b") == Path("/home/ann/a/~b") and files.expand(Path("~")) == Path("/home/ann")
+    assert files.expand("~/a/~b") == Path("/home/ann/a/~b") and files.expand(Path("~")) == Path(
+        "/home/ann"
+    )
     assert files.expand("~root/x") == Path(os.path.expanduser("~root/x")) != Path("~root/x")
     assert files.expand("a~/x") == Path("a~/x")
 
@@ -32,7 +34,7 @@ def test_home_folders(monkeypatch):
 def test_home_in_the_librarys_own_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("JAXSEG_CACHE", "~/cache")
-    assert cache.cache_dir() == tmp_path / "cache"
+    assert files.cache_dir() == tmp_path / "cache"
     touch(tmp_path, "run/config.json", "run/checkpoints/5/x")
     assert checkpoint.find_workdir("~/run") == (tmp_path / "run", None)
     assert checkpoint.find_workdir("~/run/checkpoints/5") == (tmp_path / "run", "5")
@@ -88,7 +90,10 @@ def test_what_systems_and_editors_leave_behind(tmp_path):
         "#a.png#", ".DS_Store", "._a.png", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "a.png~", "lost+found", "sub/.git",
     }  # fmt: skip
     assert names(tmp_path, files.walk(tmp_path, nested=False).files) == ["a.png", "notes.txt"]
-    assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == ["a.png", "notes.txt"]
+    assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == [
+        "a.png",
+        "notes.txt",
+    ]
 
 
 def test_circles_of_links_end(tmp_path):
@@ -105,9 +110,13 @@ def test_circles_of_links_end(tmp_path):
         (root / link).symlink_to(target)
     tree = files.walk(root)
     assert names(root, tree.files) == ["a.png", "one/b.png", "two/c.png"]
-    assert names(root, tree.left_out) == ["above", "one/other", "one/up", "self", "two/other"] and names(
-        root, tree.broken
-    ) == ["knot"]
+    assert names(root, tree.left_out) == [
+        "above",
+        "one/other",
+        "one/up",
+        "self",
+        "two/other",
+    ] and names(root, tree.broken) == ["knot"]
 
 
 def test_folders_behind_links_are_listed_once(tmp_path):

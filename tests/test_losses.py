@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from jaxseg import losses
+from jaxseg import constants, losses
 from jaxseg.losses import LOSSES
 
 K = 3
@@ -32,7 +32,7 @@ def _case(batch: int = 2, height: int = 4, width: int = 5):
     rng = np.random.default_rng(0)
     logits = 2 * rng.standard_normal((batch, height, width, K)).astype(np.float32)
     label = rng.integers(0, K, (batch, height, width))
-    label[rng.random(label.shape) < 0.2] = losses.IGNORE
+    label[rng.random(label.shape) < 0.2] = constants.IGNORE
     label[1][label[1] == 2] = 0
     return jnp.asarray(logits), jnp.asarray(label, jnp.int32)
 
@@ -60,7 +60,11 @@ REFERENCES = [
 ]
 
 
-@pytest.mark.parametrize("name, options, expected", REFERENCES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(REFERENCES)])
+@pytest.mark.parametrize(
+    "name, options, expected",
+    REFERENCES,
+    ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(REFERENCES)],
+)
 def test_values_are_mmsegmentations(name, options, expected):
     assert float(LOSSES[name](*_case(), **options)) == pytest.approx(expected, rel=2e-6)
 
@@ -69,7 +73,9 @@ def test_class_presence_is_mmsegmentations():
     rng = np.random.default_rng(0)
     rng.standard_normal((2, 4, 5, K)), rng.integers(0, K, (2, 4, 5)), rng.random((2, 4, 5))
     scores = 2 * rng.standard_normal((2, K)).astype(np.float32)
-    assert float(LOSSES["class_presence"](jnp.asarray(scores), _case()[1])) == pytest.approx(0.9337232, rel=2e-6)
+    assert float(LOSSES["class_presence"](jnp.asarray(scores), _case()[1])) == pytest.approx(
+        0.9337232, rel=2e-6
+    )
 
 
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
@@ -77,7 +83,7 @@ def test_a_mask_equals_slicing(name):
     logits, _ = _case(2, 4, 8)
     rng = np.random.default_rng(1)
     label, kept = jnp.asarray(rng.integers(0, K, (2, 4, 8)), jnp.int32), np.array([0, 2, 3, 6])
-    masked = jnp.full_like(label, losses.IGNORE).at[:, :, kept].set(label[:, :, kept])
+    masked = jnp.full_like(label, constants.IGNORE).at[:, :, kept].set(label[:, :, kept])
     value, gradient = jax.value_and_grad(_loss(name))(logits, masked)
     expected, sliced = jax.value_and_grad(_loss(name))(logits[:, :, kept], label[:, :, kept])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -90,16 +96,23 @@ def test_gradients_are_finite_at_extremes(name):
     logits, label = _case()
     gradient = jax.jit(jax.grad(_loss(name)))
     assert np.isfinite(gradient(logits * 200, label)).all()
-    ignored = jnp.full_like(label, losses.IGNORE)
-    assert float(_loss(name)(logits, ignored)) == pytest.approx(0, abs=1e-6) and not np.asarray(gradient(logits, ignored)).any()
+    ignored = jnp.full_like(label, constants.IGNORE)
+    assert (
+        float(_loss(name)(logits, ignored)) == pytest.approx(0, abs=1e-6)
+        and not np.asarray(gradient(logits, ignored)).any()
+    )
 
 
-@pytest.mark.parametrize("threshold, kept", [(None, 3), (0.3, 3), (0.9, 2), (0.3, 1000), (None, 1000)])
+@pytest.mark.parametrize(
+    "threshold, kept", [(None, 3), (0.3, 3), (0.9, 2), (0.3, 1000), (None, 1000)]
+)
 def test_ohem_keeps_what_brute_force_keeps(threshold, kept):
     logits, label = (np.asarray(x) for x in _case(3, 5, 6))
     loss = np.asarray(losses.pixel_cross_entropy(logits, label))
-    found = np.asarray(losses.ohem_mask(jnp.asarray(loss), jnp.exp(-loss), jnp.asarray(label), kept, threshold))
-    valid = [tuple(i) for i in np.argwhere(label != losses.IGNORE)]
+    found = np.asarray(
+        losses.ohem_mask(jnp.asarray(loss), jnp.exp(-loss), jnp.asarray(label), kept, threshold)
+    )
+    valid = [tuple(i) for i in np.argwhere(label != constants.IGNORE)]
     hardest = sorted(valid, key=lambda i: -loss[i])
     if threshold is None:
         expected = set(hardest[: kept * 3])
@@ -109,23 +122,36 @@ def test_ohem_keeps_what_brute_force_keeps(threshold, kept):
     assert {tuple(i) for i in np.argwhere(found)} == expected
 
 
-@pytest.mark.parametrize("name", [name for name in PIXEL_LOSSES if name not in ("cross_entropy ohem", "lovasz")])
+@pytest.mark.parametrize(
+    "name", [name for name in PIXEL_LOSSES if name not in ("cross_entropy ohem", "lovasz")]
+)
 def test_four_devices_equal_one(name):
     """With unequal numbers of valid pixels; a device's gradient is 4 times its share, since the sums' transpose sums over devices."""
     logits, label = _case(8)
-    label = label.at[:2].set(losses.IGNORE)
+    label = label.at[:2].set(constants.IGNORE)
     value, gradient = jax.value_and_grad(_loss(name))(logits, label)
-    step = jax.pmap(jax.value_and_grad(functools.partial(_loss(name), axis_name="batch")), axis_name="batch")
+    step = jax.pmap(
+        jax.value_and_grad(functools.partial(_loss(name), axis_name="batch")), axis_name="batch"
+    )
     values, gradients = step(logits.reshape(4, 2, 4, 5, K), label.reshape(4, 2, 4, 5))
     np.testing.assert_allclose(values, np.full(4, value), rtol=1e-6)
-    np.testing.assert_allclose(gradients.reshape(gradient.shape) / 4, gradient, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        gradients.reshape(gradient.shape) / 4, gradient, rtol=1e-5, atol=1e-8
+    )
 
 
 def test_class_presence_on_four_devices_equals_one():
-    scores, (_, label) = jnp.asarray(np.random.default_rng(0).standard_normal((8, K)), jnp.float32), _case(8)
-    four = jax.pmap(functools.partial(LOSSES["class_presence"], axis_name="batch"), axis_name="batch")
+    scores, (_, label) = (
+        jnp.asarray(np.random.default_rng(0).standard_normal((8, K)), jnp.float32),
+        _case(8),
+    )
+    four = jax.pmap(
+        functools.partial(LOSSES["class_presence"], axis_name="batch"), axis_name="batch"
+    )
     np.testing.assert_allclose(
-        four(scores.reshape(4, 2, K), label.reshape(4, 2, 4, 5)), np.full(4, LOSSES["class_presence"](scores, label)), rtol=1e-6
+        four(scores.reshape(4, 2, K), label.reshape(4, 2, 4, 5)),
+        np.full(4, LOSSES["class_presence"](scores, label)),
+        rtol=1e-6,
     )
 
 
@@ -140,8 +166,12 @@ def test_make_loss_resizes_weighs_and_names():
     )
     config = ml_collections.ConfigDict(dict(losses=entries, model=dict(align_corners=False)))
     total, parts = losses.make_loss(config)(logits, out, label)
-    assert set(parts) == set(entries) and float(total) == pytest.approx(sum(float(p) for p in parts.values()))
-    assert float(parts["overlap"]) == pytest.approx(3 * float(losses.dice(logits, label, smooth=0.5)))
+    assert set(parts) == set(entries) and float(total) == pytest.approx(
+        sum(float(p) for p in parts.values())
+    )
+    assert float(parts["overlap"]) == pytest.approx(
+        3 * float(losses.dice(logits, label, smooth=0.5))
+    )
     resized = losses.resize_bilinear(out["aux_0"], (4, 5))
     assert float(parts["aux_0"]) == pytest.approx(0.4 * float(losses.focal(resized, label)))
 
@@ -161,7 +191,10 @@ def test_options_that_are_not_known_say_so(call, word):
 
 @pytest.mark.parametrize(
     "options, words",
-    [(dict(class_weight=(1.0, 2.0)), "2 values for 3 classes"), (dict(sampler=dict(name="ohme", min_kept=1, threshold=0.0)), "Did you mean 'ohem'")],
+    [
+        (dict(class_weight=(1.0, 2.0)), "2 values for 3 classes"),
+        (dict(sampler=dict(name="ohme", min_kept=1, threshold=0.0)), "Did you mean 'ohem'"),
+    ],
 )
 def test_cross_entropy_refuses_what_would_be_misread(options, words):
     with pytest.raises(ValueError, match=words):

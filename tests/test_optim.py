@@ -17,11 +17,22 @@ NAMES = ("a", "b")
 
 
 def make_config(optimizer=(), **schedule):
-    optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.05, **dict(optimizer)}
-    return ConfigDict({"steps": 100, "optimizer": optimizer, "schedule": {"name": "constant", **schedule}})
+    optimizer = {
+        "name": "sgd",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+        **dict(optimizer),
+    }
+    return ConfigDict(
+        {"steps": 100, "optimizer": optimizer, "schedule": {"name": "constant", **schedule}}
+    )
 
 
-MULTIPLIERS = {"head": {"pattern": "^a$", "learning_rate": 0.1}, "bias": {"pattern": "b", "weight_decay": 0.0}}
+MULTIPLIERS = {
+    "head": {"pattern": "^a$", "learning_rate": 0.1},
+    "bias": {"pattern": "b", "weight_decay": 0.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +55,9 @@ def test_steps_equal_pytorch(case, optimizer):
         params = optax.apply_updates(params, updates)
         for name in NAMES:
             # PyTorch clips to norm / (norm + 1e-6), hence not closer
-            np.testing.assert_allclose(params[name], REFERENCE[f"{case}/{name}"][step], rtol=3e-6, atol=2e-6)
+            np.testing.assert_allclose(
+                params[name], REFERENCE[f"{case}/{name}"][step], rtol=3e-6, atol=2e-6
+            )
 
 
 # Learning rates of MMEngine 0.10.7's schedulers, step by step.
@@ -89,11 +102,15 @@ def test_schedules_stay_finite_when_compiled(name):
 def test_a_pattern_that_matches_nothing_is_an_error():
     rules = {"typo": {"pattern": "bakbone", "learning_rate": 0.1}}
     transformation, _ = optim.make_optimizer(make_config({"multipliers": rules}))
-    with pytest.raises(ValueError, match=r"multipliers.typo.pattern='bakbone' matches none .* 'backbone/kernel'"):
+    with pytest.raises(
+        ValueError, match=r"multipliers.typo.pattern='bakbone' matches none .* 'backbone/kernel'"
+    ):
         transformation.init({"backbone": {"kernel": jnp.zeros(3)}})
 
 
-@pytest.mark.parametrize("change", [{"optimizer": {"name": "sdg"}}, {"schedule": {"name": "polly"}}])
+@pytest.mark.parametrize(
+    "change", [{"optimizer": {"name": "sdg"}}, {"schedule": {"name": "polly"}}]
+)
 def test_unknown_names_list_the_known(change):
     config = make_config()
     config.update(change)

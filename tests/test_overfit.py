@@ -8,7 +8,9 @@ from jaxseg import zoo
 from jaxseg.models import create_model
 
 
-@pytest.mark.parametrize("name", ["emanet_r18-d8_64x64_1k_cityscapes", "pointrend_r18_64x64_1k_cityscapes"])
+@pytest.mark.parametrize(
+    "name", ["emanet_r18-d8_64x64_1k_cityscapes", "pointrend_r18_64x64_1k_cityscapes"]
+)
 def test_learns_resumes_and_evaluates_in_bfloat16_on_four_devices(name, tmp_path):
     row = overfit(prepare(name, precision_name="bfloat16", reduced=True), 4, tmp_path)
     assert row["last"] < 0.7 * row["first"] and row["resumes"] and row["counted"] and row["passes"]
@@ -18,12 +20,27 @@ def test_learns_resumes_and_evaluates_in_bfloat16_on_four_devices(name, tmp_path
 def test_every_method_has_a_narrow_model(method):
     config = prepare(smallest(method), reduced=True)
     size = config.dataset.crop_size
-    shapes = jax.eval_shape(lambda k: create_model(config.model).init(k, jax.numpy.zeros((1, *size, 3)), train=False), jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) < 2e6 and config.model.dropout_rate == 0
+    shapes = jax.eval_shape(
+        lambda k: create_model(config.model).init(k, jax.numpy.zeros((1, *size, 3)), train=False),
+        jax.random.key(0),
+    )
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) < 2e6
+        and config.model.dropout_rate == 0
+    )
 
 
 def test_page_keeps_other_rows_and_sections():
-    row = dict(parameters=2_000_000, first=2.0, last=0.5, compile_seconds=3.0, step_seconds=0.1, resumes=True, mIoU=0.5, passes=True)
+    row = dict(
+        parameters=2_000_000,
+        first=2.0,
+        last=0.5,
+        compile_seconds=3.0,
+        step_seconds=0.1,
+        resumes=True,
+        mIoU=0.5,
+        passes=True,
+    )
     page = ""
     for title, method, changes in (
         ("a", "CCNet", {}),

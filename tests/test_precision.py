@@ -26,10 +26,14 @@ def test_dynamic_scale_halves_on_overflow_and_doubles_after_an_interval():
     state = precision.initial_scale(policy)
     state = precision.adjust(state, jnp.bool_(False), policy)
     state = precision.adjust(state, jnp.bool_(False), policy)
-    assert state.scale == precision.INITIAL_SCALE / 4 and state.skipped == 2 and state.good_steps == 0
+    assert (
+        state.scale == precision.INITIAL_SCALE / 4 and state.skipped == 2 and state.good_steps == 0
+    )
     state = state.replace(good_steps=jnp.int32(precision.GROWTH_INTERVAL - 1))
     state = precision.adjust(state, jnp.bool_(True), policy)
-    assert state.scale == precision.INITIAL_SCALE / 2 and state.skipped == 0 and state.good_steps == 0
+    assert (
+        state.scale == precision.INITIAL_SCALE / 2 and state.skipped == 0 and state.good_steps == 0
+    )
     assert state.total_skipped == 2
 
 
@@ -46,13 +50,21 @@ def test_float32_asks_for_full_precision_unless_told_otherwise():
         with make_policy(name).matmul_precision():
             return str(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((2, 2))))
 
-    assert "HIGHEST" in traced("float32") or "float32" in traced("float32").split("precision=")[1][:40].lower()
+    assert (
+        "HIGHEST" in traced("float32")
+        or "float32" in traced("float32").split("precision=")[1][:40].lower()
+    )
     assert traced("bfloat16") == str(dot(jnp.ones((2, 2))))
     with jax.default_matmul_precision("tensorfloat32"):
         assert "HIGHEST" not in traced("float32")
 
 
-@pytest.mark.parametrize("options", [{"precision": "fp16", "loss_scale": 0.0}, {"precision": "float16", "loss_scale": -1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"precision": "fp16", "loss_scale": 0.0}, {"precision": "float16", "loss_scale": -1.0}],
+)
 def test_wrong_settings_are_named(options):
-    with pytest.raises(ValueError, match="config.precision is 'fp16'; known: float32|config.loss_scale is -1"):
+    with pytest.raises(
+        ValueError, match="config.precision is 'fp16'; known: float32|config.loss_scale is -1"
+    ):
         precision.make_policy(ConfigDict(options))

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, fields, files, losses, overfit, presets, schema, train, zoo
-from jaxseg.config import experiment, get_experiment
+from jaxseg import checkpoint, files, losses, zoo
+from jaxseg.config import defaults, fields, schema
+from jaxseg.config.builders import experiment, get_experiment
+from jaxseg.config.resolve import check_alone, resolve
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.models import BACKBONES, HEADS, NECKS, create_model
-from jaxseg.resolve import check_alone, resolve
+from jaxseg.training import loop as train
+from jaxseg.training import overfit
 
 DATA = Path(__file__).parent / "data"
 NAME = "fcn_r18-d8_64x64_2k_folder"
@@ -76,7 +79,9 @@ def _rows(node, path=""):
 @pytest.mark.parametrize("path, field", list(_rows(schema.SCHEMA)))
 def test_no_field_takes_what_is_of_another_type(path, field):
     other = {str: 3, bool: "yes", int: "3", float: "3", object: "3"}[field.kind]
-    wrong = [other, {"a": 1}, [other], math.nan, [math.nan], b"x"] + ([] if None in field.others else [None])
+    wrong = [other, {"a": 1}, [other], math.nan, [math.nan], b"x"] + (
+        [] if None in field.others else [None]
+    )
     wrong += [True, [True]] if field.kind in (int, float) else []
     wrong += [] if field.length is None else ["auto"[: field.length + 1]]
     wrong += [] if field.length is None and field.kind is float else [1.5]
@@ -108,16 +113,24 @@ def test_a_home_in_a_config_is_expanded(monkeypatch):
             dataset__concat={"more": dict(name="folder", root="~/d")},
         )
     )
-    found = (config.dataset.root, config.eval.root, config.init_from, config.dataset.concat.more.root)
+    found = (
+        config.dataset.root,
+        config.eval.root,
+        config.init_from,
+        config.dataset.concat.more.root,
+    )
     assert found == tuple(f"/home/someone/{name}" for name in ("a", "b", "c.pth", "d"))
 
 
 def test_parts_of_a_config_are_never_one_object():
     config = get_experiment(NAME)
     config.losses.decode.sampler.name = "ohem"
-    assert config.losses.aux_0.sampler.name == "" and get_experiment(NAME).losses.decode.sampler.name == ""
+    assert (
+        config.losses.aux_0.sampler.name == ""
+        and get_experiment(NAME).losses.decode.sampler.name == ""
+    )
     config.eval.scales, config.schedule.power = (0.5,), 2.0
-    assert presets.EVALUATION["scales"] == (1.0,) and presets.DEFAULTS["schedule"]["power"] == 0.9
+    assert defaults.EVALUATION["scales"] == (1.0,) and defaults.DEFAULTS["schedule"]["power"] == 0.9
 
 
 # --- What cannot be meant ---------------------------------------------------------------------------------------------
@@ -207,8 +220,17 @@ def test_unknown_and_missing_fields_at_any_depth_are_refused(path, value, field,
 @pytest.mark.parametrize("freeze", [True, False])
 def test_multipliers_may_freeze_statistics(freeze):
     rule = {"pattern": "^backbone/", "learning_rate": 0.0, "freeze_statistics": freeze}
-    assert check_alone(make(optimizer__multipliers={"frozen": rule})).optimizer.multipliers.frozen.to_dict() == rule
-    check_alone(make(optimizer__multipliers={"still": {"pattern": "^backbone/", "freeze_statistics": freeze}}))
+    assert (
+        check_alone(
+            make(optimizer__multipliers={"frozen": rule})
+        ).optimizer.multipliers.frozen.to_dict()
+        == rule
+    )
+    check_alone(
+        make(
+            optimizer__multipliers={"still": {"pattern": "^backbone/", "freeze_statistics": freeze}}
+        )
+    )
 
 
 def test_schedules_fit_the_run(caplog):
@@ -217,9 +239,18 @@ def test_schedules_fit_the_run(caplog):
     with pytest.raises(ConfigError) as error:
         check_alone(make(schedule__name="step", schedule__boundaries=()))
     assert error.value.field == "schedule.boundaries" and not caplog.records
-    for changes in (dict(boundaries=(2000,)), dict(boundaries=(1000, 1950), warmup_steps=100), dict(warmup_steps=2000, boundaries=(1,))):
+    for changes in (
+        dict(boundaries=(2000,)),
+        dict(boundaries=(1000, 1950), warmup_steps=100),
+        dict(warmup_steps=2000, boundaries=(1,)),
+    ):
         caplog.clear()
-        check_alone(make(schedule__name="step", **{f"schedule__{key}": value for key, value in changes.items()}))
+        check_alone(
+            make(
+                schedule__name="step",
+                **{f"schedule__{key}": value for key, value in changes.items()},
+            )
+        )
         assert caplog.records[0].levelname == "WARNING"  # of a trial with few steps
     check_alone(make(schedule__name="constant", schedule__end_value=0.5))  # which does not read it
     for name in ("poly", "cosine"):
@@ -243,7 +274,8 @@ def test_a_missing_part_is_told():
 
 
 @pytest.mark.parametrize(
-    "labels, field", [(["aux_low", "decode"], "aux_low"), (["head"], "head"), (["aux_0"], "decode"), ([], "decode")]
+    "labels, field",
+    [(["aux_low", "decode"], "aux_low"), (["head"], "head"), (["aux_0"], "decode"), ([], "decode")],
 )
 def test_heads_have_the_labels_that_say_what_they_are(labels, field):
     with pytest.raises(ConfigError) as error:
@@ -255,13 +287,17 @@ def test_heads_have_the_labels_that_say_what_they_are(labels, field):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("method", ["fcn_r18-d8_64x64_2k_folder", "deeplabv3_r50-d16-mg124_64x64_2k_folder"])
+@pytest.mark.parametrize(
+    "method", ["fcn_r18-d8_64x64_2k_folder", "deeplabv3_r50-d16-mg124_64x64_2k_folder"]
+)
 def test_any_loss_of_scores_can_be_chosen_by_name(name, method, caplog):
     config = make(method, losses__decode__name=name, model__num_classes=3)
     caplog.set_level("INFO", "jaxseg")
     config = check_alone(config)
     assert set(config.losses.decode) <= {"name", "target", "weight", *losses.options_of(name)}
-    assert ("config.losses.decode" in caplog.text) == (name != "cross_entropy") and caplog.text.count("left out") <= 1
+    assert ("config.losses.decode" in caplog.text) == (
+        name != "cross_entropy"
+    ) and caplog.text.count("left out") <= 1
     losses.make_loss(config)
 
 
@@ -282,17 +318,25 @@ def test_something_must_be_learnt():
 @pytest.mark.parametrize("value", ["auto", ("auto",), ["auto"]])
 def test_class_weights_auto_in_any_form(value, tmp_path):
     config = experiment(
-        "fcn", "r18-d8_64x64_2k_shapes", decode=dict(name="fcn"), losses=dict(decode=dict(class_weight=value))
+        "fcn",
+        "r18-d8_64x64_2k_shapes",
+        decode=dict(name="fcn"),
+        losses=dict(decode=dict(class_weight=value)),
     )
-    assert check_alone(config).losses.decode.class_weight == presets.AUTO
+    assert check_alone(config).losses.decode.class_weight == defaults.AUTO
     config = make("fcn_r18-d8_64x64_2k_shapes", losses__decode__class_weight=value)
     weights = resolve(config).losses.decode.class_weight
     assert len(weights) == config.model.num_classes and min(weights) > 0
 
 
 def test_class_weights_and_alphas_are_one_a_class():
-    for options, field in ((dict(class_weight=(1.0, 2.0)), "class_weight"), (dict(alpha=(0.1, 0.2)), "alpha")):
-        config = make("fcn_r18-d8_64x64_2k_shapes", losses__decode=dict(name="focal", weight=1.0) | options)
+    for options, field in (
+        (dict(class_weight=(1.0, 2.0)), "class_weight"),
+        (dict(alpha=(0.1, 0.2)), "alpha"),
+    ):
+        config = make(
+            "fcn_r18-d8_64x64_2k_shapes", losses__decode=dict(name="focal", weight=1.0) | options
+        )
         with pytest.raises(ConfigError) as error:
             resolve(config)
         assert error.value.field == f"losses.decode.{field}" and "2 values" in str(error.value)
@@ -304,7 +348,7 @@ def test_class_weights_and_alphas_are_one_a_class():
 
 def _old_run(folder, **changes):
     stored = json.loads((DATA / "old_config.json").read_text())
-    checkpoint.write_json(folder / "config.json", stored | changes)
+    files.write_json(folder / "config.json", stored | changes)
     (folder / "checkpoints" / "20").mkdir(parents=True)
 
 
@@ -319,15 +363,25 @@ def test_a_run_of_an_earlier_version_continues(tmp_path):
         old.losses.decode.sampler.name,
     ) == (0.9, 0.1, (), "", "")
     create_model(old.model)
-    new = make(steps=40, batch_size=2, dataset__root="data/mine", dataset__dtype="uint8", model__num_classes=3)
-    new.dataset.update(presets.IMAGENET)
+    new = make(
+        steps=40,
+        batch_size=2,
+        dataset__root="data/mine",
+        dataset__dtype="uint8",
+        model__num_classes=3,
+    )
+    new.dataset.update(defaults.IMAGENET)
     new.model.backbone.update(depth=10, base_channels=8)
     for head in new.model.heads.values():
         head.channels = 16
     checkpoint.check_config(tmp_path, check_alone(new))
     new.model.heads.decode.num_convs = 2  # the default of the head, now stated
     checkpoint.check_config(tmp_path, new)
-    for path, value in (("optimizer.b1", 0.8), ("model.dropout_rate", 0.5), ("model.heads.decode.kernel_size", 1)):
+    for path, value in (
+        ("optimizer.b1", 0.8),
+        ("model.dropout_rate", 0.5),
+        ("model.heads.decode.kernel_size", 1),
+    ):
         *parts, key = path.split(".")
         changed = new.copy_and_resolve_references()
         part = changed
@@ -344,7 +398,9 @@ def test_a_run_of_a_newer_version_is_refused_by_its_fields(tmp_path):
     with pytest.raises(CheckpointError) as error:
         checkpoint.read_config(tmp_path)
     assert (
-        "ema" in str(error.value) and "dataset.sharpen" in str(error.value) and error.value.file.endswith("config.json")
+        "ema" in str(error.value)
+        and "dataset.sharpen" in str(error.value)
+        and error.value.file.endswith("config.json")
     )
 
 
@@ -367,7 +423,9 @@ def test_advice_never_proposes_what_is_set_or_does_not_help(momentum, steps):
     if told:
         needed = int(told.partition("train for ")[2].split()[0])
         assert needed > steps and momentum**needed < 1e-3
-        assert ("--config.model.norm.momentum=0.9" in told) == (momentum > 0.9 and 0.9**steps < 1e-3)
+        assert ("--config.model.norm.momentum=0.9" in told) == (
+            momentum > 0.9 and 0.9**steps < 1e-3
+        )
 
 
 def test_number_of_classes_advice_is_another_variant():
@@ -397,7 +455,11 @@ def test_what_is_no_configdict_is_refused_or_completed():
     config.losses = dict(decode=dict(name="dice"))
     config.dataset = dict(name="shapes", crop_size=(32, 32))
     config = check_alone(config)
-    assert config.losses.decode.weight == 1.0 and config.optimizer.name == "sgd" and config.eval.mode == "whole"
+    assert (
+        config.losses.decode.weight == 1.0
+        and config.optimizer.name == "sgd"
+        and config.eval.mode == "whole"
+    )
 
 
 # --- Outputs ----------------------------------------------------------------------------------------------------------
@@ -421,7 +483,14 @@ def test_outputs_are_checked_before_any_work(tmp_path):
 
 @pytest.mark.parametrize(
     "given, kept",
-    [(-9999, (-9999.0,)), ("nan", ("nan",)), (math.nan, ("nan",)), ((0, "nan"), (0.0, "nan")), ("none", ("none",)), ((), ())],
+    [
+        (-9999, (-9999.0,)),
+        ("nan", ("nan",)),
+        (math.nan, ("nan",)),
+        ((0, "nan"), (0.0, "nan")),
+        ("none", ("none",)),
+        ((), ()),
+    ],
 )
 def test_nodata_has_one_form_that_json_holds(given, kept):
     assert check_alone(make(dataset__nodata=given)).dataset.nodata == kept

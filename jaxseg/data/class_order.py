@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseg.data.datasets import DatasetSpec, get_spec
+from jaxseg.data.catalog import get_spec
+from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 
 log = logging.getLogger(__name__)

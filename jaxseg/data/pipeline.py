@@ -19,18 +19,22 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data import histogram
+from jaxseg.config.defaults import CONCAT
+from jaxseg.data import label_counts as histogram
+from jaxseg.data.augment.transforms import Augment, rescaled_size, resize_image, scaled_views
+from jaxseg.data.catalog import get_spec
 from jaxseg.data.class_order import config_spec, match_classes
-from jaxseg.data.datasets import DataError, DatasetSpec, get_spec
 from jaxseg.data.decode.tiff import silence_nodata
 from jaxseg.data.sources import Joined, Source, open_source
-from jaxseg.data.statistics import check_finite
-from jaxseg.data.transforms import Augment, rescaled_size, resize_image, scaled_views
-from jaxseg.presets import CONCAT
+from jaxseg.data.spec import DatasetSpec
+from jaxseg.data.values import check_finite
+from jaxseg.errors import DataError
 
 log = logging.getLogger(__name__)
 
-THREADS = min(max(os.cpu_count() or 1, 2), 16)  # that read ahead where num_workers is 0; each makes whole batches
+THREADS = min(
+    max(os.cpu_count() or 1, 2), 16
+)  # that read ahead where num_workers is 0; each makes whole batches
 ENDLESS = 2**40  # samples
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 AHEAD = THREADS + 2  # batches ready or being made
@@ -75,26 +79,51 @@ class TrainBatches:
 class LoadRows:
     """(number of a global batch, its record numbers) -> the rows [first, first + devices * B) as arrays [D, B, ...]."""
 
-    def __init__(self, source: Source, augment: Augment, *, channels: int, dtype: str, seed: int, first: int, devices: int, rows: int):
-        self.source, self.augment, self.channels, self.dtype, self.seed = source, augment, channels, dtype, seed
+    def __init__(
+        self,
+        source: Source,
+        augment: Augment,
+        *,
+        channels: int,
+        dtype: str,
+        seed: int,
+        first: int,
+        devices: int,
+        rows: int,
+    ):
+        self.source, self.augment, self.channels, self.dtype, self.seed = (
+            source,
+            augment,
+            channels,
+            dtype,
+            seed,
+        )
         self.first, self.devices, self.rows = first, devices, rows
 
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
-        cv2.setNumThreads(1)  # batches are made side by side already; OpenCV's own threads would only fight for the cores
+        cv2.setNumThreads(
+            1
+        )  # batches are made side by side already; OpenCV's own threads would only fight for the cores
         _keep_memory()
         _start_worker()
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
-            "label": np.empty((self.rows, height, width), np.uint8),  # a quarter of the traffic of int32
+            "label": np.empty(
+                (self.rows, height, width), np.uint8
+            ),  # a quarter of the traffic of int32
             "size": np.empty((self.rows, 2), np.int32),
         }
         for row in range(self.rows):
             rng = np.random.default_rng((self.seed, k, self.first + row))
             image, label = read(self.source, int(order[self.first + row]), self.dtype)
             draw = functools.partial(self._draw, rng)
-            batch["image"][row], batch["label"][row], batch["size"][row] = self.augment(rng, image, label, draw)
-        return {key: value.reshape(self.devices, -1, *value.shape[1:]) for key, value in batch.items()}
+            batch["image"][row], batch["label"][row], batch["size"][row] = self.augment(
+                rng, image, label, draw
+            )
+        return {
+            key: value.reshape(self.devices, -1, *value.shape[1:]) for key, value in batch.items()
+        }
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return read(self.source, int(rng.integers(len(self.source))), self.dtype)
@@ -118,7 +147,12 @@ def check_dtype(dtype: str, expected: str, file: str) -> None:
 
 
 def train_batches(
-    config: ConfigDict, *, devices: int, start: int = 0, process_index: int = 0, process_count: int = 1
+    config: ConfigDict,
+    *,
+    devices: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> TrainBatches:
     """Endless augmented batches from number `start` on, in an order that differs every epoch.
 
@@ -129,24 +163,45 @@ def train_batches(
 
     parts = devices * process_count
     if config.batch_size < 1 or config.batch_size % parts:
-        raise DataError(f"config.batch_size={config.batch_size} is global and must divide among {parts} devices.")
+        raise DataError(
+            f"config.batch_size={config.batch_size} is global and must divide among {parts} devices."
+        )
     data, rows = config.dataset, config.batch_size // process_count
     source = train_source(data)
-    augment = Augment(**{field.name: _plain(data[field.name]) for field in dataclasses.fields(Augment)})
+    augment = Augment(
+        **{field.name: _plain(data[field.name]) for field in dataclasses.fields(Augment)}
+    )
     load = LoadRows(
-        source, augment, channels=data.channels, dtype=data.dtype, seed=config.seed, first=process_index * rows, devices=devices, rows=rows
+        source,
+        augment,
+        channels=data.channels,
+        dtype=data.dtype,
+        seed=config.seed,
+        first=process_index * rows,
+        devices=devices,
+        rows=rows,
     )
     indices = sample_indices(source, data.class_balance)
     epochs = ENDLESS // len(indices) + 1  # Grain's own endlessness overflows with batches of one
-    order = grain.MapDataset.source(indices).seed(config.seed).shuffle().repeat(epochs).batch(config.batch_size)
+    order = (
+        grain.MapDataset.source(indices)
+        .seed(config.seed)
+        .shuffle()
+        .repeat(epochs)
+        .batch(config.batch_size)
+    )
     batches = order.map_with_index(load)[start:]
     if data.num_workers:
         _parse_flags()
-        options = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=2)
+        options = grain.MultiprocessingOptions(
+            num_workers=data.num_workers, per_worker_buffer_size=2
+        )
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         iterable = batches.to_iter_dataset(reading).mp_prefetch(options)
     else:
-        iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+        iterable = batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+        )
     return TrainBatches(order, iterable, source.files, start)
 
 
@@ -177,34 +232,55 @@ def train_source(data: ConfigDict) -> Source:
 
     Raises DataError if a data set of `concat` has other classes.
     """
-    main = open_source(config_spec(data), data.root, data.train_split, channels=data.channels, source=data.source)
+    main = open_source(
+        config_spec(data), data.root, data.train_split, channels=data.channels, source=data.source
+    )
     sources, places = [main], [(0, index) for index in range(len(main))]
     for key, part in joined_sets(data).items():
         spec = joined_spec(key, part, data, main.spec.classes)
-        sources.append(open_source(spec, part.root, part.train_split, channels=data.channels, source=part.source))
+        sources.append(
+            open_source(
+                spec, part.root, part.train_split, channels=data.channels, source=part.source
+            )
+        )
         places += [(len(sources) - 1, index) for index in range(len(sources[-1]))] * part.repeat
     return Joined(sources, places) if len(sources) > 1 else main
 
 
 def joined_sets(data: ConfigDict) -> dict[str, ConfigDict]:
     """The entries of config.dataset.concat, complete."""
-    return {key: ConfigDict(CONCAT | dict(train_split=data.train_split) | part.to_dict()) for key, part in data.concat.items()}
+    return {
+        key: ConfigDict(CONCAT | dict(train_split=data.train_split) | part.to_dict())
+        for key, part in data.concat.items()
+    }
 
 
-def joined_spec(key: str, part: ConfigDict, data: ConfigDict, classes: Sequence[str]) -> DatasetSpec:
+def joined_spec(
+    key: str, part: ConfigDict, data: ConfigDict, classes: Sequence[str]
+) -> DatasetSpec:
     """The spec of an entry of config.dataset.concat, with the run's `classes`. Raises DataError if it has others."""
     spec = get_spec(part.name, part.root, part.source)
-    return match_classes(spec, classes, data.get("match_classes", "order"), f"dataset.concat.{key}", part.root)
+    return match_classes(
+        spec, classes, data.get("match_classes", "order"), f"dataset.concat.{key}", part.root
+    )
 
 
 def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
     """A split of the data set that `part` names (name, root, source), its images read as config.dataset says."""
-    return open_source(get_spec(part.name, part.root, part.source), part.root, split, source=part.source, **image_options(data))
+    return open_source(
+        get_spec(part.name, part.root, part.source),
+        part.root,
+        split,
+        source=part.source,
+        **image_options(data),
+    )
 
 
 def image_options(data: ConfigDict) -> dict[str, Any]:
     """What config.dataset says about reading images, as `open_source` takes it; missing data become the mean, 0 for the network."""
-    return dict(channels=data.channels, nodata=data.nodata, max_pixels=data.max_pixels, fill=data.image_mean)
+    return dict(
+        channels=data.channels, nodata=data.nodata, max_pixels=data.max_pixels, fill=data.image_mean
+    )
 
 
 def sample_indices(source: Source, class_balance: float) -> range | list[int]:
@@ -214,7 +290,10 @@ def sample_indices(source: Source, class_balance: float) -> range | list[int]:
     """
     if not class_balance:
         return range(len(source))
-    factors = histogram.repeat_factors(histogram.count_labels(source, source.spec.num_classes, progress=True)[:, :-1], class_balance)
+    factors = histogram.repeat_factors(
+        histogram.count_labels(source, source.spec.num_classes, progress=True)[:, :-1],
+        class_balance,
+    )
     log.info("config.dataset.class_balance=%g: %d of %d images are shown more than once an epoch, up to %d times", class_balance,
              (factors > 1).sum(), len(factors), factors.max())  # fmt: skip
     return np.repeat(np.arange(len(source)), factors).tolist()
@@ -234,8 +313,15 @@ def _parse_flags() -> None:
 class EvalSamples(Sequence):
     """Random access to {image [h, w, C], label [H, W] int32, name, views}, read when asked for; see `eval_samples`."""
 
-    def __init__(self, source: Source, resize: Sequence[int], dtype: str, scales: Sequence[float] = (1.0,)):
-        self._source, self.spec, self._resize, self._dtype = source, source.spec, tuple(resize), dtype
+    def __init__(
+        self, source: Source, resize: Sequence[int], dtype: str, scales: Sequence[float] = (1.0,)
+    ):
+        self._source, self.spec, self._resize, self._dtype = (
+            source,
+            source.spec,
+            tuple(resize),
+            dtype,
+        )
         self._scales = tuple(scales)
         short = [name.rsplit("/", 1)[-1] for name in source.names]
         self.names = short if len(set(short)) == len(short) else list(source.names)
@@ -249,8 +335,15 @@ class EvalSamples(Sequence):
         image, label = read(self._source, index % len(self), self._dtype)
         # Of the image as it is read, so that no scale is resized twice.
         views = scaled_views(image, self._resize, self._scales)
-        resized = views[self._scales.index(1)] if 1 in self._scales else resize_image(image, self._resize)
-        return {"image": resized, "label": label.astype(np.int32), "name": self.names[index], "views": views}
+        resized = (
+            views[self._scales.index(1)] if 1 in self._scales else resize_image(image, self._resize)
+        )
+        return {
+            "image": resized,
+            "label": label.astype(np.int32),
+            "name": self.names[index],
+            "views": views,
+        }
 
     def shape(self, index: int) -> tuple[int, int]:
         """(h, w) of the resized image, from the file's header."""
@@ -264,7 +357,13 @@ def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
     labels keep their size. Raises DataError.
     """
     part, spec = evaluated(config)
-    source = open_source(spec, part.root, split or config.dataset.val_split, source=part.source, **image_options(config.dataset))
+    source = open_source(
+        spec,
+        part.root,
+        split or config.dataset.val_split,
+        source=part.source,
+        **image_options(config.dataset),
+    )
     return EvalSamples(source, config.eval.resize, config.dataset.dtype, config.eval.scales)
 
 
@@ -281,5 +380,9 @@ def evaluated(config: ConfigDict) -> tuple[ConfigDict, DatasetSpec]:
     )
     spec = get_spec(part.name, part.root, part.source)
     named = next((f"eval.{key}" for key in ("root", "dataset", "source") if run[key]), "")
-    classes = data.get("classes", ()) or (get_spec(data.name, data.root, data.source).classes if named else ())
-    return part, match_classes(spec, classes, data.get("match_classes", "order"), named or "dataset.root", part.root)
+    classes = data.get("classes", ()) or (
+        get_spec(data.name, data.root, data.source).classes if named else ()
+    )
+    return part, match_classes(
+        spec, classes, data.get("match_classes", "order"), named or "dataset.root", part.root
+    )

@@ -1,8 +1,8 @@
 """The model zoo by name: `create_model`, `list_models`, and the tables of what there is.
 
-    model = create_model("pspnet_r50-d8", num_classes=19)
-    variables = init_variables(model, seed=0, image_shape=(1, 512, 1024, 3))
-    logits, out = model.apply(variables, images, train=False)
+model = create_model("pspnet_r50-d8", num_classes=19)
+variables = init_variables(model, seed=0, image_shape=(1, 512, 1024, 3))
+logits, out = model.apply(variables, images, train=False)
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ from jaxseg.models.heads.psp import PSPHead
 from jaxseg.models.heads.uper import UPerHead
 from jaxseg.models.initializers import Initializer, recording
 from jaxseg.models.layers import Layers
-from jaxseg.models.names import choose
 from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
+from jaxseg.registry import lookup
 
 BACKBONES = {
     "resnet": ResNet,
@@ -96,10 +96,10 @@ def _plain(value: Any) -> Any:
 def _constructor(table: Mapping[str, type], what: str, arguments: Mapping[str, Any], **common: Any):
     """The table's module with its arguments bound, checked against its fields."""
     arguments = dict(arguments)
-    module = choose(table, arguments.pop("name", None), what)
+    module = lookup(table, arguments.pop("name", None), what)
     fields = {n: None for n in inspect.signature(module).parameters if n not in ("parent", "name")}
     for key in arguments:
-        choose(fields, key, f"argument of {module.__name__}")
+        lookup(fields, key, f"argument of {module.__name__}")
     return functools.partial(module, **arguments, **common)
 
 
@@ -113,15 +113,25 @@ def _override(model: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             model[key] = _plain(value)
         else:
             owners = [(model["heads"]["decode"], HEADS), (model["backbone"], BACKBONES)]
-            fields = [set(inspect.signature(choose(table, part["name"], "part")).parameters) - {"parent", "name"} for part, table in owners]
+            fields = [
+                set(inspect.signature(lookup(table, part["name"], "part")).parameters)
+                - {"parent", "name"}
+                for part, table in owners
+            ]
             owner = next((part for (part, _), names in zip(owners, fields) if key in names), None)
             if owner is None:
-                choose(dict.fromkeys([*model, *RUNTIME_FIELDS, *fields[0], *fields[1]]), key, "argument of create_model")
+                lookup(
+                    dict.fromkeys([*model, *RUNTIME_FIELDS, *fields[0], *fields[1]]),
+                    key,
+                    "argument of create_model",
+                )
             owner[key] = _plain(value)
     return model
 
 
-def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **overrides: Any) -> Segmentor:
+def create_model(
+    config: ml_collections.ConfigDict | Mapping[str, Any] | str, **overrides: Any
+) -> Segmentor:
     """The model of `config.model`, or of a short name (see list_models).
 
     Keyword arguments override the config: num_classes, align_corners, dropout_rate, dtype (compute; parameters stay float32),
@@ -133,11 +143,13 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         ConfigError: an unknown name or argument, a map that the backbone does not give, or no number of classes.
     """
     if isinstance(config, str):
-        from jaxseg.config import model_config
+        from jaxseg.config.builders import model_config
 
         config = model_config(config)
     if not hasattr(config, "keys"):
-        raise ConfigError(f"create_model takes config.model or a short name (list_models() has them), not {config!r}.")
+        raise ConfigError(
+            f"create_model takes config.model or a short name (list_models() has them), not {config!r}."
+        )
     runtime = {k: overrides.pop(k) for k in RUNTIME_FIELDS if k in overrides}
     model = _override(_plain(config), overrides)
     for name, fields in declared_fields(model).items():
@@ -149,21 +161,34 @@ def create_model(config: ml_collections.ConfigDict | Mapping[str, Any] | str, **
         )  # fmt: skip
     norm = dict(model.get("norm", {}))
     for key in norm:
-        choose(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
-    layer = Layers(align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime)
+        lookup(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
+    layer = Layers(
+        align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime
+    )
     # MMSegmentation runs a cascade's earlier stages twice a training step, for their loss and for the next stage, and so moves
     # their running statistics twice.
     twice = dataclasses.replace(layer, momentum=layer.momentum**2)
     heads = {
-        name: _constructor(HEADS, "head", head, layer=twice if name.startswith("stage_") else layer, num_classes=model["num_classes"])
+        name: _constructor(
+            HEADS,
+            "head",
+            head,
+            layer=twice if name.startswith("stage_") else layer,
+            num_classes=model["num_classes"],
+        )
         for name, head in model["heads"].items()
     }
-    neck, backbone = model.get("neck", {}), _constructor(BACKBONES, "backbone", model["backbone"], layer=layer)
+    neck, backbone = (
+        model.get("neck", {}),
+        _constructor(BACKBONES, "backbone", model["backbone"], layer=layer),
+    )
     neck = _constructor(NECKS, "neck", neck, layer=layer) if neck.get("name") else None
     return Segmentor(backbone=backbone, heads=heads, layer=layer, neck=neck)
 
 
-def declared_fields(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def declared_fields(
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
     """What the heads of config.model leave open, () or 0, as the maps that they read have it: {head: {field: value}}.
 
     `feature_strides` are the backbone's, `channels` those of the maps together; a neck changes the maps' channels, not their
@@ -179,12 +204,23 @@ def declared_fields(config: ml_collections.ConfigDict | Mapping[str, Any]) -> di
         channels = (_constructor(NECKS, "neck", neck, layer=layer)().channels,) * len(channels)
     found = {}
     for name, head in model["heads"].items():
-        defaults = {n: p.default for n, p in inspect.signature(choose(HEADS, head.get("name"), "head")).parameters.items()}
+        defaults = {
+            n: p.default
+            for n, p in inspect.signature(
+                lookup(HEADS, head.get("name"), "head")
+            ).parameters.items()
+        }
         fields = defaults | head
         _check_maps(name, fields, model["backbone"]["name"], len(channels))
         index = (fields["in_index"],) if isinstance(fields["in_index"], int) else fields["in_index"]
-        found[name] = {"feature_strides": tuple(reductions[i] for i in index)} if fields.get("feature_strides") == () else {}
-        found[name] |= {"channels": sum(channels[i] for i in index)} if fields["channels"] == 0 else {}
+        found[name] = (
+            {"feature_strides": tuple(reductions[i] for i in index)}
+            if fields.get("feature_strides") == ()
+            else {}
+        )
+        found[name] |= (
+            {"channels": sum(channels[i] for i in index)} if fields["channels"] == 0 else {}
+        )
     return found
 
 
@@ -202,25 +238,33 @@ def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, maps: int) 
 
 def list_models(contains: str = "") -> list[str]:
     """Short names that create_model accepts, those of the published experiments: method, backbone, recipe."""
-    from jaxseg.config import published_models
+    from jaxseg.config.builders import published_models
 
     return [name for name in published_models() if contains in name]
 
 
-def variable_shapes(model: nn.Module, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:
+def variable_shapes(
+    model: nn.Module, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)
+) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables (jax.ShapeDtypeStruct) for images of this shape; nothing is computed."""
     keys = {"params": jax.random.key(0), "points": jax.random.key(0)}
-    return jax.eval_shape(lambda: model.init(keys, jnp.zeros(image_shape, jnp.float32), train=False))
+    return jax.eval_shape(
+        lambda: model.init(keys, jnp.zeros(image_shape, jnp.float32), train=False)
+    )
 
 
-def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)) -> dict[str, Any]:
+def init_variables(
+    model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)
+) -> dict[str, Any]:
     """Fresh variables as numpy float32 arrays: the model's own initializers, drawn by NumPy in a fraction of the time that
     compiling `model.init` takes. A parameter depends on (seed, its path), not on what else the model has."""
     sources: dict[str, Initializer] = {}
 
     def trace(key):
         with recording() as drawn:
-            variables = model.init({"params": key, "points": key}, jnp.zeros(image_shape, jnp.float32), train=False)
+            variables = model.init(
+                {"params": key, "points": key}, jnp.zeros(image_shape, jnp.float32), train=False
+            )
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
             sources[jax.tree_util.keystr(path)] = drawn[id(leaf)][1]
         return variables

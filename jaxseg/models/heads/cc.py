@@ -25,7 +25,9 @@ class CrissCrossAttention(nn.Module):
         itself = jnp.eye(height, dtype=bool)[None, :, None, :]
         column = jnp.where(itself, -jnp.inf, exact_einsum("bhwc,biwc->bhwi", query, key))
         row = exact_einsum("bhwc,bhjc->bhwj", query, key)
-        weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1), axis=-1).astype(value.dtype)
+        weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1), axis=-1).astype(
+            value.dtype
+        )
         context = jnp.einsum("bhwi,biwc->bhwc", weights[..., :height], value)
         context += jnp.einsum("bhwj,bhjc->bhwc", weights[..., height:], value)
         return x + LearnedScale(name="gamma")(context)
@@ -53,4 +55,6 @@ class CCHead(nn.Module):
             return y
 
         x = features[self.in_index]
-        return between_convs(self.layer, x, repeat, self.channels, self.num_classes, train=train), {}
+        return between_convs(
+            self.layer, x, repeat, self.channels, self.num_classes, train=train
+        ), {}

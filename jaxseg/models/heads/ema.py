@@ -69,10 +69,18 @@ class EMAHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, inputs = self.layer, features[self.in_index]
         x = layer.conv_norm_act(self.ema_channels, 3, name="ema_in_conv")(inputs, train=train)
-        mid = layer.conv_norm_act(self.ema_channels, 1, norm=False, activation="identity", name="ema_mid_conv")(x, train=train)
-        rebuilt = EMAttention(layer, self.num_bases, self.num_stages, self.momentum, name="ema_module")(mid, train=train)
-        rebuilt = layer.conv_norm_act(self.ema_channels, 1, activation="identity", name="ema_out_conv")(nn.relu(rebuilt), train=train)
-        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(nn.relu(x + rebuilt), train=train)
+        mid = layer.conv_norm_act(
+            self.ema_channels, 1, norm=False, activation="identity", name="ema_mid_conv"
+        )(x, train=train)
+        rebuilt = EMAttention(
+            layer, self.num_bases, self.num_stages, self.momentum, name="ema_module"
+        )(mid, train=train)
+        rebuilt = layer.conv_norm_act(
+            self.ema_channels, 1, activation="identity", name="ema_out_conv"
+        )(nn.relu(rebuilt), train=train)
+        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(
+            nn.relu(x + rebuilt), train=train
+        )
         x = jnp.concatenate([inputs.astype(x.dtype), x], axis=-1)
         x = layer.conv_norm_act(self.channels, 3, name="conv_cat")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}

@@ -18,7 +18,9 @@ def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Arr
         position = np.arange(x.shape[axis])[None]
         matrix = ((position >= starts) & (position < starts + window)) / window
         precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        x = jnp.moveaxis(jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision), 0, axis)
+        x = jnp.moveaxis(
+            jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision), 0, axis
+        )
     return x
 
 
@@ -43,7 +45,9 @@ class LRASPPHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, (*fine, x) = self.layer, [features[i] for i in self.in_index]
-        gate = layer.conv_norm_act(self.channels, 1, norm=False, use_bias=False, activation="sigmoid", name="image_pool.1")
+        gate = layer.conv_norm_act(
+            self.channels, 1, norm=False, use_bias=False, activation="sigmoid", name="image_pool.1"
+        )
         gate = layer.resize(gate(self.pool(x), train=train), x.shape[1:3])
         x = layer.conv_norm_act(self.channels, 1, name="aspp_conv")(x, train=train) * gate
         x = layer.conv(self.channels, 1, use_bias=True, name="conv_up_input")(x)
@@ -56,7 +60,11 @@ class LRASPPHead(nn.Module):
     def pool(self, x: jax.Array) -> jax.Array:
         """Averages of windows of x, or of all of it where that is smaller and `small_input` allows."""
         if self.small_input not in ("error", "global"):
-            raise ConfigError(f"small_input of LR-ASPP is '{self.small_input}'", field="model.heads.decode.small_input", hint="'error' or 'global'")
+            raise ConfigError(
+                f"small_input of LR-ASPP is '{self.small_input}'",
+                field="model.heads.decode.small_input",
+                hint="'error' or 'global'",
+            )
         if min(x.shape[1:3]) >= self.pool_size:
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():

@@ -16,9 +16,13 @@ class NonLocalBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         inner = max(x.shape[-1] // self.reduction, 1)
-        query, key, value = (flatten_positions(embed(self.layer, x, inner, name)) for name in ("theta", "phi", "g"))
+        query, key, value = (
+            flatten_positions(embed(self.layer, x, inner, name)) for name in ("theta", "phi", "g")
+        )
         context = attend(query, key, value, scale=inner**-0.5)
-        return x + restore(self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train)
+        return x + restore(
+            self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train
+        )
 
 
 class NonLocalHead(nn.Module):
@@ -37,4 +41,11 @@ class NonLocalHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = NonLocalBlock(self.layer, self.reduction, name="nl_block")
         x = features[self.in_index]
-        return between_convs(self.layer, x, lambda y: block(y, train=train), self.channels, self.num_classes, train=train), {}
+        return between_convs(
+            self.layer,
+            x,
+            lambda y: block(y, train=train),
+            self.channels,
+            self.num_classes,
+            train=train,
+        ), {}

@@ -1,0 +1,353 @@
+"""Reading prepared TFDS data sets, without TensorFlow: records that hold an encoded image and an encoded label.
+
+Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes (they hold class ids already, and
+dataset.json tells of which classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxseg.data import catalog
+from jaxseg.data.decode import (
+    Decoded,
+    Header,
+    ImageOptions,
+    decode,
+    decode_label,
+    inspect_image,
+    join_pair,
+    make_table,
+    map_label,
+)
+from jaxseg.data.decode.images import RGB
+from jaxseg.data.spec import DatasetSpec
+from jaxseg.errors import DataError
+from jaxseg.files import expand, read_json
+
+# Our name -> (TFDS's name, label map of what it holds). Its scene_parse150 is not here: that holds instances, not ADE20K's 150 classes.
+STOCK = {"cityscapes": ("cityscapes/semantic_segmentation", "cityscapes_ids")}
+IMAGES = ("image", "image_left")
+LABELS = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
+SYNONYMS = {"val": "validation", "validation": "val"}
+INFO, SPEC, NAMES = "dataset_info.json", "dataset.json", "names.json"
+
+
+# --- Finding ----------------------------------------------------------------------------------------------------------
+
+
+def find_prepared(name: str, root: str | Path) -> Path:
+    """The folder of the TFDS data set `name`: `root` itself, TFDS's own, one of this name, or the only one there; its newest version.
+
+    Raises DataError, which lists what is there.
+    """
+    if not root:
+        raise DataError(
+            f"The TFDS data set '{name}' needs its folder: --config.dataset.root=DIR, the --output of scripts/prepare_data.py."
+        )
+    root = expand(root)
+    if (root / INFO).is_file():
+        return root
+    found = [
+        file.parent for depth in ("*", "*/*", "*/*/*") for file in root.glob(f"{depth}/{INFO}")
+    ]
+    found = [
+        folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
+    ]  # not those unfinished
+    for prefix in (*STOCK.get(name, ())[:1], name, ""):
+        inside = [
+            folder
+            for folder in found
+            if f"{folder.relative_to(root).parent}/".startswith(prefix and f"{prefix}/")
+        ]
+        if len({folder.parent for folder in inside}) == 1:
+            return max(
+                inside, key=lambda folder: [int(number) for number in folder.name.split(".")]
+            )
+    if found:
+        there = ", ".join(sorted(str(folder.relative_to(root)) for folder in found))
+        raise DataError(
+            f"{root}: holds several data sets, {there}; set config.dataset.root to one of these folders."
+        )
+    there = (
+        ", ".join(sorted(file.name for file in root.glob("*"))[:5]) or "nothing"
+        if root.is_dir()
+        else "no such folder"
+    )
+    raise DataError(
+        f"{root}: no TFDS data set there ({there}); make one with `python scripts/prepare_data.py --name={name} --root=DIR "
+        f"--output={root}`, or read the files themselves with --config.dataset.source=files."
+    )
+
+
+def get_spec(name: str, root: str | Path) -> DatasetSpec:
+    """The spec of the TFDS data set `name` below `root`, with the label map of what its records hold. Raises DataError.
+
+    dataset.json beside the records tells all; without it the classes are those of the built-in data set, or of classes.txt (and
+    label_map.txt) in `root` for a 'folder'.
+    """
+    file = find_prepared(name, root) / SPEC
+    if file.is_file():
+        return _read_spec(file, name)
+    return (
+        stock_spec(name)
+        if name in STOCK
+        else dataclasses.replace(catalog.get_spec(name, root), layout=None)
+    )
+
+
+def stock_spec(name: str) -> DatasetSpec:
+    """The spec of TFDS's own data set `name`, one of STOCK."""
+    spec = catalog.get_spec(name)
+    return dataclasses.replace(spec, label_map=catalog.label_map(STOCK[name][1], spec.num_classes))
+
+
+def _read_spec(file: Path, name: str) -> DatasetSpec:
+    try:
+        facts = read_json(file)
+        facts["label_map"] = {int(raw): index for raw, index in facts["label_map"].items()}
+        facts.setdefault("label_ranges", ())  # of which older ones know nothing
+        for key in ("palette", "colors", "ignored_colors", "label_ranges"):
+            facts[key] = tuple(tuple(values) for values in facts[key])
+        for key in ("classes", "image_mean", "image_std", "official_ids"):
+            facts[key] = tuple(facts[key])
+        spec = DatasetSpec(**facts)
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"cannot be read as a data set's spec ({error!r})",
+            file=file,
+            hint="prepare the data set again",
+        ) from None
+    if name not in (spec.name, "folder"):
+        raise DataError(
+            f"{file}: these are records of '{spec.name}', not of '{name}'; set config.dataset.name={spec.name} or another root."
+        )
+    return dataclasses.replace(spec, name=name)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+class Records:
+    """The records of a split: a Source (see sources.py) of which `files` and `label_files` are the records' names."""
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        data: Any,
+        *,
+        keys: tuple[str, str],
+        names: list[str],
+        shards: list,
+        folder: Path,
+        options: ImageOptions,
+    ):
+        self.spec, self.options, self.names = spec, options, names
+        self.files = self.label_files = names
+        self._data, self._keys, self._shards, self._folder = data, keys, shards, folder
+        self._table = make_table(spec.label_map, spec.label_ranges)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(image, label); DataError if one is damaged, they differ in size, or an id is unknown."""
+        (image, label), where = self._record(index), self._where(index)
+        return join_pair(
+            decode(image, where, self.options),
+            self._decode_label(label, where),
+            self.options.fill,
+            where,
+            f"in {where},",
+        )
+
+    def read_decoded(self, index: int) -> Decoded:
+        return decode(self._record(index)[0], self._where(index), self.options)
+
+    def read_image(self, index: int) -> np.ndarray:
+        return self.read_decoded(index).filled(self.options.fill)
+
+    def read_label(self, index: int) -> np.ndarray:
+        return self._decode_label(self._record(index)[1], self._where(index))
+
+    def header(self, index: int) -> Header:
+        return inspect_image(
+            self._record(index)[0],
+            self._where(index),
+            self.options.channels,
+            max_pixels=self.options.max_pixels,
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with the shards' files and the label map."""
+        stats = [
+            (path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns)
+            for path, _ in self._shards
+        ]
+        return hashlib.sha256(repr((stats, self.spec)).encode()).hexdigest()
+
+    def _where(self, index: int) -> str:
+        return f"{self._folder}: record {self.names[index]}"
+
+    def _decode_label(self, data: bytes, where: str) -> np.ndarray:
+        return map_label(
+            decode_label(data, where, self.spec, max_pixels=self.options.max_pixels),
+            self._table,
+            self.spec,
+            where,
+        )
+
+    def _record(self, index: int) -> list[memoryview]:
+        """The encoded image and label of a record."""
+        try:
+            fields = parse_example(self._data[index])
+            return [fields[key] for key in self._keys]
+        except (RuntimeError, ValueError, LookupError, OSError) as error:
+            ends = itertools.accumulate(count for _, count in self._shards)
+            shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
+            reason = str(error).splitlines()[0][:200]
+            raise DataError(
+                f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or prepare it again."
+            ) from None
+
+
+def parse_example(record: bytes) -> dict[str, memoryview]:
+    """{name: its first bytes value} of a serialised tf.train.Example, as views: protobuf's own parser copies an image twice.
+
+    Features of other kinds are left out. Raises ValueError or LookupError for what is no Example.
+    """
+    found = {}
+    for features in _submessages(memoryview(record)).get(1, []):
+        for entry in _submessages(features).get(1, []):
+            parts = _submessages(entry)
+            for values in _submessages(parts[2][0]).get(1, []):
+                if data := _submessages(values).get(1):
+                    found[bytes(parts[1][0]).decode()] = data[0]
+    return found
+
+
+def _submessages(message: memoryview) -> dict[int, list[memoryview]]:
+    """{field number: payloads} of a protobuf message's length-delimited fields, which an Example's are down to the numbers."""
+    fields: dict[int, list[memoryview]] = {}
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        size, at = _varint(message, at)
+        if tag & 7 != 2 or at + size > len(message):
+            raise ValueError("not a tf.train.Example")
+        fields.setdefault(tag >> 3, []).append(message[at : at + size])
+        at += size
+    return fields
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number in protobuf's encoding, seven bits a byte, and where it ends."""
+    value = shift = 0
+    while message[at] & 128:
+        value |= (message[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | message[at] << shift, at + 1
+
+
+def open_records(
+    spec: DatasetSpec, root: str | Path, split: str, options: ImageOptions = RGB
+) -> Records:
+    """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; `options` say how images are read.
+
+    split: a plain name; 'val' and 'validation' stand for each other. Picklable; shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = find_prepared(spec.name, root)
+    try:
+        builder = tfds.builder_from_directory(folder)
+        formats = sorted(each.value for each in builder.info.available_file_formats())
+    except Exception as error:  # TFDS raises whatever its parsing runs into
+        raise DataError(
+            f"{folder / INFO}: cannot be read as TFDS's ({str(error).splitlines()[0]}); prepare the data set again."
+        ) from None
+    if "array_record" not in formats:
+        raise DataError(
+            f"{folder}: is stored as {', '.join(formats)}, which needs TensorFlow; prepare it as ArrayRecord, "
+            "`tfds.builder(..., file_format='array_record')`."
+        )
+    keys = (
+        _choose(builder.info.features, IMAGES, folder),
+        _choose(builder.info.features, LABELS, folder),
+    )
+    shape = builder.info.features[keys[1]].shape
+    if shape and shape[-1] not in (None, 1) and not spec.colors:
+        raise DataError(
+            f"{folder}: the feature '{keys[1]}' {shape} holds no single class id a pixel, so it is no label for segmentation."
+        )
+    split = split if split in builder.info.splits else SYNONYMS.get(split, split)
+    if split not in builder.info.splits:
+        raise DataError(
+            f"{folder}: the data set '{spec.name}' has no split '{split}'; it has {' and '.join(builder.info.splits)}."
+        )
+    shards = [
+        (str(each.filename), each.examples_in_shard)
+        for each in builder.info.splits[split].file_instructions
+    ]
+    for file, _ in shards:
+        if not Path(file).is_file():
+            raise DataError(
+                f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare the data set again."
+            )
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    data = builder.as_data_source(
+        split, deserialize_method=raw, file_format="array_record"
+    ).data_source
+    if not len(data):
+        raise DataError(
+            f"{folder}: its split '{split}' is empty; prepare the data set again, or set config.dataset.train_split or val_split."
+        )
+    return Records(
+        spec,
+        data,
+        keys=keys,
+        names=_names(folder, spec, split, len(data)),
+        shards=shards,
+        folder=folder,
+        options=options,
+    )
+
+
+def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
+    """The first of these features that is an encoded image, or plain bytes."""
+    import tensorflow_datasets as tfds
+
+    for name in filter(features.__contains__, wanted):
+        kind = features[name].np_dtype  # float images are those whose PNG TFDS reinterprets
+        if (
+            isinstance(features[name], tfds.features.Image)
+            and kind != np.float32
+            or isinstance(features[name], tfds.features.Text)
+        ):
+            return name
+    there = ", ".join(
+        f"{name} {type(feature).__name__}{feature.shape}" for name, feature in features.items()
+    )
+    raise DataError(
+        f"{folder}: none of its features is an image named {' or '.join(wanted)}; it has {there}."
+    )
+
+
+def _names(folder: Path, spec: DatasetSpec, split: str, count: int) -> list[str]:
+    """The records' names: those that scripts/prepare_data.py noted, else numbers."""
+    noted = read_json(folder / NAMES) if (folder / NAMES).is_file() else {}
+    if not isinstance(noted, dict):
+        raise DataError(
+            "holds no names of splits",
+            file=folder / NAMES,
+            hint="prepare the data set again, or remove the file",
+        )
+    return noted.get(split) or [f"{spec.name}-{split}-{index:05d}" for index in range(count)]
