@@ -15,12 +15,11 @@ from jaxseg import errors
 from jaxseg.config.defaults import IMAGENET
 from jaxseg.config.resolve import has_auto_weights
 from jaxseg.config.schema import DatasetConfig, Experiment
-from jaxseg.data import label_counts
 from jaxseg.data.pipeline import image_options, train_source
 from jaxseg.data.sources import Source, open_source
 from jaxseg.data.sources.records import find_prepared
 from jaxseg.data.spec import DatasetSpec
-from jaxseg.data.validate import statistics
+from jaxseg.data import label_counts, statistics
 from jaxseg.errors import DataError, JaxsegError
 
 log = logging.getLogger(__name__)
