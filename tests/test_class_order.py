@@ -92,9 +92,7 @@ def test_by_name_labels_mean_what_they_meant(tmp_path):
     for i in range(len(expected)):
         np.testing.assert_array_equal(found[i]["label"], expected[i]["label"])
     train = train_source(by_name)
-    np.testing.assert_array_equal(
-        train.read_label(1), train_source(run_config(same)).read_label(1)
-    )
+    np.testing.assert_array_equal(train.read_label(1), train_source(run_config(same)).read_label(1))
     joined = make_experiment(
         root=str(same),
         match_classes="name",
@@ -108,9 +106,7 @@ def test_by_name_labels_mean_what_they_meant(tmp_path):
         other / "classes.txt"
     )
     elsewhere = run_config(same, match_classes="name", evaluation=dict(root=str(other)))
-    np.testing.assert_array_equal(
-        eval_samples(elsewhere)[0]["label"], expected[0]["label"]
-    )
+    np.testing.assert_array_equal(eval_samples(elsewhere)[0]["label"], expected[0]["label"])
     with pytest.raises(DataError) as error:
         eval_samples(in_order(elsewhere))
     assert error.value.field == "eval.root"
@@ -128,10 +124,7 @@ def test_reordered_specs_keep_values_colours_and_official_labels(tmp_path):
     city = catalog.get_spec("cityscapes")
     moved = class_order.reorder(city, city.classes[::-1])
     assert moved.label_map[7] == 18 and moved.label_map[33] == 0 and moved.label_map[0] == 255
-    assert (
-        label_map_of(moved, "identity")[0][0] == 18
-        and label_map_of(city, "identity")[0][0] == 0
-    )
+    assert label_map_of(moved, "identity")[0][0] == 18 and label_map_of(city, "identity")[0][0] == 0
     assert class_order.match_classes(city, (), "order", "") is city
 
 

@@ -40,6 +40,4 @@ def load_spec(dataset: DatasetConfig) -> DatasetSpec:
         DataError: The data set cannot be read, or its classes are not those of the run (`dataset.classes`).
     """
     spec = get_spec(dataset.name, dataset.root, dataset.source)
-    return match_classes(
-        spec, dataset.classes, dataset.match_classes, "dataset.root", dataset.root
-    )
+    return match_classes(spec, dataset.classes, dataset.match_classes, "dataset.root", dataset.root)
