@@ -264,11 +264,14 @@ def _parsed_flags() -> Iterator[None]:
     if flags.FLAGS.is_parsed():
         yield
         return
+    absl_log = logging.getLogger("absl")  # whose level follows a flag
+    level = absl_log.level
     flags.FLAGS.mark_as_parsed()
     try:
         yield
     finally:
         flags.FLAGS.unparse_flags()
+        absl_log.setLevel(level)
 
 
 def train_source(dataset: DatasetConfig, spec: DatasetSpec) -> Source:
