@@ -1,7 +1,7 @@
-"""Settings of a process that loads data: for worker processes, and for programs that own their process.
+"""Settings of a process that loads data: of worker processes, and of programs like the scripts.
 
-Nothing here is called by the library in its caller's process: `tune_process` is for scripts (jaxseg.cli), and
-`start_worker` runs in the worker processes that the pipeline starts.
+Nothing here is called by the library in its caller's process: `tune_process` is for scripts
+(jaxseg.cli), and `start_worker` runs in the worker processes that the pipeline starts.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ NODATA_NOISE = "parsing GDAL_NODATA tag raised"  # tifffile's warning about valu
 def tune_process() -> None:
     """Make loading fast in this process: one thread per OpenCV call, and freed memory is kept.
 
-    Batches are made in parallel already, so OpenCV's own threads would only compete for the cores. Getting the
-    megabytes of every image from the system anew takes a tenth of the loading time.
+    Batches are made in parallel already, so OpenCV's own threads would only compete for the cores.
+    Getting the megabytes of every image from the system anew takes a tenth of the loading time.
     """
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
@@ -36,12 +36,12 @@ def tune_process() -> None:
 
 
 def silence_nodata(record: logging.LogRecord) -> bool:
-    """Filter for tifffile's logger: drop warnings about no-data values, which jaxseg reads itself."""
+    """Drop tifffile's warnings about no-data values, which jaxseg reads itself."""
     return NODATA_NOISE not in str(record.msg)
 
 
 def start_worker(index: int, count: int) -> None:
-    """Set up worker process `index` of `count`: tune it, log like the scripts, and end with the training process.
+    """Set up worker process `index` of `count`: tune it, and end it with the training process.
 
     A training process that is killed cannot stop its workers.
     """
