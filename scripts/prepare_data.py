@@ -16,7 +16,7 @@ import shlex
 from absl import flags
 
 from jaxseg import cli, files
-from jaxseg.data.prepare.writer import CODECS, PLAN
+from jaxseg.data.prepare.codecs import CODECS
 
 __doc__ = __doc__.format(codecs="\n".join(f"  {name:5} {what}" for name, what in CODECS.items()))
 
@@ -45,7 +45,7 @@ CHANNELS = flags.DEFINE_integer(
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.data.prepare.writer import prepare
+    from jaxseg.data.prepare.writer import PLAN, prepare
 
     files.check_output(OUTPUT.value, "--output")
     folder = prepare(
