@@ -1,11 +1,10 @@
-"""Reading prepared TFDS data sets, without TensorFlow: records that hold an encoded image and an encoded label.
+"""Reading prepared TFDS data sets without TensorFlow: records of an encoded image and an encoded label.
 
-Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes (they hold class ids already, and
-dataset.json tells of which classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
+Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes (whose dataset.json
+describes the classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import catalog
+from jaxseg.data.builtin import builtin_spec, named_label_map
 from jaxseg.data.decode import (
     Decoded,
     Header,
@@ -27,19 +26,23 @@ from jaxseg.data.decode import (
     map_label,
 )
 from jaxseg.data.decode.images import RGB
+from jaxseg.data.folder_spec import read_folder_spec
+from jaxseg.data.sources.base import hash_facts
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_json
 
-# Our name -> (TFDS's name, label map of what it holds). Its scene_parse150 is not here: that holds instances, not ADE20K's 150 classes.
+# Our name -> (TFDS's name, name of the label map of its records). TFDS's scene_parse150 is not here: it holds
+# instances, not the 150 classes of ADE20K.
 STOCK = {"cityscapes": ("cityscapes/semantic_segmentation", "cityscapes_ids")}
-IMAGES = ("image", "image_left")
+IMAGES = ("image", "image_left")  # names of features
 LABELS = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
 SYNONYMS = {"val": "validation", "validation": "val"}
 INFO, SPEC, NAMES = "dataset_info.json", "dataset.json", "names.json"
+VARINT_BYTES = 10  # the longest number in protobuf's encoding
 
 
-# --- Finding ----------------------------------------------------------------------------------------------------------
+# --- Finding ---
 
 
 def find_prepared(name: str, root: str | Path) -> Path:
@@ -87,37 +90,42 @@ def find_prepared(name: str, root: str | Path) -> Path:
 
 
 def get_spec(name: str, root: str | Path) -> DatasetSpec:
-    """The spec of the TFDS data set `name` below `root`, with the label map of what its records hold. Raises DataError.
+    """Return the spec of the TFDS data set `name` below `root`, with the label map of its records.
 
-    dataset.json beside the records tells all; without it the classes are those of the built-in data set, or of classes.txt (and
-    label_map.txt) in `root` for a 'folder'.
+    A dataset.json beside the records describes it. Without one the classes are those of the built-in data set, or, of
+    a `folder`, those of the classes.txt (and label_map.txt) in `root`.
+
+    Raises:
+        DataError: There is no such data set, or its description is unusable.
     """
     file = find_prepared(name, root) / SPEC
     if file.is_file():
         return _read_spec(file, name)
-    return (
-        stock_spec(name)
-        if name in STOCK
-        else dataclasses.replace(catalog.get_spec(name, root), layout=None)
-    )
+    if name in STOCK:
+        return stock_spec(name)
+    spec = read_folder_spec(root) if name == "folder" else builtin_spec(name, root)
+    return dataclasses.replace(spec, layout=None)
 
 
 def stock_spec(name: str) -> DatasetSpec:
-    """The spec of TFDS's own data set `name`, one of STOCK."""
-    spec = catalog.get_spec(name)
-    return dataclasses.replace(spec, label_map=catalog.label_map(STOCK[name][1], spec.num_classes))
+    """Return the spec of TFDS's own data set `name`, one of STOCK."""
+    spec = builtin_spec(name)
+    return dataclasses.replace(spec, label_map=named_label_map(STOCK[name][1], spec.num_classes))
 
 
 def _read_spec(file: Path, name: str) -> DatasetSpec:
+    """Read the dataset.json of records."""
     try:
-        facts = read_json(file)
-        facts["label_map"] = {int(raw): index for raw, index in facts["label_map"].items()}
-        facts.setdefault("label_ranges", ())  # of which older ones know nothing
+        fields = read_json(file)
+        fields["label_map"] = {int(raw): index for raw, index in fields["label_map"].items()}
+        fields.setdefault("label_ranges", ())  # which early files lack
+        if "official_ids" in fields:  # the name in files of the first edition
+            fields["submission_ids"] = fields.pop("official_ids")
         for key in ("palette", "colors", "ignored_colors", "label_ranges"):
-            facts[key] = tuple(tuple(values) for values in facts[key])
-        for key in ("classes", "image_mean", "image_std", "official_ids"):
-            facts[key] = tuple(facts[key])
-        spec = DatasetSpec(**facts)
+            fields[key] = tuple(tuple(values) for values in fields[key])
+        for key in ("classes", "image_mean", "image_std", "submission_ids"):
+            fields[key] = tuple(fields[key])
+        spec = DatasetSpec(**fields)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,16 +136,20 @@ def _read_spec(file: Path, name: str) -> DatasetSpec:
         ) from None
     if name not in (spec.name, "folder"):
         raise DataError(
-            f"{file}: these are records of '{spec.name}', not of '{name}'; set config.dataset.name={spec.name} or another root."
+            f"{file}: these are records of '{spec.name}', not of '{name}'; set "
+            f"config.dataset.name={spec.name} or another root."
         )
     return dataclasses.replace(spec, name=name)
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------------
+# --- Reading ---
 
 
-class Records:
-    """The records of a split: a Source (see sources.py) of which `files` and `label_files` are the records' names."""
+class ArrayRecordSource:
+    """A `Source` of the records of a split; `files` and `label_files` are the records' names.
+
+    It can be pickled: shards are opened when they are first read.
+    """
 
     def __init__(
         self,
@@ -146,10 +158,21 @@ class Records:
         *,
         keys: tuple[str, str],
         names: list[str],
-        shards: list,
+        shards: Sequence[tuple[str, int]],
         folder: Path,
         options: ImageOptions,
     ):
+        """Create a source of serialised examples.
+
+        Args:
+            spec: The data set.
+            data: TFDS's data source of raw bytes: random access to serialised examples.
+            keys: Features that hold the encoded image and the encoded label.
+            names: Name of each record.
+            shards: (file, number of records) in order, for the fingerprint and for messages.
+            folder: Of the data set, for messages.
+            options: How images are read.
+        """
         self.spec, self.options, self.names = spec, options, names
         self.files = self.label_files = names
         self._data, self._keys, self._shards, self._folder = data, keys, shards, folder
@@ -159,7 +182,7 @@ class Records:
         return len(self.names)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(image, label); DataError if one is damaged, they differ in size, or an id is unknown."""
+        """See `Source.read`."""
         (image, label), where = self._record(index), self._where(index)
         return join_pair(
             decode(image, where, self.options),
@@ -170,15 +193,19 @@ class Records:
         )
 
     def read_decoded(self, index: int) -> Decoded:
+        """See `Source.read_decoded`."""
         return decode(self._record(index)[0], self._where(index), self.options)
 
     def read_image(self, index: int) -> np.ndarray:
+        """See `Source.read_image`."""
         return self.read_decoded(index).filled(self.options.fill)
 
     def read_label(self, index: int) -> np.ndarray:
+        """See `Source.read_label`."""
         return self._decode_label(self._record(index)[1], self._where(index))
 
     def header(self, index: int) -> Header:
+        """See `Source.header`."""
         return inspect_image(
             self._record(index)[0],
             self._where(index),
@@ -187,12 +214,12 @@ class Records:
         )
 
     def fingerprint(self) -> str:
-        """Changes with the shards' files and the label map."""
+        """See `Source.fingerprint`."""
         stats = [
             (path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns)
             for path, _ in self._shards
         ]
-        return hashlib.sha256(repr((stats, self.spec)).encode()).hexdigest()
+        return hash_facts(stats, self.spec)
 
     def _where(self, index: int) -> str:
         return f"{self._folder}: record {self.names[index]}"
@@ -259,12 +286,12 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 def open_records(
     spec: DatasetSpec, root: str | Path, split: str, options: ImageOptions = RGB
-) -> Records:
+) -> ArrayRecordSource:
     """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; `options` say how images are read.
 
     split: a plain name; 'val' and 'validation' stand for each other. Picklable; shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; files never need it
 
     folder = find_prepared(spec.name, root)
     try:
@@ -310,7 +337,7 @@ def open_records(
         raise DataError(
             f"{folder}: its split '{split}' is empty; prepare the data set again, or set config.dataset.train_split or val_split."
         )
-    return Records(
+    return ArrayRecordSource(
         spec,
         data,
         keys=keys,
@@ -323,7 +350,7 @@ def open_records(
 
 def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
     """The first of these features that is an encoded image, or plain bytes."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; files never need it
 
     for name in filter(features.__contains__, wanted):
         kind = features[name].np_dtype  # float images are those whose PNG TFDS reinterprets
