@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -273,11 +272,6 @@ def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:
     """
     with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=not strict) + "\n", encoding="utf-8")
-
-
-def hash_of(*values: Any) -> str:
-    """Return the SHA-256 of the values' text (`repr`), as hexadecimal digits."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def cache_dir() -> Path:

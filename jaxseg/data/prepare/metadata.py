@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxseg.data import catalog
+from jaxseg.data.builtin import named_label_map
 from jaxseg.data.sources import records
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.files import read_json
@@ -63,7 +63,7 @@ def write_metadata(
         stock = records.STOCK[spec.name][0]
         info = tfds.builder(stock, data_dir=stock_root, file_format="array_record").info
     else:
-        identity = catalog.label_map("identity", spec.num_classes)
+        identity = named_label_map("identity", spec.num_classes)
         written = dataclasses.replace(
             spec,
             label_map=identity,

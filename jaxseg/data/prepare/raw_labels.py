@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from jaxseg.constants import IGNORE
-from jaxseg.data.catalog import label_map
+from jaxseg.data.builtin import named_label_map
 from jaxseg.data.decode.formats import UNREADABLE
 from jaxseg.data.decode.labels import MEND_LABEL, UNKNOWN, decode_label, make_table, map_label
 from jaxseg.data.spec import DatasetSpec
@@ -216,5 +216,5 @@ def context_ids(spec: DatasetSpec) -> dict[int, int]:
 
 def coco_ids(spec: DatasetSpec) -> dict[int, int]:
     """Return the label map of COCO-Stuff 10K, which counts from 1 and has 0 for unlabelled; the 164K one counts from 0."""
-    ids = label_map("coco_stuff_ids", spec.num_classes)
+    ids = named_label_map("coco_stuff_ids", spec.num_classes)
     return {0: IGNORE} | {raw + 1: index for raw, index in ids.items()}

@@ -14,9 +14,9 @@ from jaxseg.data.decode import decode_label, make_table, map_label
 from jaxseg.data.prepare import raw_datasets
 from jaxseg.data.prepare.raw_datasets import ConversionTask, Item
 from jaxseg.data.sources import records
+from jaxseg.data.sources.base import hash_facts
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
-from jaxseg.files import hash_of
 
 EVALUATION_SETS = ("dark_zurich", "night_driving")  # without a training split
 ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
@@ -80,11 +80,11 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
     if name in raw_datasets.NAMES:
         try:
             tasks = raw_datasets.list_tasks(name, root, split)
-            state = hash_of(str(root), [(task.name, *_stats(task.files)) for task in tasks])
+            state = hash_facts(str(root), [(task.name, *_stats(task.files)) for task in tasks])
             return SourceSplit(split, tasks, state)
         except DataError as error:
             not_a_download = error
-            if not spec.layout.lies_in(Path(root)):
+            if not spec.layout.exists_in(Path(root)):
                 raise
     try:
         source = sources.open_source(spec, root, split, channels=channels or 3)
@@ -99,7 +99,7 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
         for index, stem in enumerate(source.names)
     ]
     files = (file for file in source.files if os.path.isfile(file))
-    state = hash_of(source.fingerprint(), _stats(files))
+    state = hash_facts(source.fingerprint(), _stats(files))
     return SourceSplit(split, tasks, state, channels or 3)
 
 
