@@ -18,8 +18,18 @@ from jaxseg.registry import lookup
 
 # Their official downloads need conversion (scripts/prepare_data.py) before they can be read in place.
 CONVERTED = (
-    "voc12aug", "pascal_context", "pascal_context_59", "coco_stuff10k", "potsdam", "vaihingen", "isaid", "camvid", "drive",
-    "chase_db1", "hrf", "stare",
+    "voc12aug",
+    "pascal_context",
+    "pascal_context_59",
+    "coco_stuff10k",
+    "potsdam",
+    "vaihingen",
+    "isaid",
+    "camvid",
+    "drive",
+    "chase_db1",
+    "hrf",
+    "stare",
 )
 SUBMITS_CLASS_INDEX = ("loveda",)  # the benchmark wants class indices, not the values in its labels
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxseg.config.schema import DatasetConfig
 from jaxseg.data import builtin
 from jaxseg.data.builtin import list_datasets as list_datasets
+from jaxseg.data.builtin import named_label_map as label_map  # noqa: F401 - until callers are renamed
 from jaxseg.data.class_order import match_classes
 from jaxseg.data.folder_spec import read_folder_spec
 from jaxseg.data.sources import records, shapes
@@ -39,6 +40,4 @@ def load_spec(dataset: DatasetConfig) -> DatasetSpec:
         DataError: The data set cannot be read, or its classes are not those of the run (`dataset.classes`).
     """
     spec = get_spec(dataset.name, dataset.root, dataset.source)
-    return match_classes(
-        spec, dataset.classes, dataset.match_classes, "dataset.root", dataset.root
-    )
+    return match_classes(spec, dataset.classes, dataset.match_classes, "dataset.root", dataset.root)

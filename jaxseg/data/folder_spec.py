@@ -56,9 +56,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
         (line.number, line.number, IGNORE if line.ignored else next(order)) for line in lines
     ]
     short = [found for found in ranges if found[1] - found[0] < SHORT_RANGE]
-    label_map = {
-        value: index for first, last, index in short for value in range(first, last + 1)
-    }
+    label_map = {value: index for first, last, index in short for value in range(first, last + 1)}
     declared = tuple(line.color for line in classes)
     defaults = default_palette(len(classes))
     return DatasetSpec(
@@ -91,4 +89,6 @@ def default_palette(count: int) -> list[tuple[int, int, int]]:
     """Return `count` distinct RGB colours: hues a golden section apart, at three levels of brightness."""
     levels = ((0.75, 0.95), (0.95, 0.65), (0.45, 0.85))
     colors = (colorsys.hsv_to_rgb(i * 0.618034 % 1, *levels[i % 3]) for i in range(count))
-    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors]
+    return [
+        (round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors
+    ]

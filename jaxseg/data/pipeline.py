@@ -150,6 +150,9 @@ def read_pair(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.nd
     return image, label
 
 
+read = read_pair  # until callers are renamed
+
+
 def check_dtype(dtype: str, expected: str, file: str) -> None:
     """Raise DataError unless an image has the dtype of the data set."""
     if dtype != expected:
@@ -211,9 +214,7 @@ def train_batches(
     )
     indices = sample_indices(source, dataset.class_balance)
     epochs = ENDLESS // len(indices) + 1  # Grain's own endlessness overflows with batches of one
-    order = (
-        grain.MapDataset.source(indices).seed(seed).shuffle().repeat(epochs).batch(batch_size)
-    )
+    order = grain.MapDataset.source(indices).seed(seed).shuffle().repeat(epochs).batch(batch_size)
     batches = order.map_with_index(loader)[start:]
     open_batches = functools.partial(_open_batches, batches, dataset.num_workers)
     return TrainBatches(order, open_batches, source.files, start)
@@ -291,7 +292,10 @@ def train_source(dataset: DatasetConfig, spec: DatasetSpec) -> Source:
 
 
 def _open_split(
-    spec: DatasetSpec, ref: DatasetConfig | ConcatConfig | DatasetRef, dataset: DatasetConfig, split: str
+    spec: DatasetSpec,
+    ref: DatasetConfig | ConcatConfig | DatasetRef,
+    dataset: DatasetConfig,
+    split: str,
 ) -> Source:
     """Open a split of the data set at `ref`, its images read as `dataset` says."""
     return open_source(spec, ref.root, split, source=ref.source, **image_options(dataset))

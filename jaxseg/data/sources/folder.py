@@ -75,9 +75,7 @@ class FolderSource:
         )
 
 
-def label_map_of(
-    spec: DatasetSpec, name: str
-) -> tuple[Mapping[int, int], tuple[LabelRange, ...]]:
+def label_map_of(spec: DatasetSpec, name: str) -> tuple[Mapping[int, int], tuple[LabelRange, ...]]:
     """Return the label map of this name over the classes of `spec`, and its ranges.
 
     The map of the official labels, the last of the layout, is the spec's own; others follow its order of classes.
