@@ -10,6 +10,7 @@ from helpers.data_helpers import write_png
 from PIL import Image
 from scipy.io import savemat
 
+from jaxseg.data.builtin import CONVERTED
 from jaxseg.data.catalog import get_spec
 from jaxseg.data.decode import decode_image
 from jaxseg.data.prepare import raw_datasets
@@ -206,6 +207,7 @@ def along(row: np.ndarray) -> list[int]:
 
 def test_every_set_is_tested():
     assert tuple(SETS) == raw_datasets.NAMES
+    assert set(raw_datasets.NAMES) == set(CONVERTED)  # what messages know of these
 
 
 @pytest.mark.parametrize("name", SETS)

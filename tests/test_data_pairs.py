@@ -127,10 +127,11 @@ def test_a_broken_link(folder):
     file.symlink_to("/nowhere/gone.png")
     error = refused(folder)
     assert error.file == str(file) and "/nowhere/gone.png" in error.problem
-    config = make_experiment(root=str(folder))
+    experiment = make_experiment(root=folder)
+    spec = catalog.load_spec(experiment.dataset)
     assert [
         (problem.kind, problem.file)
-        for problem in report.check_data(config).problems
+        for problem in report.check_data(experiment.dataset, experiment.eval, spec).problems
         if problem.kind != "leak"
     ] == [("damaged image", str(file))]
     file.rename(file.with_suffix(".txt"))
@@ -315,7 +316,9 @@ def test_labels_that_no_image_has(folder):
         "labels/train/sub/y.tif",
         "labels/train/x.png",
     ]
-    split = checks.find_splits(make_experiment(root=str(folder), train_split="train[:1]"))[0]
+    experiment = make_experiment(root=folder, train_split="train[:1]")
+    spec = catalog.load_spec(experiment.dataset)
+    split = checks.find_splits(experiment.dataset, experiment.eval, spec)[0]
     assert len(split.unused_labels()) == 2  # the rest of the split's images still own their labels
 
 

@@ -15,9 +15,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tifffile
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import (
+    eval_samples,
+    make_experiment,
+    make_folder,
+    train_batches,
+    write_png,
+)
 
-from jaxseg.data import catalog, pipeline, sources
+from jaxseg.data import catalog, sources
 from jaxseg.data.decode import ImageOptions, decode_image
 from jaxseg.data.prepare import codecs, raw_datasets, splits, writer
 from jaxseg.data.sources import records
@@ -86,17 +92,15 @@ def test_tfds_itself_reads_it(tmp_path, codec):
 def test_training_reads_it(tmp_path):
     root = make_folder(tmp_path / "mine")
     writer.prepare("folder", root, tmp_path / "out", codec="zstd")
-    files, prepared = (
-        make_config(root=str(root)),
-        make_config(root=str(tmp_path / "out"), source="tfds"),
-    )
-    batches = [pipeline.train_batches(config, devices=1) for config in (files, prepared)]
+    files = make_experiment(root=root)
+    prepared = make_experiment(root=tmp_path / "out", source="tfds")
+    batches = [train_batches(experiment, devices=1) for experiment in (files, prepared)]
     for _ in range(3):
         a, b = (next(each) for each in batches)
         assert all(np.array_equal(a[key], b[key]) for key in a)
     for each in batches:
         each.close()
-    assert pipeline.eval_samples(prepared).names == ["v0", "v1"]
+    assert eval_samples(prepared).names == ["v0", "v1"]
 
 
 def test_colour_labels_become_ids(tmp_path):
@@ -308,9 +312,7 @@ def test_cityscapes_zips_become_the_stock_data_set(tmp_path):
     assert record["image_id"] == b"ulm_000001_000019" and set(
         np.unique(record["segmentation_label"])
     ) == {3, 26}
-    samples = pipeline.eval_samples(
-        make_config("cityscapes", root=str(tmp_path / "out"), source="tfds")
-    )
+    samples = eval_samples(make_experiment("cityscapes", root=tmp_path / "out", source="tfds"))
     assert samples.names == ["ulm_000001_000019"]
     np.testing.assert_array_equal(samples[0]["image"], record["image_left"])
     assert (samples[0]["label"][0] == 255).all() and (samples[0]["label"][1:] == 13).all()

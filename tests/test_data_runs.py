@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg import checkpoint, convert, optim, visualize
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
 from jaxseg.config.resolve import fill_class_weights, resolve
 from jaxseg.data import label_counts as histogram
 from jaxseg.data import pipeline, statistics
