@@ -1,6 +1,7 @@
 """Pictures: sizes, colours, and label files that hold the ids."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -202,3 +203,16 @@ def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
 def test_a_long_name_is_written(tmp_path):
     path = visualize.save_picture(tmp_path, "n" * 250, np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_matplotlib_other_names_are_numbers(monkeypatch, caplog):
+    """It is an optional dependency."""
+    for cached in (fonts._default_letters, fonts._find_font, fonts._log_missing):
+        cached.cache_clear()
+    for name in ("matplotlib", "matplotlib.ft2font"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for _ in range(2):
+        np.testing.assert_array_equal(strip("дорога"), strip("class 0"))
+    assert (strip("road") != strip("class 0")).any()
+    assert len(caplog.records) == 1 and "matplotlib" in caplog.text
+    fonts._log_missing.cache_clear()
