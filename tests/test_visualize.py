@@ -49,6 +49,17 @@ def test_image_of_another_size_is_resized_to_the_mask():
     assert visualize.overlay(image, mask, PALETTE, CLASSES).shape[1] == 600
 
 
+def test_any_image_becomes_a_picture():
+    image = np.random.default_rng(0).integers(0, 60000, (9, 8, 5)).astype(np.uint16)
+    rgb = visualize.to_rgb(image)
+    assert rgb.shape == (9, 8, 3) and rgb.dtype == np.uint8
+    assert rgb.min() == 0 and rgb.max() == 255
+    grey = visualize.to_rgb(image[..., :2].astype(np.float32))
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    same = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    np.testing.assert_array_equal(visualize.to_rgb(same), same)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (1024, 2048)])
 def test_panel_has_three_columns(size):
     image, mask = scene(*size)
