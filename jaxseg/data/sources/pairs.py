@@ -204,7 +204,7 @@ def _count_names(listing: Path) -> Counter[str]:
 
 
 def left_out(spec: DatasetSpec, root: str | Path, part: str) -> str:
-    """Return one line about files of a part that are not read, or names listed twice; "" for none."""
+    """Return one line about unread files of a part, or names listed twice; "" for none."""
     root, layout = expand(root), _layout(spec)
     if not layout.listing:
         folder, images = _part_files(layout, root, part)
@@ -364,7 +364,7 @@ def _normal_form(name: str) -> str:
 
 
 def _extends(name: str, stem: str) -> bool:
-    """Return whether a name adds something to a stem: 's00-mask', 'mask_s00' of 's00', not 's001'."""
+    """Return whether a name extends a stem: 's00-mask' and 'mask_s00' extend 's00', not 's001'."""
     if name.startswith(stem):
         rest = name.removeprefix(stem)
         return bool(rest) and not rest[0].isalnum()
@@ -431,7 +431,7 @@ def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> Data
 
 
 def _similar_folder(root: Path, folder: Path) -> str:
-    """Return ' There is .../Images: rename it to images.', "" if no name is like the missing one."""
+    """Return ' There is .../Images: ...' if a name is like the missing one, else ""."""
     missing = folder
     while missing != root and not missing.parent.is_dir():
         missing = missing.parent
