@@ -1,14 +1,20 @@
 """Files and paths: `~` expanded, text read whatever wrote it, files that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
+
 from jaxseg.errors import ConfigError, DataError, JaxsegError
+
+log = logging.getLogger(__name__)
 
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
 MARKS = (
@@ -198,6 +204,55 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+# What locking raises on network storage that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterator[None]:
+    """Hold a lock on making `path`, so that one process or thread makes it while the others wait.
+
+    The block must first check whether `path` is there by now. The lock is the file `.NAME.lock` beside it, which is
+    removed once `path` exists; the lock of a process that dies is released. The folder is made if it is missing.
+
+    Args:
+        path: The file or folder to make.
+        waiting: Message that is logged once if the lock is held elsewhere.
+        wait: Wait for the lock; otherwise raise an error.
+
+    Raises:
+        JaxsegError: The lock file cannot be written, or the lock is held elsewhere and `wait` is False.
+    """
+    path = Path(path)
+    lock = filelock.FileLock(path.with_name(f".{path.name[-48:]}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            if not wait:
+                raise JaxsegError("another process is writing it", file=path) from None
+            if waiting:
+                log.info("%s", waiting)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise JaxsegError(
+                f"cannot be written ({error.strerror or error})", file=path
+            ) from error
+        log.warning(
+            "%s cannot be locked (%s): see that no other process writes it", path, error.strerror
+        )
+    try:
+        yield
+    finally:
+        # A process that opened the lock file before it was removed gets its lock, and finds `path` there.
+        if path.exists():
+            with contextlib.suppress(OSError):  # on Windows the release removes it
+                Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:

@@ -9,7 +9,7 @@ import unicodedata
 import cv2
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
 
 from jaxseg.data import catalog
@@ -76,7 +76,7 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
     assert [file.name for file in find_images(folder / "images/train")] == sorted(
         ["t0.png", "t1.png", name]
     )
-    catalog.check(make_config(root=str(folder)))
+    check_experiment(make_experiment(root=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
     assert [file.name for file in find_images(folder / "images/train")] == ["t0.png", "t1.png"]
     with caplog.at_level(logging.INFO):
-        catalog.check(make_config(root=str(folder)))
+        check_experiment(make_experiment(root=str(folder)))
     kind = next((f" ({kind})" for kind in DOCUMENTS if name.endswith(kind)), "")
     assert [
         record.getMessage() for record in caplog.records if "left out" in record.getMessage()
@@ -127,7 +127,7 @@ def test_a_broken_link(folder):
     file.symlink_to("/nowhere/gone.png")
     error = refused(folder)
     assert error.file == str(file) and "/nowhere/gone.png" in error.problem
-    config = make_config(root=str(folder))
+    config = make_experiment(root=str(folder))
     assert [
         (problem.kind, problem.file)
         for problem in report.check_data(config).problems
@@ -315,7 +315,7 @@ def test_labels_that_no_image_has(folder):
         "labels/train/sub/y.tif",
         "labels/train/x.png",
     ]
-    split = checks.find_splits(make_config(root=str(folder), train_split="train[:1]"))[0]
+    split = checks.find_splits(make_experiment(root=str(folder), train_split="train[:1]"))[0]
     assert len(split.unused_labels()) == 2  # the rest of the split's images still own their labels
 
 

@@ -22,7 +22,7 @@ from jaxseg.data.decode import ImageOptions, decode_image
 from jaxseg.data.prepare import raw_datasets as official
 from jaxseg.data.prepare import writer
 from jaxseg.data.sources import records
-from jaxseg.data.validate.statistics import read_statistics, write_statistics
+from jaxseg.data.statistics import read_statistics, write_statistics
 from jaxseg.errors import DataError
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)}

@@ -13,10 +13,9 @@ from jaxseg import checkpoint, convert, optim, visualize
 from jaxseg.config.builders import get_experiment
 from jaxseg.config.resolve import fill_class_weights, resolve
 from jaxseg.data import label_counts as histogram
-from jaxseg.data import pipeline
+from jaxseg.data import pipeline, statistics
 from jaxseg.data.catalog import get_spec
 from jaxseg.data.prepare.writer import prepare
-from jaxseg.data.validate import statistics
 from jaxseg.errors import ConfigError, DataError, ImageTypeError
 from jaxseg.evaluation.evaluate import evaluate_checkpoint
 from jaxseg.inference import files as predict

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from jaxseg.data import catalog, sources
+from jaxseg.data import catalog, sources, statistics
 from jaxseg.data.decode import (
     Decoded,
     ImageOptions,
@@ -42,7 +42,6 @@ from jaxseg.data.prepare import raw_datasets as official
 from jaxseg.data.prepare.raw_datasets import Job
 from jaxseg.data.sources import records
 from jaxseg.data.spec import DatasetSpec
-from jaxseg.data.validate import statistics
 from jaxseg.errors import DataError
 from jaxseg.files import expand
 

@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from jaxseg import parallel
 from jaxseg.config.defaults import DATASET, EVALUATION
 from jaxseg.constants import IGNORE
-from jaxseg.data import catalog, pipeline, sources, values
+from jaxseg.data import catalog, pipeline, sources, statistics, values
 from jaxseg.data import label_counts as histogram
 from jaxseg.data.decode import Header, ImageOptions, check_channels, check_sizes, decode_label
 from jaxseg.data.sources import pairs as pairing
 from jaxseg.data.sources import records
 from jaxseg.data.spec import DatasetSpec
-from jaxseg.data.validate import checks, statistics
+from jaxseg.data.validate import checks
 from jaxseg.data.validate.checks import Split
 from jaxseg.errors import DataError
 from jaxseg.files import expand
@@ -380,15 +380,13 @@ def as_text(report: Report, losses: Sequence[str] = ("decode",)) -> str:
                 len(others) >= SHOWN
             ) + [""]
     if report.splits[0].counts is not None:
-        weights = statistics.as_flag([float(f"{weight:.4g}") for weight in report.weights])
+        weights = statistics.format_tuple([float(f"{weight:.4g}") for weight in report.weights])
         lines += [
             "Suggested class weights, if rare classes matter more than the score of frequent ones:"
         ]
-        lines += [f"  --config.losses.{loss}.class_weight={weights}" for loss in losses] + [""]
+        lines += [f"  --config.losses.{loss}.class_weight='{weights}'" for loss in losses] + [""]
     if report.statistics:
-        mean, std = (
-            statistics.as_flag(report.statistics[key]).strip("'") for key in ("mean", "std")
-        )
+        mean, std = (statistics.format_tuple(report.statistics[key]) for key in ("mean", "std"))
         empty = (
             ""
             if report.splits[0].spec.name == "folder"
