@@ -80,7 +80,7 @@ def test_weights_path():
         with pytest.raises(ConfigError) as error:
             zoo.weights_path(name)
         assert (
-            error.value.field == "--download"
+            error.value.field == "name"
             and f"'{name}'" in error.value.problem
             and decisive in error.value.hint
         )

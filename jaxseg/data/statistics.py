@@ -23,8 +23,8 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 def image_statistics(source: Source, samples: int = 1000, *, progress: bool = False) -> Statistics:
     """Compute mean and standard deviation of every channel over the pixels of a source.
 
-    Works for any dtype and number of channels, in float64. Pixels without data are left out. A constant channel gets
-    standard deviation 1, so that normalising makes it 0 instead of NaN.
+    Works for any dtype and number of channels, in float64. Pixels without data are left out. A
+    constant channel gets standard deviation 1, so that normalising makes it 0 instead of NaN.
 
     Args:
         source: The images.
@@ -48,8 +48,8 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
 
     count, mean, square = np.zeros((), np.int64), np.float64(0), np.float64(0)
     indices = evenly_spaced(len(source), samples)
-    # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all digits of small
-    # deviations from a large mean.
+    # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all
+    # digits of small deviations from a large mean.
     for more, means, squares in ordered_map(moments, indices, "reading images", progress):
         delta, total = means - mean, np.maximum(count + more, 1)
         square = square + squares + delta**2 * (count * more / total)

@@ -28,9 +28,10 @@ def fetch(
 ) -> Path:
     """Download a file into a folder, unless it is there.
 
-    A file that is already there is checked and kept. An interrupted download stays as `NAME.part`, and the next call
-    continues it; only a complete, checked file gets its name. If several processes download the same file into the
-    same folder at once, one of them does and the others wait for it.
+    A file that is already there is checked and kept. An interrupted download stays as `NAME.part`,
+    and the next call continues it; only a complete, checked file gets its name. If several
+    processes download the same file into the same folder at once, one of them does and the others
+    wait for it.
 
     Args:
         path: Path of the file below the address.
@@ -42,14 +43,17 @@ def fetch(
         The downloaded file.
 
     Raises:
-        DownloadError: The address cannot be reached, has no such file, or the SHA-256 of the file does not begin
-            with the eight hexadecimal digits at the end of its name.
+        DownloadError: The address cannot be reached, has no such file, or the SHA-256 of the file
+            does not begin with the eight hexadecimal digits at the end of its name.
     """
     base = address or os.environ.get("JAXSEG_MMSEG_URL") or ADDRESS
     url = f"{base.rstrip('/')}/{path}"
     if not url.startswith(("http://", "https://")):
         raise DownloadError(
-            "is not a web address", file=base, field="address", hint="give http://... or https://..."
+            "is not a web address",
+            file=base,
+            field="address",
+            hint="give http://... or https://...",
         )
     target = expand(folder) / Path(path).name
     if target.is_file():

@@ -1,3 +1,0 @@
-"""Moved to `jaxseg.data.statistics`."""
-
-from jaxseg.data.statistics import *  # noqa: F403
