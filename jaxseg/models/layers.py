@@ -84,15 +84,16 @@ class Conv(nn.Module):
 FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
 
 
-def _one_value(module: str, shape: tuple[int, ...]) -> ConfigError:
+def _single_value_error(module: str, shape: tuple[int, ...]) -> ConfigError:
     """The running variance would decay to 0, and evaluation, which divides by it, would be noise."""
     size = "x".join(map(str, shape[1:-1]))
     return ConfigError(
-        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of {size} on all devices), "
-        "whose variance is 0", field="batch_size",
-        hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
-        "this small because the image is, set a larger --config.dataset.crop_size",
-    )  # fmt: skip
+        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of "
+        f"{size} on all devices), whose variance is 0",
+        field="batch_size",
+        hint="train on 2 samples or more at once (batch_size=2) or, where the map is this small "
+        "because the image is, with a larger dataset.crop_size",
+    )
 
 
 class BatchNorm(nn.Module):
@@ -136,7 +137,7 @@ class BatchNorm(nn.Module):
                 moments = jax.lax.pmean(moments, self.axis_name)
                 count *= jax.lax.axis_size(self.axis_name)
             if count == 1 and not self.is_initializing():
-                raise _one_value("/".join(self.path), x.shape)
+                raise _single_value_error("/".join(self.path), x.shape)
             mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
