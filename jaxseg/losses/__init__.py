@@ -9,6 +9,7 @@ from jaxseg.losses.build import LOSS as LOSS
 from jaxseg.losses.build import LOSSES as LOSSES
 from jaxseg.losses.build import Loss as Loss
 from jaxseg.losses.build import check_losses as check_losses
+from jaxseg.losses.build import defaults_of as defaults_of
 from jaxseg.losses.build import find_loss as find_loss
 from jaxseg.losses.build import make_loss as make_loss
 from jaxseg.losses.build import options_of as options_of

@@ -143,6 +143,17 @@ def options_of(name: str | LossFunction | Loss) -> tuple[str, ...]:
     return find_loss(name).options()
 
 
+def defaults_of(name: str | LossFunction | Loss) -> dict[str, Any]:
+    """Return {option: default} of a loss.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    loss = find_loss(name)
+    parameters = inspect.signature(loss.function).parameters
+    return {option: parameters[option].default for option in loss.options()}
+
+
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 
