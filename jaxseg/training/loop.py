@@ -29,6 +29,13 @@ from jaxseg.training.logging import TrainLogger, format_summary
 from jaxseg.training.state import TrainState
 from jaxseg.training.step import Batch, Metrics, Step
 from jaxseg.training.validation import Validator
+from jaxseg.workdir import (
+    check_experiment,
+    read_training,
+    restore_classes,
+    restore_measured_fields,
+    write_experiment,
+)
 
 IN_FLIGHT = 2  # steps that the host may run ahead of the devices
 # Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not finite, which only a
@@ -324,11 +331,11 @@ def complete_experiment(
     if not isinstance(experiment, Experiment):
         experiment, _ = open_experiment(experiment, measured=False)
     check_batch_size(experiment.batch_size, jax.device_count())
-    experiment = checkpoint.restore_classes(workdir, experiment)
+    experiment = restore_classes(workdir, experiment)
     spec = spec or load_spec(experiment.dataset)
-    experiment = checkpoint.restore_measured_fields(workdir, experiment)
+    experiment = restore_measured_fields(workdir, experiment)
     experiment = measure(experiment, spec)
-    checkpoint.check_experiment(workdir, experiment)
+    check_experiment(workdir, experiment)
     return experiment, spec
 
 
@@ -375,7 +382,7 @@ def write_description(workdir: Path, experiment: Experiment, spec: DatasetSpec) 
     if jax.process_index() == 0:
         dataset = experiment.dataset
         measured = spec.with_statistics(dataset.image_mean, dataset.image_std)
-        checkpoint.write_experiment(workdir, experiment, measured.to_json())
+        write_experiment(workdir, experiment, measured.to_json())
 
 
 @contextlib.contextmanager
@@ -439,7 +446,7 @@ def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]
     It is metrics.json's; if that process was killed after the last save and before writing it, what the save knows.
     """
     seconds = round(position.get("seconds", 0.0), 3)
-    stored = checkpoint.read_training(workdir)
+    stored = read_training(workdir)
     if stored and stored["seconds"] >= seconds:
         return stored
     return {**logger.summary(), "seconds": seconds}
