@@ -38,7 +38,9 @@ def make_optimizer(
     Raises:
         ConfigError: The optimiser or the schedule has an unknown name.
     """
-    name = lookup(dict(zip(OPTIMIZERS, OPTIMIZERS)), optimizer.name, "optimizer", field="optimizer.name")
+    name = lookup(
+        dict(zip(OPTIMIZERS, OPTIMIZERS)), optimizer.name, "optimizer", field="optimizer.name"
+    )
     rate = make_schedule(schedule, optimizer.learning_rate, steps)
     decay = _add_decay(optimizer.weight_decay, optimizer.multipliers)
     adam = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
@@ -192,7 +194,8 @@ def _is_frozen(multipliers: Mapping[str, MultiplierConfig], paths: list[str]) ->
     choices = [
         rule.freeze_statistics
         for rule in multipliers.values()
-        if rule.freeze_statistics is not None and any(re.search(rule.pattern, path) for path in paths)
+        if rule.freeze_statistics is not None
+        and any(re.search(rule.pattern, path) for path in paths)
     ]
     if choices:
         return all(choices)

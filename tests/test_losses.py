@@ -150,9 +150,7 @@ def test_se_loss_on_four_devices_equals_one():
         jnp.asarray(np.random.default_rng(0).standard_normal((8, K)), jnp.float32),
         _case(8),
     )
-    four = jax.pmap(
-        functools.partial(LOSSES["se_loss"], axis_name="batch"), axis_name="batch"
-    )
+    four = jax.pmap(functools.partial(LOSSES["se_loss"], axis_name="batch"), axis_name="batch")
     np.testing.assert_allclose(
         four(scores.reshape(4, 2, K), label.reshape(4, 2, 4, 5)),
         np.full(4, LOSSES["se_loss"](scores, label)),
@@ -182,7 +180,8 @@ def test_make_loss_resizes_weighs_and_names():
 
 
 ENTRIES = dict(
-    decode=dict(name="cross_entropy"), points=dict(name="point_cross_entropy", target="point_logits")
+    decode=dict(name="cross_entropy"),
+    points=dict(name="point_cross_entropy", target="point_logits"),
 )
 
 

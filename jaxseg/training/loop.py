@@ -303,9 +303,7 @@ def train(
             pictures = workdir / "pictures"
             validator = Validator(experiment, spec, components.policy, logger, pictures)
             step = log_first_compile(components.make_step(), logger)
-            run = Run(
-                experiment, manager, step, components.policy, logger, validator, target_miou
-            )
+            run = Run(experiment, manager, step, components.policy, logger, validator, target_miou)
             summary = _train_to_the_end(run, spec, start, workdir)
             return _finish(run, validator, summary, workdir)
 
@@ -367,9 +365,7 @@ def create_or_load_state(components: Components, manager: ocp.CheckpointManager)
     is_new = manager.latest_step() is None
     source = experiment.init_from if is_new else ""
     variables, report = initial_variables(experiment, model, source)
-    state = train_state.create(
-        variables, components.optimizer, components.policy, experiment.seed
-    )
+    state = train_state.create(variables, components.optimizer, components.policy, experiment.seed)
     found = checkpoint.restore(manager, state.variables, state.optimizer_items)
     if found is None:
         return Start(state, {"batches": 0}, is_new, report)

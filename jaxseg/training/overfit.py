@@ -57,14 +57,14 @@ def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) ->
     return summary
 
 
-def _not_reached(
-    summary: dict[str, Any], experiment: Experiment, workdir: str | Path
-) -> DataError:
+def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str | Path) -> DataError:
     found = [(row["IoU"], name) for name, row in summary["per_class"].items()]
     lowest = sorted((iou, name) for iou, name in found if iou is not None)[:3]
     names = ", ".join(f"{name} {iou:.3f}" for iou, name in lowest)
     longer = (
-        "" if experiment.steps == MAX_STEPS else f" or it needs more steps, config.steps={MAX_STEPS}"
+        ""
+        if experiment.steps == MAX_STEPS
+        else f" or it needs more steps, config.steps={MAX_STEPS}"
     )
     return DataError(
         f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training images themselves after "
