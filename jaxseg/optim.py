@@ -1,7 +1,8 @@
 """Optimisers and learning-rate schedules from optax pieces, with PyTorch's arithmetic.
 
-SGD and Adam add the weight decay to the gradient (coupled), AdamW to the update (decoupled); the learning rate
-multiplies last, as in torch.optim, so settings published for PyTorch carry over unchanged.
+SGD and Adam add the weight decay to the gradient (coupled), AdamW to the update (decoupled); the
+learning rate multiplies last, as in torch.optim, so settings published for PyTorch carry over
+unchanged.
 """
 
 import functools
@@ -32,8 +33,8 @@ def make_optimizer(
         steps: Training steps of the run.
 
     Returns:
-        The optax transformation, and the schedule (update count -> learning rate). Initialising the transformation
-        raises ConfigError if the pattern of a multiplier matches no parameter.
+        The optax transformation, and the schedule (update count -> learning rate). Initialising the
+        transformation raises ConfigError if the pattern of a multiplier matches no parameter.
 
     Raises:
         ConfigError: The optimiser or the schedule has an unknown name.
@@ -57,9 +58,10 @@ def make_optimizer(
 def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
     """Make a schedule, equal to MMEngine's curves.
 
-    The warm-up is linear from `warmup_factor * learning_rate` at step 0 to the full rate at step `warmup_steps - 1`.
-    Everything after it is counted from its end, `boundaries` too: with a warm-up of 1000 steps the boundary 60000
-    falls on step 61000. With L = steps - warmup_steps - 1 and t steps after the warm-up:
+    The warm-up is linear from `warmup_factor * learning_rate` at step 0 to the full rate at step
+    `warmup_steps - 1`. Everything after it is counted from its end, `boundaries` too: with a
+    warm-up of 1000 steps the boundary 60000 falls on step 61000. With L = steps - warmup_steps - 1
+    and t steps after the warm-up:
 
         poly      (learning_rate - end_value) * (1 - t / L) ** power + end_value
         cosine    end_value + (learning_rate - end_value) * (1 + cos(pi * t / (L + 1))) / 2
@@ -100,13 +102,14 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
 
 
 def _poly(count: jax.Array, *, start: float, end: float, power: float, length: int) -> jax.Array:
-    # Not optax's: its 1 - count / length, compiled, can end just below 0, and a fractional power of that is nan.
+    # Not optax's: its 1 - count / length, compiled, can end just below 0, and a fractional power of
+    # that is nan.
     remaining = (length - jnp.clip(count, 0, length)) / length
     return (start - end) * remaining**power + end
 
 
 def parameter_paths(params: Any) -> list[str]:
-    """Return the 'a/b/c' path of every leaf, in tree order; multiplier patterns are searched in these."""
+    """Return the path 'a/b/c' of every leaf, in tree order; patterns are searched in these."""
     return [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
@@ -115,7 +118,7 @@ def _path(keys: tuple[Any, ...]) -> str:
 
 
 def _factor(multipliers: Mapping[str, MultiplierConfig], path: str, kind: str) -> float:
-    """Return the product of the factors `kind` of all rules that match `path`; their order does not matter."""
+    """Return the product of the factors `kind` of all rules that match `path`, in any order."""
     factor = 1.0
     for rule in multipliers.values():
         if re.search(rule.pattern, path):
@@ -166,11 +169,13 @@ def _scale_by_multipliers(
 def frozen_statistics(
     multipliers: Mapping[str, MultiplierConfig], variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Find the modules whose running statistics stay as they are, because their parameters do or a rule says so.
+    """Find the modules whose running statistics stay as they are.
+
+    These are the modules whose parameters stay as they are, and those that a rule names.
 
     Args:
-        multipliers: `experiment.optimizer.multipliers`. A rule's `freeze_statistics`, if not None, takes precedence
-            over its learning rate.
+        multipliers: `experiment.optimizer.multipliers`. A rule's `freeze_statistics`, if not None,
+            takes precedence over its learning rate.
         variables: The model's variables or their shapes, {'params', 'batch_stats', ...}.
 
     Returns:

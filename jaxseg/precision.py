@@ -1,12 +1,12 @@
 """Mixed precision: the type that a model computes in, and the loss scale that float16 needs.
 
-Parameters, optimiser state, statistics, softmax, losses and metrics are always float32. With float16 a step whose
-gradients overflow is not applied: parameters, optimiser state and statistics stay as they were, and only the scale
-changes (a static scale stays as well; the step is counted).
+Parameters, optimiser state, statistics, softmax, losses and metrics are always float32. With
+float16 a step whose gradients overflow is not applied: parameters, optimiser state and statistics
+stay as they were, and only the scale changes (a static scale stays as well; the step is counted).
 
-`float32` means float32: XLA's default on recent GPUs multiplies in TF32 (10 bits of mantissa), so the policy requests
-full precision unless JAX_DEFAULT_MATMUL_PRECISION (for instance `tensorfloat32`, several times faster there) says
-otherwise.
+`float32` means float32: XLA's default on recent GPUs multiplies in TF32 (10 bits of mantissa), so
+the policy requests full precision unless JAX_DEFAULT_MATMUL_PRECISION (for instance
+`tensorfloat32`, several times faster there) says otherwise.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ class Policy:
         name: Key of PRECISIONS.
         dtype: Type of activations and of the parameters as they are used.
         matmul: Precision to request for products where JAX has no default, None to leave it to XLA.
-        uses_loss_scaling: Overflow is expected: the loss is scaled, and steps that overflow are skipped.
+        uses_loss_scaling: Overflow is expected: the loss is scaled, and steps that overflow are
+            skipped.
         static_scale: Loss scale that never changes; 0 for a dynamic one.
     """
 
@@ -79,7 +80,8 @@ def make_policy(name: str, loss_scale: float = 0.0) -> Policy:
 
     Args:
         name: 'float32', 'bfloat16' or 'float16' (`config.precision`).
-        loss_scale: Static loss scale, 0 for a dynamic one (`config.loss_scale`); used by float16 only.
+        loss_scale: Static loss scale, 0 for a dynamic one (`config.loss_scale`); used by float16
+            only.
 
     Raises:
         ConfigError: The name is unknown or the scale negative.
@@ -99,7 +101,7 @@ def initial_scale(policy: Policy) -> LossScale:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Return whether every leaf is finite everywhere, as a bool scalar; True for a tree without leaves."""
+    """Return whether all leaves are finite, as a bool scalar; True for a tree without leaves."""
     leaves = jax.tree.leaves(tree)
     return (
         jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

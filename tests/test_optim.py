@@ -1,4 +1,4 @@
-"""Optimiser steps equal PyTorch's (stored), schedules equal MMEngine's (stored), path rules reach what they name."""
+"""Optimiser steps equal PyTorch's, schedules MMEngine's (both stored); rules for parameters."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from jaxseg import optim
 from jaxseg.config.schema import OptimizerConfig, ScheduleConfig, from_dict
 from jaxseg.errors import ConfigError
 
-# Made by PyTorch 2.13: initial tensors p/*, four gradients g/*, and the parameters after each of four steps.
+# Made by PyTorch 2.13: initial tensors p/*, four gradients g/*, and the parameters after each of
+# four steps.
 REFERENCE = np.load(Path(__file__).parent / "data" / "optim_reference.npz")
 NAMES = ("a", "b")
 
@@ -58,25 +59,27 @@ def test_steps_equal_pytorch(case, optimizer):
 
 
 # Learning rates of MMEngine 0.10.7's schedulers, step by step.
+POLY, COSINE = {"name": "poly", "end_value": 1e-4}, {"name": "cosine", "end_value": 1e-4}
 CURVES = {
     "poly": (
-        {"name": "poly", "end_value": 1e-4}, 0.01, 10,
-        [0.01, 0.009004262, 0.007995964, 0.006973106, 0.005932973, 0.004871676, 0.0037832065, 0.0026570777, 0.001470304,
-         0.0001, 0.0001, 0.0001],
+        POLY, 0.01, 10,
+        [0.01, 0.009004262, 0.007995964, 0.006973106, 0.005932973, 0.004871676, 0.0037832065,
+         0.0026570777, 0.001470304, 0.0001, 0.0001, 0.0001],
     ),
     "poly after a warm-up": (
-        {"name": "poly", "end_value": 1e-4, "warmup_steps": 4, "warmup_factor": 0.1}, 0.01, 12,
-        [0.001, 0.004, 0.007, 0.01, 0.01, 0.0087175356, 0.0074134107, 0.0060827513, 0.004718023, 0.003306077, 0.0018180941,
-         0.0001],
+        POLY | {"warmup_steps": 4, "warmup_factor": 0.1}, 0.01, 12,
+        [0.001, 0.004, 0.007, 0.01, 0.01, 0.0087175356, 0.0074134107, 0.0060827513, 0.004718023,
+         0.003306077, 0.0018180941, 0.0001],
     ),
     "step after a warm-up": (
-        {"name": "step", "boundaries": (6, 10), "warmup_steps": 4, "warmup_factor": 0.001}, 5e-4, 20,
-        [5e-7, 0.000167, 0.0003335, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-4, 5e-5, 5e-5, 5e-5, 5e-5, 5e-6, 5e-6],
+        {"name": "step", "boundaries": (6, 10), "warmup_steps": 4, "warmup_factor": 0.001},
+        5e-4, 20,
+        [5e-7, 0.000167, 0.0003335, *[5e-4] * 7, *[5e-5] * 4, 5e-6, 5e-6],
     ),
     "cosine after a warm-up": (
-        {"name": "cosine", "end_value": 1e-4, "warmup_steps": 3, "warmup_factor": 0.1}, 0.01, 12,
-        [0.001, 0.0055, 0.01, 0.01, 0.0097014785, 0.00884192, 0.007525, 0.0059095585, 0.0041904415, 0.002575, 0.0012580800,
-         0.0003985215],
+        COSINE | {"warmup_steps": 3, "warmup_factor": 0.1}, 0.01, 12,
+        [0.001, 0.0055, 0.01, 0.01, 0.0097014785, 0.00884192, 0.007525, 0.0059095585, 0.0041904415,
+         0.002575, 0.0012580800, 0.0003985215],
     ),
 }  # fmt: skip
 

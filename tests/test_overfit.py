@@ -1,4 +1,4 @@
-"""tools/overfit.py, on two methods with points and a cascade, or bases that are not parameters; and `training.overfit`."""
+"""tools/overfit.py, on methods with points and a cascade, or with bases; `training.overfit`."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The training step and its loop: devices do not matter, overflow changes nothing, a bad loss stops with names."""
+"""The training step and its loop: any number of devices, overflow, losses that are not finite."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ MEAN, STD = (120.0, 115.0, 100.0), (58.0, 57.0, 56.0)
 
 
 class Tiny(nn.Module):
-    """Two convolutions with batch norm and dropout, and an auxiliary head: all that a device count could disturb."""
+    """Batch norm, dropout and an auxiliary head: all that a number of devices could disturb."""
 
     layer: Layers
 
@@ -53,12 +53,16 @@ class Tiny(nn.Module):
 def make_experiment(**changes):
     """An experiment whose model is `Tiny`, not the one that it describes."""
     values = {
-        "steps": 20, "batch_size": BATCH, "model": {"backbone": {}, "neck": {}, "heads": {}, "norm": {}, "num_classes": CLASSES},
-        "losses": {"decode": {"name": "cross_entropy", "weight": 1.0, "average": "valid"},
-                   "aux_0": {"name": "cross_entropy", "weight": 0.4}},
+        "steps": 20,
+        "batch_size": BATCH,
+        "model": {"backbone": {}, "neck": {}, "heads": {}, "norm": {}, "num_classes": CLASSES},
+        "losses": {
+            "decode": {"name": "cross_entropy", "average": "valid"},
+            "aux_0": {"name": "cross_entropy", "weight": 0.4},
+        },
         "dataset": {"image_mean": MEAN, "image_std": STD},
-        "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}, "schedule": {"name": "poly"},
-    }  # fmt: skip
+        "optimizer": {"learning_rate": 0.05, "weight_decay": 1e-3},
+    }
     return from_dict(Experiment, values | changes)
 
 
@@ -447,12 +451,22 @@ def test_batch_size_must_divide():
     )
 
 
-@pytest.mark.parametrize("name, module", [
-    ("pspnet_r18-d8", "decode_head/psp_modules.0.1/bn"), ("deeplabv3_r18-d8", "decode_head/image_pool.1/bn"),
-    ("deeplabv3plus_r18-d8", "decode_head/image_pool.1/bn"), ("upernet_r18", "decode_head/psp_modules.0.1/bn"),
-    ("apcnet_r18-d8", "decode_head/acm_modules.0/pooled_redu_conv/bn"), ("fast_scnn", "backbone/global_feature_extractor.ppm.0.1/bn"),
-    ("fcn_s50-d8", "backbone/layer1.0/conv2/bn1"), ("fcn_r18-d8", ""), ("encnet_r18-d8", ""), ("gcnet_r18-d8", ""), ("cgnet", ""),
-])  # fmt: skip
+ONE_VALUE = {
+    "pspnet_r18-d8": "decode_head/psp_modules.0.1/bn",
+    "deeplabv3_r18-d8": "decode_head/image_pool.1/bn",
+    "deeplabv3plus_r18-d8": "decode_head/image_pool.1/bn",
+    "upernet_r18": "decode_head/psp_modules.0.1/bn",
+    "apcnet_r18-d8": "decode_head/acm_modules.0/pooled_redu_conv/bn",
+    "fast_scnn": "backbone/global_feature_extractor.ppm.0.1/bn",
+    "fcn_s50-d8": "backbone/layer1.0/conv2/bn1",
+    "fcn_r18-d8": "",
+    "encnet_r18-d8": "",
+    "gcnet_r18-d8": "",
+    "cgnet": "",
+}
+
+
+@pytest.mark.parametrize("name, module", ONE_VALUE.items())
 def test_one_value_to_normalise_is_found_before_training(name, module):
     narrow = (
         {}

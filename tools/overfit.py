@@ -30,6 +30,8 @@ if __name__ == "__main__":  # pytest has its own way to do both
 import jax
 import numpy as np
 from helpers.narrow import narrow
+from jaxseg.inference.settings import make_settings
+from jaxseg.workdir import write_experiment
 
 from jaxseg import checkpoint, models, precision, zoo
 from jaxseg.config import get_experiment
@@ -40,12 +42,10 @@ from jaxseg.data.spec import DatasetSpec
 from jaxseg.evaluation import evaluate
 from jaxseg.experiments import load_experiment
 from jaxseg.inference import load_model
-from jaxseg.inference.settings import make_settings
 from jaxseg.training import state as train_state
 from jaxseg.training.build import Components, build_components
 from jaxseg.training.state import TrainState
 from jaxseg.training.step import Batch
-from jaxseg.workdir import write_experiment
 
 STEPS, BATCH, FALL = 20, 4, 0.7  # the last loss is to be less than FALL times the first
 SIZE, SIZES = 64, {"lraspp": 385}  # LR-ASPP pools windows of 49 pixels at stride 8
@@ -225,7 +225,7 @@ def assess(workdir: Path, samples: Samples, devices: Sequence[jax.Device]) -> di
     return summary | {"counted": counted == expected}
 
 
-# --- The table --------------------------------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
 
 def format_row(method: str, name: str, size: int, row: dict[str, Any]) -> str:
@@ -249,7 +249,7 @@ def format_row(method: str, name: str, size: int, row: dict[str, Any]) -> str:
 
 
 def update(text: str, title: str, conditions: str, lines: Sequence[str]) -> str:
-    """Return the page `text` with a section made or renewed; other sections and rows of other methods stay.
+    """Return a page with a section renewed; other sections and rows of other methods stay.
 
     Args:
         text: The page, "" for a new one.
@@ -278,13 +278,15 @@ def update(text: str, title: str, conditions: str, lines: Sequence[str]) -> str:
 def introduction() -> str:
     """Return the first paragraph of the page."""
     return (
-        "Written by `python tools/overfit.py`. Every method of the zoo, with its smallest published backbone, overfits "
-        f"one fixed batch of {BATCH} images for {STEPS} steps from random weights: dropout off, Adam at a constant "
-        f"{RATES[False]} ({RATES[True]} where widths are reduced). A row passes if the last loss is below {FALL} of the "
-        "first, the saved state is restored without any difference and continues to the same next state, and the "
-        "checkpoint evaluates with every pixel counted. The mIoU is on the batch itself, with running statistics of "
-        "only 20 steps: it shows that evaluation works, and says nothing about a method's quality. Compile and step "
-        "times are of this machine under its load at the time."
+        "Written by `python tools/overfit.py`. Every method of the zoo, with its smallest "
+        f"published backbone, overfits one fixed batch of {BATCH} images for {STEPS} steps "
+        f"from random weights: dropout off, Adam at a constant {RATES[False]} ({RATES[True]} "
+        f"where widths are reduced). A row passes if the last loss is below {FALL} of the "
+        "first, the saved state is restored without any difference and continues to the same "
+        "next state, and the checkpoint evaluates with every pixel counted. The mIoU is on "
+        "the batch itself, with running statistics of only 20 steps: it shows that evaluation "
+        "works, and says nothing about a method's quality. Compile and step times are of this "
+        "machine under its load at the time."
     )
 
 
@@ -324,7 +326,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Check one method after the other and update the page after each; returns 1 if one fails, else 0."""
+    """Check one method after the other, updating the page; returns 1 if one fails, else 0."""
     args = parse()
     has_failed = False
     plural = "s" if args.devices > 1 else ""

@@ -1,4 +1,4 @@
-"""What `measure` times: the training step, whole images and sliding windows, on synthetic images."""
+"""The cases of `measure`, on synthetic images: training step, whole images, sliding windows."""
 
 import dataclasses
 import functools
@@ -34,7 +34,8 @@ def without_measurements(experiment: Experiment) -> Experiment:
     """Fill in neutral values for what would be measured on the data: synthetic images have none.
 
     Args:
-        experiment: Without statistics, dtype or class weights, where its config leaves them to the data.
+        experiment: Without statistics, dtype or class weights, where its config leaves them to the
+            data.
     """
     data, count = experiment.dataset, experiment.model.num_classes
     if not data.image_mean:
@@ -91,7 +92,7 @@ def train_case(
 
 
 def _components(experiment: Experiment) -> Components:
-    """Build what the step needs; statistics are never frozen, so that every experiment does the same work."""
+    """Build what the step needs; nothing is frozen, so that every experiment does the same work."""
     policy = precision.make_policy(experiment.precision, experiment.loss_scale)
     optimizer, schedule = optim.make_optimizer(
         experiment.optimizer, experiment.schedule, experiment.steps
@@ -112,7 +113,9 @@ def _batch(experiment: Experiment, shape: tuple[int, ...]) -> dict[str, np.ndarr
 
 
 def infer_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Case:
-    """Prepare inference of whole images on one device: normalisation, model, resized logits, argmax.
+    """Prepare inference of whole images on one device.
+
+    It covers normalisation, the model, resizing the logits and the argmax.
 
     Args:
         experiment: Gives the model.
@@ -137,8 +140,8 @@ def infer_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Cas
 def slide_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Case:
     """Prepare inference by sliding windows on one device, from pixels on the host to class ids.
 
-    The windows are the experiment's, or WINDOW and STRIDE if it evaluates whole images; `eval.batch_size` of them share
-    a forward pass.
+    The windows are the experiment's, or WINDOW and STRIDE if it evaluates whole images;
+    `eval.batch_size` of them share a forward pass.
 
     Args:
         experiment: Gives the model and the windows.

@@ -37,8 +37,9 @@ def measure_data(
         timing: How often to load a batch.
 
     Returns:
-        A row of figures and conditions, JSON values by name. `resident_mb` is the memory of this process after the
-        warm-up, half-way and at the end; it stays constant unless something leaks.
+        A row of figures and conditions, JSON values by name. `resident_mb` is the memory of this
+        process after the warm-up, half-way and at the end; it stays constant unless something
+        leaks.
     """
     dataset, batch = experiment.dataset, batch or experiment.batch_size
     batches = pipeline.train_batches(

@@ -38,10 +38,11 @@ def measure(
     Args:
         experiment: What to time.
         what: 'train', 'infer' (whole images) or 'slide' (sliding windows).
-        precision_name: One of PRECISIONS, '' for the experiment's; 'tf32' is float32 whose products a GPU may round to
-            TF32.
+        precision_name: One of PRECISIONS, '' for the experiment's; 'tf32' is float32 whose products
+            a GPU may round to TF32.
         batch: Images a device; 0 for 2 (train) or 1 (infer, slide).
-        size: (height, width) in pixels; None for the experiment's crop (train) or 1024 x 2048 (infer, slide).
+        size: (height, width) in pixels; None for the experiment's crop (train) or 1024 x 2048
+            (infer, slide).
         devices: Number of devices that train.
         timing: How often to run.
 
@@ -111,7 +112,7 @@ def _flops(case: Case) -> float | None:
 
 
 def _allocator_peak() -> int:
-    """Return the most bytes in use on the first device since the process began; 0 if it does not count (CPU)."""
+    """Return the peak bytes in use on the first device; 0 if it does not count them (CPU)."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 

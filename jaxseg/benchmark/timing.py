@@ -46,7 +46,7 @@ class Case:
 
 
 def time_runs(run: Callable[[], Any], timing: Timing) -> list[float]:
-    """Return the seconds of a run, once for each of `timing.repeats`; each the mean over `timing.steps` runs."""
+    """Return the seconds of a run for each repeat, each the mean over `timing.steps` runs."""
     for _ in range(timing.warmup):
         jax.block_until_ready(run())
     found = []

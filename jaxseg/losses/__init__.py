@@ -1,8 +1,9 @@
-"""Losses of segmentation: pure functions of class scores and labels, and `make_loss`, which sums several.
+"""Losses of segmentation: pure functions of class scores and labels, and `make_loss`, their sum.
 
-Scores are [B, H, W, K], any float type, and computed in float32; labels are int [B, H, W], 255 = ignore. With
-`axis_name`, sums over pixels are taken over all devices before they are divided, so that N devices equal one; losses
-that select pixels (OHEM, Lovász) select per device, as MMSegmentation does per GPU.
+Scores are [B, H, W, K], any float type, and computed in float32; labels are int [B, H, W], 255 =
+ignore. With `axis_name`, sums over pixels are taken over all devices before they are divided, so
+that N devices equal one; losses that select pixels (OHEM, Lovász) select per device, as
+MMSegmentation does per GPU.
 """
 
 from jaxseg.losses.build import LOSS as LOSS

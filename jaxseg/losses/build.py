@@ -1,4 +1,4 @@
-"""The table of losses, the checks of their options, and `make_loss`, which sums the losses of an experiment."""
+"""The table of losses, the checks of their options, and the sum of an experiment's losses."""
 
 import dataclasses
 import functools
@@ -39,9 +39,11 @@ class Loss:
 
     Attributes:
         function: Called as function(scores, label, axis_name=..., **options).
-        rank: Dimensions of the scores. Scores of rank 4, [B, h, w, K], are resized to the label's height and width.
+        rank: Dimensions of the scores. Scores of rank 4, [B, h, w, K], are resized to the label's
+            height and width.
         outputs: Further outputs of the model, passed as keyword arguments of the same name.
-        settings: Settings of the model ('align_corners'), passed as keyword arguments of the same name.
+        settings: Settings of the model ('align_corners'), passed as keyword arguments of the same
+            name.
         fields: Types and ranges of options that FIELDS does not describe for this loss.
     """
 
@@ -119,8 +121,8 @@ def find_loss(name: str | LossFunction | Loss, field: str = "") -> Loss:
     """Return the loss that an entry names.
 
     Args:
-        name: A key of LOSSES, a function of (scores [B, H, W, K], label [B, H, W], axis_name=None, **options), or a
-            `Loss`, which says how to call a function.
+        name: A key of LOSSES, a function of (scores [B, H, W, K], label [B, H, W], axis_name=None,
+            **options), or a `Loss`, which says how to call a function.
         field: The config field that names it, for the error.
 
     Raises:
@@ -135,7 +137,7 @@ def find_loss(name: str | LossFunction | Loss, field: str = "") -> Loss:
 
 
 def options_of(name: str | LossFunction | Loss) -> tuple[str, ...]:
-    """Return the sorted options of a loss: the fields of its entry other than name, target and weight.
+    """Return the sorted options of a loss, its fields other than name, target and weight.
 
     Raises:
         ConfigError: The name is unknown.
@@ -154,7 +156,7 @@ def defaults_of(name: str | LossFunction | Loss) -> dict[str, Any]:
     return {option: parameters[option].default for option in loss.options()}
 
 
-# --- Checks -----------------------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------
 
 
 def _fields(part: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -173,12 +175,14 @@ def check_losses(
     """Check names and options of losses.
 
     Args:
-        losses: Entries by label, each a LossConfig or a mapping with name, target, weight and options.
+        losses: Entries by label, each a LossConfig or a mapping with name, target, weight and
+            options.
         num_classes: Number of classes, None where it is not known yet.
         heads: Labels of the model's heads, whose scores have rank 4; () leaves targets unchecked.
 
     Raises:
-        ConfigError: A loss has no such option, an option does not fit, or the loss is not one of a head's scores.
+        ConfigError: A loss has no such option, an option does not fit, or the loss is not one of a
+            head's scores.
     """
     for label, entry in losses.items():
         values = _to_dict(entry)
@@ -226,7 +230,7 @@ def _check_length(field: str, values: Any, classes: int | None) -> None:
         )
 
 
-# --- The sum of an experiment's losses --------------------------------------------------------------------------------
+# --- The sum of an experiment's losses ------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,19 +254,23 @@ def make_loss(
 ) -> Callable[[jax.Array, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Parts]]:
     """Make the training loss: the weighted sum of several losses.
 
-    An entry applies to the output of the model that its `target` names, by default the one of its own label; 'decode'
-    is `logits` itself. The name of an entry is a key of LOSSES, a function or a `Loss` (see `find_loss`).
+    An entry applies to the output of the model that its `target` names, by default the one of its
+    own label; 'decode' is `logits` itself. The name of an entry is a key of LOSSES, a function or a
+    `Loss` (see `find_loss`).
 
     Args:
-        losses: Entries by label, each a LossConfig or a mapping with name, target, weight and options; or an Experiment
-            or a whole config, whose model then gives `num_classes` and `align_corners`.
-        axis_name: Mapped axis over whose devices the losses are summed, so that N devices equal one.
+        losses: Entries by label, each a LossConfig or a mapping with name, target, weight and
+            options; or an Experiment or a whole config, whose model then gives `num_classes` and
+            `align_corners`.
+        axis_name: Mapped axis over whose devices the losses are summed, so that N devices equal
+            one.
         num_classes: Number of classes, to check weights against; None if unknown.
-        align_corners: How scores are resized to the label's size, and where points are; default False.
+        align_corners: How scores are resized to the label's size, and where points are; default
+            False.
 
     Returns:
-        A function of (logits [B, H, W, K], out, label [B, H, W] int, 255 = ignore) that returns the loss, a float32
-        scalar, and its weighted terms by label.
+        A function of (logits [B, H, W, K], out, label [B, H, W] int, 255 = ignore) that returns the
+        loss, a float32 scalar, and its weighted terms by label.
 
     Raises:
         ConfigError: A loss or an option is wrong.
@@ -309,7 +317,8 @@ def _compute_term(
     scores = logits if term.target == "decode" else lookup(out, term.target, what, field=field)
     if scores.ndim != term.loss.rank:
         raise ConfigError(
-            f"config.{term.field}: {term.name} is not a loss of the output '{term.target}', {list(scores.shape)}",
+            f"config.{term.field}: {term.name} is not a loss of the output '{term.target}', "
+            f"{list(scores.shape)}",
             field=field,
             hint=f"it takes scores of {term.loss.rank} dimensions; choose another loss or target",
         )

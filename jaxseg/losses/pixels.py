@@ -40,8 +40,8 @@ def ohem_mask(
 ) -> jax.Array:
     """Select pixels by online hard example mining (Shrivastava et al. 2016, arXiv:1604.03540).
 
-    Without a threshold, keeps the `min_kept * B` valid pixels of highest loss. With one, keeps the pixels whose true
-    class has a probability below it, and never fewer than that number.
+    Without a threshold, keeps the `min_kept * B` valid pixels of highest loss. With one, keeps the
+    pixels whose true class has a probability below it, and never fewer than that number.
 
     Args:
         loss: float32 [B, H, W].
@@ -79,18 +79,20 @@ def cross_entropy(
 
         -w[t] * log p[t]
 
-    With `sigmoid`, one binary cross entropy per class, averaged over the classes; its weight w applies to positives.
+    With `sigmoid`, one binary cross entropy per class, averaged over the classes; its weight w
+    applies to positives.
 
     Args:
         logits: [B, H, W, K], any float type and any leading axes.
         label: int [B, H, W], 255 = ignore.
         sigmoid: Binary cross entropies instead of one over the classes.
         class_weight: One weight per class, () for none; the divisor stays a count of pixels.
-        average: 'all' divides by the number of all pixels, ignored ones too, as MMSegmentation does; 'valid' by the
-            number of pixels that are not ignored.
-        sampler: {'name': 'ohem', 'min_kept': pixels per sample, 'threshold': probability, 0 for none}: only hard pixels
-            count (`ohem_mask`). None or an empty name for all pixels.
-        axis_name: Mapped axis over whose devices pixels are summed and counted. OHEM selects per device.
+        average: 'all' divides by the number of all pixels, ignored ones too, as MMSegmentation
+            does; 'valid' by the number of pixels that are not ignored.
+        sampler: {'name': 'ohem', 'min_kept': pixels per sample, 'threshold': probability, 0 for
+            none}: only hard pixels count (`ohem_mask`). None or an empty name for all pixels.
+        axis_name: Mapped axis over whose devices pixels are summed and counted. OHEM selects per
+            device.
 
     Returns:
         float32 scalar.
@@ -135,15 +137,17 @@ def point_cross_entropy(
     sampler: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Compute the cross entropy at points whose class is the nearest pixel's (PointRend, Kirillov et al. 2020).
+    """Compute the cross entropy at points (PointRend, Kirillov et al. 2020, arXiv:1912.08193).
 
-    See arXiv:1912.08193. The other options are those of `cross_entropy`, with points in place of pixels.
+    The class of a point is the nearest pixel's. The other options are those of `cross_entropy`,
+    with points in place of pixels.
 
     Args:
         logits: [B, P, K], scores at the points.
         label: int [B, H, W], 255 = ignore.
         points: float32 [B, P, 2], (x, y) in 0..1.
-        align_corners: Whether 0 and 1 are the centres of the outermost pixels, instead of the image's edges.
+        align_corners: Whether 0 and 1 are the centres of the outermost pixels, instead of the
+            image's edges.
         sigmoid: See `cross_entropy`.
         class_weight: See `cross_entropy`.
         average: See `cross_entropy`.
@@ -167,7 +171,8 @@ def point_cross_entropy(
 def se_loss(scores: jax.Array, label: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Compute EncNet's semantic encoding loss (Zhang et al. 2018, arXiv:1803.08904).
 
-    The binary cross entropy of predicting which classes an image contains, averaged over images and classes.
+    The binary cross entropy of predicting which classes an image contains, averaged over images and
+    classes.
 
     Args:
         scores: [B, K], any float type; score k is for "class k is in the image".
@@ -194,10 +199,10 @@ def focal(
     average: str = "all",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Compute the focal loss (Lin et al. 2017, arXiv:1708.02002): a cross entropy in which easy pixels count less.
+    """Compute the focal loss (Lin et al. 2017, arXiv:1708.02002).
 
-    One binary cross entropy per class, averaged over the classes. With p the predicted probability of the truth, each
-    term is
+    It is a cross entropy in which easy pixels count less: one binary cross entropy per class,
+    averaged over the classes. With p the predicted probability of the truth, each term is
 
         -a * (1 - p) ** gamma * log p,    a = alpha where the class is present, 1 - alpha elsewhere
 

@@ -39,7 +39,14 @@ def class_weights(class_weight: Sequence[float], classes: int) -> jax.Array:
 def mean_over_pixels(
     loss: jax.Array, label: jax.Array, average: str, axis_name: str | None
 ) -> jax.Array:
-    """Divide the sum of `loss` by the number of all pixels ('all') or of those that are not ignored ('valid').
+    """Average over pixels.
+
+    Args:
+        loss: Loss of each pixel, 0 where ignored; may have a further axis for classes.
+        label: int, 255 = ignore.
+        average: The sum is divided by the number of all pixels ('all') or of those that are not
+            ignored ('valid').
+        axis_name: Mapped axis over whose devices pixels are summed and counted.
 
     Raises:
         ConfigError: `average` is neither.
@@ -55,6 +62,6 @@ def mean_over_pixels(
 def mean_over_classes(
     loss: jax.Array, class_weight: Sequence[float], axis_name: str | None
 ) -> jax.Array:
-    """Average loss [B, K] over samples and classes; class weights multiply, the divisor stays a count."""
+    """Average loss [B, K] over samples and classes; class weights do not change the divisor."""
     count = total(jnp.ones_like(loss), axis_name)
     return total(loss * class_weights(class_weight, loss.shape[-1])[None, :], axis_name) / count

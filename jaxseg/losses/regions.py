@@ -1,4 +1,4 @@
-"""Losses of regions, which measure how well the region of each class is covered: Dice, Tversky, Lovász."""
+"""Losses that measure how well the region of each class is covered: Dice, Tversky, Lovász."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ def _regions(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array,
     """Flatten the pixels to P and mask the ignored ones.
 
     Returns:
-        Probabilities float32 [B, P, K], truth float32 [B, P, K] (0 or 1), both 0 where ignored, and valid bool [B, P, 1].
+        Probabilities float32 [B, P, K], truth float32 [B, P, K] (0 or 1), both 0 where ignored, and
+        valid bool [B, P, 1].
     """
     batch, classes = logits.shape[0], logits.shape[-1]
     label = label.reshape(batch, -1)
@@ -35,7 +36,8 @@ def dice(
 ) -> jax.Array:
     """Compute the Dice loss (V-Net, Milletari et al. 2016, arXiv:1606.04797).
 
-    With softmax probabilities p and truth t (0 or 1), summed over the pixels of one sample and one class,
+    With softmax probabilities p and truth t (0 or 1), summed over the pixels of one sample and one
+    class,
 
         1 - (2 * sum(p * t) + smooth) / (sum(p ** exponent + t ** exponent) + smooth)
 
@@ -47,8 +49,8 @@ def dice(
         smooth: Keeps the ratio defined for classes without pixels.
         exponent: Of the denominator.
         class_weight: One weight per class, () for none.
-        masked: Leave ignored pixels out everywhere. False is MMSegmentation 0.x's form, in whose denominator ignored
-            pixels count as pixels of the last class.
+        masked: Leave ignored pixels out everywhere. False is MMSegmentation 0.x's form, in whose
+            denominator ignored pixels count as pixels of the last class.
         axis_name: Mapped axis over whose devices samples are averaged.
 
     Returns:
@@ -73,10 +75,11 @@ def tversky(
     class_weight: Sequence[float] = (),
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Compute the Tversky loss (Salehi et al. 2017, arXiv:1706.05721), a Dice loss that weighs two kinds of errors.
+    """Compute the Tversky loss (Salehi et al. 2017, arXiv:1706.05721).
 
-    With true positives TP, false positives FP and false negatives FN as sums of softmax probabilities over the pixels
-    of one sample and one class,
+    It is a Dice loss that weighs false positives and false negatives differently.
+    With true positives TP, false positives FP and false negatives FN as sums of softmax
+    probabilities over the pixels of one sample and one class,
 
         1 - (TP + smooth) / (TP + alpha * FP + beta * FN + smooth)
 
@@ -138,16 +141,18 @@ def lovasz(
     class_weight: Sequence[float] = (),
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Compute the Lovász-softmax loss (Berman et al. 2018, arXiv:1705.08790), a convex surrogate of 1 - mean IoU.
+    """Compute the Lovász-softmax loss (Berman et al. 2018, arXiv:1705.08790).
 
-    The errors |t - p| of a class are sorted in decreasing order, and each is multiplied by how much the Jaccard loss
-    grows when its pixel joins those before it.
+    It is a convex surrogate of 1 - mean IoU. The errors |t - p| of a class are sorted in decreasing
+    order, and each is multiplied by how much the Jaccard loss grows when its pixel joins those
+    before it.
 
     Args:
         logits: [B, H, W, K], any float type.
         label: int [B, H, W], 255 = ignore.
         classes: Average over the classes 'present' in the labels or over 'all'.
-        per_image: Compute the loss of every image and average; otherwise of the device's batch as a whole.
+        per_image: Compute the loss of every image and average; otherwise of the device's batch as a
+            whole.
         class_weight: One weight per class, () for none.
         axis_name: Mapped axis over whose devices the losses are averaged.
 

@@ -53,8 +53,8 @@ def build_components(experiment: Experiment) -> Components:
     """Build what an experiment trains with.
 
     Raises:
-        ConfigError: A loss, the optimiser or the model cannot be built, or a batch norm would have one value per
-            channel to normalise.
+        ConfigError: A loss, the optimiser or the model cannot be built, or a batch norm would have
+            one value per channel to normalise.
     """
     policy = precision.make_policy(experiment.precision, experiment.loss_scale)
     optimizer, schedule = optim.make_optimizer(
@@ -71,7 +71,7 @@ def build_components(experiment: Experiment) -> Components:
 
 
 def build_model(experiment: Experiment, policy: precision.Policy) -> nn.Module:
-    """Build the model for training: norms over all devices, and frozen statistics where the optimiser freezes.
+    """Build the model for training: norms over all devices, statistics frozen where parameters are.
 
     Raises:
         ConfigError: A batch norm would have one value per channel to normalise.
@@ -90,7 +90,7 @@ def build_model(experiment: Experiment, policy: precision.Policy) -> nn.Module:
 
 
 def check_batch_norm(model: nn.Module, image_shape: tuple[int, int, int, int]) -> None:
-    """Trace a training pass over one device's images, which raises the errors of the training step early.
+    """Trace a training pass over one device's images, to raise the training step's errors early.
 
     Args:
         model: Made for the axis 'batch'.

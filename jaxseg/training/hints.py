@@ -9,7 +9,7 @@ SETTLED = 1e-3  # share of batch norm's initial statistics that no longer matter
 
 
 def pretrained_hint(experiment: Experiment) -> str:
-    """Return a hint if the published run started from pretrained weights and this one does not, else ''."""
+    """Return a hint if only the published run started from pretrained weights, else ''."""
     pretrained = experiment.pretrained
     if experiment.init_from or not pretrained:
         return ""
@@ -17,13 +17,16 @@ def pretrained_hint(experiment: Experiment) -> str:
     name = next((name for name in zoo.IMAGENET if file.startswith(name)), "")
     fetch = f"; python scripts/convert_mmseg.py --download={name} fetches it" if name else ""
     return (
-        f"starting from random weights; the published run began with {pretrained} (give the file as "
-        f"config.init_from{fetch})"
+        f"starting from random weights; the published run began with {pretrained} "
+        f"(give the file as config.init_from{fetch})"
     )
 
 
 def batch_norm_warmup_warning(experiment: Experiment) -> str:
-    """Return a warning if the run is too short for batch norm's running statistics, on which evaluation relies, else ''."""
+    """Return a warning if a run is too short for batch norm's running statistics, else ''.
+
+    Evaluation normalises by these statistics, which start at mean 0 and variance 1.
+    """
     momentum, steps = experiment.model.norm.momentum, experiment.steps
     left = momentum**steps
     if left < SETTLED:
@@ -33,7 +36,7 @@ def batch_norm_warmup_warning(experiment: Experiment) -> str:
     is_enough = usual < momentum and usual**steps < SETTLED
     quicker = f", or set config.model.norm.momentum={usual}" if is_enough else ""
     return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {steps} steps "
-        f"(momentum {momentum}), and evaluation may look far worse than the loss: train for {needed} steps or "
-        f"more{quicker}"
+        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start "
+        f"after {steps} steps (momentum {momentum}), and evaluation may look far worse than the "
+        f"loss: train for {needed} steps or more{quicker}"
     )

@@ -18,7 +18,8 @@ class TrainLogger:
     """Tracks timing and reports training progress on the console, in log.jsonl and in TensorBoard.
 
     Attributes:
-        enabled: Whether it prints and writes. Without, as in all processes but the first, it only keeps time.
+        enabled: Whether it prints and writes. Without, as in all processes but the first, it only
+            keeps time.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class TrainLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of a block out of throughput and waiting, and the status line off the screen."""
+        """Leave a block out of throughput and waiting, and the status line off the screen."""
         with self._timer.paused():
             self._line.stop()
             yield
@@ -130,7 +131,7 @@ class TrainLogger:
             writer.picture(step, name, image)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the constructor's `seconds`, `busy` and `images` for a later process of the run."""
+        """Return the arguments `seconds`, `busy` and `images` of a later process of the run."""
         return self._timer.state_dict()
 
     def summary(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training: `train`, which runs an experiment in a workdir, and `run_steps`, the loop around the training step."""
+"""Training an experiment in a workdir (`train`), and the loop around its step (`run_steps`)."""
 
 import contextlib
 import dataclasses
@@ -38,8 +38,8 @@ from jaxseg.workdir import (
 )
 
 IN_FLIGHT = 2  # steps that the host may run ahead of the devices
-# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not finite, which only a
-# smaller dynamic scale could mend.
+# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not
+# finite, which only a smaller dynamic scale could mend.
 MAX_SKIPPED = 50
 MAX_SKIPPED_LOSS = 5
 
@@ -95,13 +95,14 @@ def _divides(every: int, done: int) -> bool:
     return bool(every) and done % every == 0
 
 
-# --- The loop ---------------------------------------------------------------------------------------------------------
+# --- The loop -------------------------------------------------------------------------------------
 
 
 def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
-    """Train from `state.step` to the last step of the experiment; log, evaluate and save on the way.
+    """Train from `state.step` to the experiment's last step; log, evaluate and save on the way.
 
-    Metrics are fetched to the host only every `log_every` steps and before evaluating or checkpointing.
+    Metrics are fetched to the host only every `log_every` steps and before evaluating or
+    checkpointing.
 
     Args:
         run: The run.
@@ -178,8 +179,9 @@ def check_finite_and_average(
 ) -> dict[str, float]:
     """Check the metrics of consecutive steps and average them.
 
-    With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row are an error. So is a
-    loss that is not finite, unless a smaller dynamic scale may still mend it in later steps.
+    With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row
+    are an error. So is a loss that is not finite, unless a smaller dynamic scale may still mend it
+    in later steps.
 
     Args:
         rows: Metrics of each step, on the host; arrays are equal on all devices.
@@ -189,8 +191,8 @@ def check_finite_and_average(
         last: The run ends with these steps.
 
     Returns:
-        The mean of the losses over finite steps and the last of their other metrics; with loss scaling also
-        'overflowed', the number of steps that were not applied.
+        The mean of the losses over finite steps and the last of their other metrics; with loss
+        scaling also 'overflowed', the number of steps that were not applied.
 
     Raises:
         NonFiniteError: A step is not finite; names its files.
@@ -229,11 +231,12 @@ def _non_finite_error(
     skipped = overflows if policy.uses_loss_scaling else ""
     full = "" if policy.name == "float32" else ", or set config.precision='float32'"
     return NonFiniteError(
-        f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, learning rate {step['lr']:.3g}"
-        f"{skipped}. Files of this batch: {', '.join(map(str, names))}. The last checkpoint is from before",
+        f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, "
+        f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
+        f"{', '.join(map(str, names))}. The last checkpoint is from before",
         field="optimizer.learning_rate",
-        hint="look at these files, lower config.optimizer.learning_rate, set or lower config.optimizer.clip_norm"
-        f"{full}",
+        hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+        f"config.optimizer.clip_norm{full}",
     )
 
 
@@ -258,7 +261,7 @@ def log_first_compile(step: Step, logger: TrainLogger) -> Step:
     return call
 
 
-# --- A whole run ------------------------------------------------------------------------------------------------------
+# --- A whole run ----------------------------------------------------------------------------------
 
 
 def train(
@@ -270,9 +273,9 @@ def train(
 ) -> dict[str, Any]:
     """Train an experiment in a workdir, continuing a run that an earlier call began there.
 
-    The data is checked and everything built before anything is written. At the end the best checkpoint is evaluated,
-    and its table printed, its pictures and metrics.json written. With several processes (`jax.distributed` initialised
-    by the caller) each calls this.
+    The data is checked and everything built before anything is written. At the end the best
+    checkpoint is evaluated, and its table printed, its pictures and metrics.json written. With
+    several processes (`jax.distributed` initialised by the caller) each calls this.
 
     Args:
         experiment: What to train: an Experiment, or a config that is still to be resolved.
@@ -439,7 +442,8 @@ def _train_to_the_end(run: Run, spec: DatasetSpec, start: Start, workdir: Path) 
 def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a run that an earlier process trained to its end.
 
-    It is metrics.json's; if that process was killed after the last save and before writing it, what the save knows.
+    It is metrics.json's; if that process was killed after the last save and before writing it, what
+    the save knows.
     """
     seconds = round(position.get("seconds", 0.0), 3)
     stored = read_training(workdir)
@@ -451,7 +455,7 @@ def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]
 def _finish(
     run: Run, validator: Validator, training: dict[str, Any], workdir: Path
 ) -> dict[str, Any]:
-    """Report the best checkpoint: its table on the console, metrics.json and pictures in the workdir."""
+    """Report the best checkpoint: a table on the console, metrics.json and pictures."""
     logger = run.logger
     logger.message(format_summary(training))
     best = checkpoint.best(run.manager)

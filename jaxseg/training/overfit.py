@@ -17,7 +17,8 @@ from jaxseg.training.loop import train
 TARGET_MIOU = 0.95  # on the images that the model was trained on
 MAX_STEPS, EVAL_EVERY, LOG_EVERY = 1000, 50, 10
 LEARNING_RATE = 1e-3  # of Adam: published rates presume pretrained weights and thousands of steps
-# Fields of DatasetConfig. Without augmentation, reading, label map, normalisation, model, loss and evaluation are left.
+# Fields of DatasetConfig. Without augmentation, reading, label map, normalisation, model, loss and
+# evaluation are left.
 NO_AUGMENTATION: dict[str, Any] = {
     "flip": 0.0,
     "vertical_flip": 0.0,
@@ -45,7 +46,8 @@ def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) ->
         The summary of `train`.
 
     Raises:
-        DataError: The target is not reached within the experiment's steps, at most MAX_STEPS; lists the worst classes.
+        DataError: The target is not reached within the experiment's steps, at most MAX_STEPS; lists
+            the worst classes.
         ConfigError: As for `train`.
     """
     if not isinstance(experiment, Experiment):
@@ -67,12 +69,13 @@ def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str |
         else f" or it needs more steps, config.steps={MAX_STEPS}"
     )
     return DataError(
-        f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training images themselves after "
-        f"{experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
+        f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training "
+        f"images themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
         file=workdir,
-        hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too fine for this model "
-        f"(a smaller output stride or larger images help){longer}; if not, labels and images do not belong together: "
-        "scripts/check_data.py and browse_data.py show them",
+        hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too "
+        f"fine for this model (a smaller output stride or larger images help){longer}; if not, "
+        "labels and images do not belong together: scripts/check_data.py and browse_data.py show "
+        "them",
     )
 
 
@@ -123,7 +126,11 @@ def overfit_experiment(experiment: Experiment, count: int, devices: int) -> Expe
 
 
 def first_of(split: str, count: int) -> str:
-    """Return the first samples of a split, or of the first of several: 'train[10:]+extra', 4 -> 'train[10:14]'.
+    """Return the split of the first samples: 'train[10:]+extra', 4 -> 'train[10:14]'.
+
+    Args:
+        split: One split, or several of which the first is used.
+        count: Number of samples.
 
     Raises:
         DataError: The split is given in percent.

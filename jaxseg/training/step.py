@@ -1,6 +1,7 @@
 """The training step that every device runs, and `make_step`, which maps it over the devices.
 
-Apart from the loop around it, so that it needs neither the libraries of data nor those of checkpoints.
+Apart from the loop around it, so that it needs neither the libraries of data nor those of
+checkpoints.
 """
 
 import functools
@@ -17,7 +18,8 @@ from jaxseg.ops import normalize
 from jaxseg.training.state import TrainState
 
 AXIS = "batch"
-POINTS = 1  # folded into the step's key: Flax does not fold a stream's name in, so streams must not share one
+# Folded into the step's key: Flax does not fold in the names of streams, so each needs its own key.
+POINTS = 1
 
 Batch = dict[str, np.ndarray]  # image, label, size: [D, B, ...]
 Metrics = dict[str, jax.Array]
@@ -44,13 +46,13 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Run one step on one device's part of the batch, under a map with the axis 'batch'; pure.
 
-    A step whose loss, gradient or rate is not finite leaves all but `step` and `loss_scale` as it was; its metric
-    `finite` is 0.
+    A step whose loss, gradient or rate is not finite leaves all but `step` and `loss_scale` as it
+    was; its metric `finite` is 0.
 
     Args:
         state: Equal on every device.
-        batch: image [B, H, W, C] uint8, uint16 or float32; label [B, H, W] of any integer type, 255 = ignore; size
-            [B, 2] int32, (height, width) in pixels of the image without its padding.
+        batch: image [B, H, W, C] uint8, uint16 or float32; label [B, H, W] of any integer type, 255
+            = ignore; size [B, 2] int32, (height, width) in pixels of the image without its padding.
         model: A Segmentor, or anything with its `apply`.
         loss: Made by `losses.make_loss` with the axis 'batch'.
         optimizer: Transforms the gradients.
@@ -60,8 +62,8 @@ def train_step(
         std: Standard deviation per channel, in the same units.
 
     Returns:
-        The next state and the metrics: loss, loss_<label>, lr, grad_norm, scale, finite, skipped; float32 scalars. Both
-        are equal on every device.
+        The next state and the metrics: loss, loss_<label>, lr, grad_norm, scale, finite, skipped;
+        float32 scalars. Both are equal on every device.
     """
     images = normalize(batch["image"], mean, std, batch["size"])
     label = batch["label"].astype(jnp.int32)
@@ -79,11 +81,12 @@ def train_step(
         value, parts = loss(logits, out, label)
         return value * scale, (value, parts, mutated)
 
-    # The loss is already that of the global batch, and the transpose of its psum sums the devices' equal cotangents:
-    # each device gets D times its share of the gradient, so the mean over devices, not the sum, is the gradient.
+    # The loss is already that of the global batch, and the transpose of its psum sums the devices'
+    # equal cotangents: each device gets D times its share of the gradient, so the mean over
+    # devices, not the sum, is the gradient.
     gradients, (value, parts, model_state) = jax.grad(scaled_loss, has_aux=True)(state.params)
-    # Statistics and loss are equal on all devices except for losses that select pixels per device (OHEM);
-    # out_axes=None needs them equal.
+    # Statistics and loss are equal on all devices except for losses that select pixels per device
+    # (OHEM); out_axes=None needs them equal.
     gradients, value, parts, model_state = jax.lax.pmean(
         (gradients, value, parts, model_state), AXIS
     )
@@ -95,8 +98,8 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     old = (state.params, state.model_state, state.opt_state)
     new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-    # Of float16 also the statistics, which overflow first. To check every leaf in every precision, or the updates,
-    # makes XLA compile three times as long on CPU.
+    # Of float16 also the statistics, which overflow first. To check every leaf in every precision,
+    # or the updates, makes XLA compile three times as long on CPU.
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate)
     if policy.uses_loss_scaling:
         finite &= precision.all_finite(model_state)
@@ -147,8 +150,8 @@ def make_step(devices: Sequence[jax.Device] | None = None, **arguments: Any) -> 
         arguments: The keyword arguments of `train_step`.
 
     Returns:
-        A function of (state, batch [D, B, ...]) that gives (state, metrics [D]). The state is donated: its arrays
-        cannot be used afterwards.
+        A function of (state, batch [D, B, ...]) that gives (state, metrics [D]). The state is
+        donated: its arrays cannot be used afterwards.
     """
     step = jax.pmap(
         functools.partial(train_step, **arguments),

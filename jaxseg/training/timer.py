@@ -25,8 +25,8 @@ class Interval(NamedTuple):
 class Timer:
     """Measures a run.
 
-    Time inside `paused()` (compiling, evaluating, saving) counts for the total, but neither for the throughput nor for
-    the share of waiting.
+    Time inside `paused()` (compiling, evaluating, saving) counts for the total, but neither for the
+    throughput nor for the share of waiting.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Timer:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the constructor's `seconds`, `busy` and `images` for a later process of the run."""
+        """Return the arguments `seconds`, `busy` and `images` of a later process of the run."""
         return {"seconds": self.seconds, "busy": self._busy, "images": self._images}
 
 

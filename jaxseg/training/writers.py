@@ -71,7 +71,7 @@ class TensorBoardWriter:
 
 
 def as_json(value: Any) -> Any:
-    """Convert a scalar to a JSON value: Python's numbers for NumPy's, null for one that is not finite."""
+    """Convert a scalar to a JSON value; a number that is not finite becomes null."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
