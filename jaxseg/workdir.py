@@ -16,10 +16,17 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from jaxseg.config.resolve import experiment_from_json, experiment_to_json, has_auto_weights
+from jaxseg.config.checks import complete
+from jaxseg.config.resolve import (
+    copy_config,
+    experiment_from_json,
+    experiment_to_json,
+    has_auto_weights,
+)
 from jaxseg.config.schema import Experiment
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.files import expand, read_text, write_json
+from jaxseg.validation import SCHEMA, complete_modules
 
 # Fields that may change when a run is resumed: none of them alters what the state means.
 FIELDS_ALLOWED_TO_CHANGE = (
@@ -113,7 +120,7 @@ def read_experiment(workdir: str | Path) -> Experiment:
     if not isinstance(stored, dict):
         raise CheckpointError("does not hold a config", file=file)
     try:
-        return experiment_from_json(stored)
+        return experiment_from_json(stored, SCHEMA)
     except ConfigError as error:
         raise CheckpointError(
             error.problem, file=file, field=error.field, hint=error.hint
@@ -221,7 +228,7 @@ def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Expe
     for key, loss in experiment.losses.items():
         known = stored.losses[key].options if key in stored.losses else {}
         if has_auto_weights(loss.options) and "class_weight" in known:
-            options = loss.options | {"class_weight": known["class_weight"]}
+            options = {**loss.options, "class_weight": known["class_weight"]}
             loss = dataclasses.replace(loss, options=FrozenDict(options))
         losses[key] = loss
     restored = _replace_dataset(experiment, **measured)
@@ -264,6 +271,11 @@ def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
             ]),
             field=differ[0],
         )
+
+
+def _with_defaults(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as JSON holds it, with the arguments of modules and losses that it leaves out."""
+    return _plain(complete_modules(complete(copy_config(experiment))).to_dict())
 
 
 def _may_change(key: str) -> bool:
