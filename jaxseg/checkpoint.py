@@ -69,12 +69,14 @@ def open_manager(
         keep: Latest steps to keep, besides the best by mIoU.
         read_only: Do not remove the leftovers of a killed save.
     """
-    policy = preservation_policy.AnyPreservationPolicy([
-        preservation_policy.LatestN(max(keep, 1)),
-        preservation_policy.BestN(
-            get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False
-        ),
-    ])
+    policy = preservation_policy.AnyPreservationPolicy(
+        [
+            preservation_policy.LatestN(max(keep, 1)),
+            preservation_policy.BestN(
+                get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+    )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         best_fn=_miou,
@@ -119,7 +121,9 @@ def save(
     Raises:
         NonFiniteError: A variable holds a NaN or an infinity; nothing is saved.
     """
-    write_best(manager)  # of what is complete by now: saving waits for the previous save in any case
+    write_best(
+        manager
+    )  # of what is complete by now: saving waits for the previous save in any case
     variables = to_host(dict(variables))
     if broken := not_finite(variables):
         raise NonFiniteError(

@@ -74,9 +74,7 @@ def convert_checkpoint(
     dataset = experiment.dataset
     state_dict = read_state_dict(weights, ema=ema)
     try:
-        variables, report = load_model(
-            state_dict, create_model(experiment.model), dataset.channels
-        )
+        variables, report = load_model(state_dict, create_model(experiment.model), dataset.channels)
     except WeightsError as error:
         raise WeightsError(
             f"for {experiment.name}: {error.problem}", file=weights, hint=error.hint

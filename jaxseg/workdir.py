@@ -46,7 +46,11 @@ FIELDS_ALLOWED_TO_CHANGE = (
     "dataset.match_classes",
 )
 CONCAT_ROOT = re.compile(r"dataset\.concat\.[^.]+\.root")  # which may change too
-MEASURED_FIELDS = ("dtype", "image_mean", "image_std")  # of config.dataset, where it leaves them open
+MEASURED_FIELDS = (
+    "dtype",
+    "image_mean",
+    "image_std",
+)  # of config.dataset, where it leaves them open
 # Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a read-only manager.
 IGNORED_ORBAX_WARNINGS = (
     "did not provide metrics",
@@ -264,11 +268,13 @@ def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
             for key in differ
         ]
         raise CheckpointError(
-            "\n".join([
-                f"{workdir} holds a run with another config:",
-                *lines,
-                "Choose another workdir, or give the old values.",
-            ]),
+            "\n".join(
+                [
+                    f"{workdir} holds a run with another config:",
+                    *lines,
+                    "Choose another workdir, or give the old values.",
+                ]
+            ),
             field=differ[0],
         )
 

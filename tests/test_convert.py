@@ -170,7 +170,9 @@ def test_other_backbones_are_refused():
             convert.load_backbone(backbone_weights(source), target)
         for title, name in lists.items():
             assert name in error.value.problem.partition(f"{title} (")[2].partition(" (\n")[0]
-        assert all((title in error.value.problem) == (title in lists) for title in (absent, unknown))
+        assert all(
+            (title in error.value.problem) == (title in lists) for title in (absent, unknown)
+        )
 
 
 def test_to_a_workdir_and_back(tmp_path):

@@ -17,7 +17,9 @@ DATA = Path(__file__).parent / "data"
 
 
 def with_dataset(experiment, **changes):
-    return dataclasses.replace(experiment, dataset=dataclasses.replace(experiment.dataset, **changes))
+    return dataclasses.replace(
+        experiment, dataset=dataclasses.replace(experiment.dataset, **changes)
+    )
 
 
 def with_head(experiment, **options):
@@ -132,7 +134,9 @@ def test_a_resumed_run_keeps_what_its_first_start_measured(tmp_path):
     }
     opened = with_dataset(EXPERIMENT, dtype="", channels=1)
     opened = dataclasses.replace(opened, losses=FrozenDict(losses))
-    weighted = dataclasses.replace(losses["decode"], options=FrozenDict({"class_weight": (0.5, 1.5)}))
+    weighted = dataclasses.replace(
+        losses["decode"], options=FrozenDict({"class_weight": (0.5, 1.5)})
+    )
     measured = with_dataset(opened, dtype="uint16", image_mean=(1.0,), image_std=(2.0,))
     measured = dataclasses.replace(measured, losses=FrozenDict({**losses, "decode": weighted}))
     workdirs.write_experiment(tmp_path, measured, DATASET)
@@ -144,7 +148,9 @@ def test_a_resumed_run_keeps_what_its_first_start_measured(tmp_path):
 
 
 def test_a_resumed_run_keeps_what_the_config_states(tmp_path):
-    weights = {"decode": LossConfig("cross_entropy", options=FrozenDict({"class_weight": (2.0, 2.0)}))}
+    weights = {
+        "decode": LossConfig("cross_entropy", options=FrozenDict({"class_weight": (2.0, 2.0)}))
+    }
     measured = with_dataset(EXPERIMENT, image_mean=(1.0,) * 3, image_std=(2.0,) * 3)
     workdirs.write_experiment(tmp_path, measured, DATASET)
     add_step(tmp_path, 4)

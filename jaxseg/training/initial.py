@@ -141,17 +141,11 @@ def _load_model(
     filled, report = mmseg.to_variables(weights, template)
     names = set(report.loaded)
     loaded = {
-        path: leaf
-        for path, leaf in flatten_dict(filled).items()
-        if mmseg.torch_name(path) in names
+        path: leaf for path, leaf in flatten_dict(filled).items() if mmseg.torch_name(path) in names
     }
-    rows = class_rows.carry_rows(
-        unflatten_dict(loaded), variables, axes, theirs, classes.names
-    )
+    rows = class_rows.carry_rows(unflatten_dict(loaded), variables, axes, theirs, classes.names)
     merged, _ = merge(variables, flatten_dict(rows, sep="/"))
-    return merged, dataclasses.replace(
-        report, classes=class_rows.describe(theirs, classes.names)
-    )
+    return merged, dataclasses.replace(report, classes=class_rows.describe(theirs, classes.names))
 
 
 def _differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:

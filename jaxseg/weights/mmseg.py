@@ -291,9 +291,7 @@ def load_model(
     return variables, report
 
 
-def from_mmseg(
-    state_dict: StateDict, model: nn.Module, image_channels: int = 3
-) -> dict[str, Any]:
+def from_mmseg(state_dict: StateDict, model: nn.Module, image_channels: int = 3) -> dict[str, Any]:
     """Convert a state dict of MMSegmentation to variables of `model`.
 
     Args:
