@@ -2,9 +2,10 @@
 
     workdir/checkpoints/<step>/{variables, optimizer, position, metrics}   best.json
 
-`variables` are the model's; a converted checkpoint has nothing else. Orbax writes a step under a temporary name and
-renames it when it is complete. Arrays are saved from host memory, so that any number of devices can read them. The JSON
-files beside checkpoints/ are read and written by `jaxseg.workdir`, whose functions are importable from here.
+`variables` are the model's; a converted checkpoint has nothing else. Orbax writes a step under a
+temporary name and renames it when it is complete. Arrays are saved from host memory, so that any
+number of devices can read them. The JSON files beside checkpoints/ are read and written by
+`jaxseg.workdir`, whose functions are importable from here.
 """
 
 from collections.abc import Mapping
@@ -130,7 +131,8 @@ def save(
             f"step {step}: {len(broken)} variables are not finite ({', '.join(broken[:3])})",
             hint="not saved",
         )
-    # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's state.
+    # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's
+    # state.
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -175,7 +177,8 @@ def restore(
         raise CheckpointError(
             f"it does not hold a state of this model and optimiser ({str(error).splitlines()[0]})",
             file=manager.directory / str(step),
-            hint="to start from its weights only, set config.init_from to it and choose another workdir",
+            hint="to start from its weights only, set config.init_from to it and choose another "
+            "workdir",
         ) from error
     return dict(found["variables"]), dict(found["optimizer"]), found["position"]
 

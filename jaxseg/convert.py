@@ -50,7 +50,8 @@ def convert_checkpoint(
     """Write a workdir with the weights of a file of MMSegmentation as step 0.
 
     Args:
-        config: The experiment that the weights are of; its data set gives the workdir's classes and palette.
+        config: The experiment that the weights are of; its data set gives the workdir's classes and
+            palette.
         weights: The file (see `read_state_dict`).
         workdir: For evaluation, prediction and config.init_from.
         ema: Take the moving average of the weights, as in `read_state_dict`.

@@ -15,7 +15,8 @@ def replicate(
 ) -> Tree:
     """Copy a pytree onto every device, laid out as a pmap over these devices returns it.
 
-    A pmap whose `axis_name` is the same then compiles once for replicated inputs and for its own outputs.
+    A pmap whose `axis_name` is the same then compiles once for replicated inputs and for its own
+    outputs.
 
     Args:
         tree: Arrays of the host, or of devices; of an array on several devices one copy is taken.

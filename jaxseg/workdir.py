@@ -1,9 +1,10 @@
-"""The JSON files of a workdir: which experiment it holds, the classes it was trained with, whether a run may be resumed.
+"""The JSON files of a workdir: its experiment, its classes, and whether a run may be resumed.
 
     workdir/config.json  dataset.json  best.json  metrics.json  checkpoints/<step>/
 
-config.json is the experiment. Files of the first edition have no "schema" in them and are read as well. dataset.json says
-what the checkpoints' classes mean, and so is written once. `jaxseg.checkpoint` reads and writes the checkpoints.
+config.json is the experiment. Files of the first edition have no "schema" in them and are read as
+well. dataset.json says what the checkpoints' classes mean, and so is written once.
+`jaxseg.checkpoint` reads and writes the checkpoints.
 """
 
 import dataclasses
@@ -51,7 +52,8 @@ MEASURED_FIELDS = (
     "image_mean",
     "image_std",
 )  # of config.dataset, where it leaves them open
-# Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a read-only manager.
+# Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a
+# read-only manager.
 IGNORED_ORBAX_WARNINGS = (
     "did not provide metrics",
     "CheckpointManagerOptions.read_only=True",
@@ -97,7 +99,7 @@ def saved_steps(workdir: str | Path) -> list[int]:
 def write_experiment(
     workdir: str | Path, experiment: Experiment, dataset: Mapping[str, Any] | str
 ) -> None:
-    """Write config.json, and dataset.json unless the workdir has checkpoints: then it describes their classes, and stays.
+    """Write config.json, and dataset.json unless checkpoints are there, whose classes it describes.
 
     Args:
         workdir: Created if it is missing.
@@ -169,7 +171,7 @@ def load_dataset_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def read_training(workdir: str | Path) -> dict[str, Any] | None:
-    """Return the training summary in metrics.json, None if there is no such file or no summary in it."""
+    """Return the training summary in metrics.json, None if there is none."""
     file = Path(workdir) / "metrics.json"
     return json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
 
@@ -193,8 +195,8 @@ def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
         experiment: With `dataset.classes` of the data set or of the config.
 
     Raises:
-        CheckpointError: The experiment has other classes, or has them in another order and `dataset.match_classes` is not
-            'name'.
+        CheckpointError: The experiment has other classes, or has them in another order and
+            `dataset.match_classes` is not 'name'.
     """
     classes = read_classes(workdir) if saved_steps(workdir) else ()
     ours = tuple(experiment.dataset.classes)
@@ -204,7 +206,10 @@ def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
     if ours and not (same_names and experiment.dataset.match_classes == "name"):
         hint = "give the data set of that run, or choose another workdir"
         if same_names:
-            hint = "set config.dataset.match_classes to 'name' to map labels to the run's order, or choose another workdir"
+            hint = (
+                "set config.dataset.match_classes to 'name' to map labels to the run's order, or "
+                "choose another workdir"
+            )
         raise CheckpointError(
             f"holds a run with the classes {classes}, and config.dataset.classes is {ours}",
             file=workdir,
@@ -215,10 +220,11 @@ def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
 
 
 def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Experiment:
-    """When resuming, return `experiment` with the measured fields (dtype, mean and std, class weights) of the run.
+    """When resuming, return `experiment` with the measured fields of the run.
 
-    They stay as they were measured at the run's start, also if the data has been corrected since. Fields that the
-    experiment states itself stay as they are, and so does the experiment of a new run.
+    Dtype, mean and std, and class weights stay as they were measured at the run's start, also if
+    the data has been corrected since. Fields that the experiment states itself stay as they are,
+    and so does the experiment of a new run.
     """
     if not (Path(workdir) / "config.json").is_file() or not saved_steps(workdir):
         return experiment
@@ -242,7 +248,8 @@ def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Expe
 def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
     """Check that a workdir has no checkpoints of another experiment or of later steps.
 
-    FIELDS_ALLOWED_TO_CHANGE may differ. A start that failed before its first checkpoint is not compared.
+    FIELDS_ALLOWED_TO_CHANGE may differ. A start that failed before its first checkpoint is not
+    compared.
 
     Raises:
         CheckpointError: The fields that differ.
@@ -280,7 +287,7 @@ def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
 
 
 def _with_defaults(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment as JSON holds it, with the arguments of modules and losses that it leaves out."""
+    """Return an experiment as JSON holds it, with defaults for the arguments that it leaves out."""
     return _plain(complete_modules(complete(copy_config(experiment))).to_dict())
 
 
@@ -298,7 +305,7 @@ def _replace_dataset(experiment: Experiment, **changes: Any) -> Experiment:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         inner = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
@@ -306,7 +313,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON holds of a value; classes that plug-ins give in place of a module's name become their path."""
+    """Return what JSON holds of a value; a class in place of a module's name becomes its path."""
     return json.loads(json.dumps(value, default=_describe))
 
 

@@ -85,6 +85,7 @@ def _progress(done: int, total: int) -> None:
 
 
 def main(_: Sequence[str]) -> None:
+    """Convert, export or download, as the flags say."""
     config, file = CONFIG.value, CHECKPOINT.value
     for flag, is_file in ((OUTPUT, False), (TO_MMSEG, True), (FOLDER, False)):
         if flag.value:

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what a killed save leaves, what is restored, and resuming bit for bit."""
+"""Checkpoints: what is kept, what a killed save leaves, what is restored, bit for bit."""
 
 import json
 import os
@@ -126,7 +126,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     assert "batch_stats/backbone/mean" in error.value.problem
 
 
-# A whole small run in a process of its own: the real loop and checkpoints around one convolution with dropout and norm.
+# A whole small run in a process of its own: the real loop and checkpoints around one convolution
+# with dropout and norm.
 RUN = """
 import sys, time
 import jax, jax.numpy as jnp

@@ -11,7 +11,6 @@ from jaxseg import checkpoint, convert, zoo
 from jaxseg.config.finder import get_experiment
 from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import create_model, init_variables
-from jaxseg.weights import mmseg
 
 DATA = Path(__file__).parent / "data" / "state_dict"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -54,7 +53,7 @@ def test_round_trip_is_exact(name):
     "method", sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "quickstart")
 )
 def test_names_are_unique(method):
-    """Of the smallest published model of every config file: as many PyTorch names as variables, so that nothing is lost on the way."""
+    """The smallest published model of every config file has as many PyTorch names as variables."""
     rows = [row for row in zoo.published() if row["name"].startswith(f"{method}_")]
     experiment = get_experiment(min(rows, key=lambda row: int(row["parameters"]))["name"])
     model = create_model(experiment.model, num_classes=19)
@@ -85,7 +84,8 @@ def test_errors_list_both_sides():
         convert.from_mmseg(state_dict, model)
     for text in (
         "of another shape (1):\n    decode_head.conv_seg.bias: the file has (7,), the model (3,)\n",
-        "in the model, not in the file (1):\n    decode_head.bottleneck.conv.weight (8, 64, 3, 3)\n",
+        "in the model, not in the file (1):\n"
+        "    decode_head.bottleneck.conv.weight (8, 64, 3, 3)\n",
         "in the file, not in the model (1):\n    decode_head.another.weight (1, 2)",
     ):
         assert text in error.value.problem

@@ -1,4 +1,4 @@
-"""Starting from other weights: workdirs and weight files, classifier rows by class name, other channels."""
+"""Starting from other weights: workdirs, files, classifier rows by class name, channels."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def same(a, b) -> bool:
 
 
 def fresh_of_the_toy() -> dict:
-    """Zeros for the checkpoints of helpers.checkpoints: the same backbone, a wider head, a new module."""
+    """Zeros with the backbone of helpers.checkpoints, a wider head and a new module."""
     return {
         "params": {
             "backbone": {"kernel": np.zeros((2, 3))},
@@ -63,7 +63,7 @@ def test_a_workdir_of_another_backbone_is_refused(tmp_path):
 
 
 def test_a_weight_file_of_a_bare_backbone(tmp_path):
-    """ImageNet weights as published for PyTorch: no 'backbone.' before the names, and a classifier of their own."""
+    """ImageNet weights of PyTorch: names without 'backbone.', and a classifier of their own."""
     weights = {
         "conv1.weight": np.ones((8, 3, 1, 1), np.float32),
         "bn1.running_mean": np.ones(8, np.float32),

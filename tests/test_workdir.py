@@ -1,4 +1,4 @@
-"""The JSON files of a workdir: experiments of all versions, classes, and what may change when a run is resumed."""
+"""The JSON files of a workdir: experiments of all versions, classes, resuming."""
 
 import dataclasses
 import json

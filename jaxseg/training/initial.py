@@ -1,4 +1,4 @@
-"""The variables that a run starts from: drawn at random, or loaded from a workdir or a weight file."""
+"""The initial variables of a run: drawn at random, or loaded from a workdir or weight file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ def initial_variables(
 ) -> tuple[dict[str, Any], str]:
     """Draw the variables of a run, or load them where `source` has them.
 
-    Weights of a model of RGB images start one of images with other channels too (see `adapt_channels`).
+    Weights of a model of RGB images start one of images with other channels too (see
+    `adapt_channels`).
 
     Args:
         experiment: Gives the seed, the size of images and the classes.
@@ -74,12 +75,14 @@ def load_initial(
 
     Args:
         variables: Fresh ones.
-        source: config.init_from: a workdir, one of its steps, or a weight file (see `read_state_dict`).
-        classes: The model's; where the source has others, or in another order, rows of its classifiers are taken by name.
+        source: config.init_from: a workdir, one of its steps, or a weight file (see
+            `read_state_dict`).
+        classes: The model's; where the source has others, or in another order, rows of its
+            classifiers are taken by name.
 
     Raises:
-        WeightsError: There is nothing at `source`, it cannot be read, its backbone is another, or it holds a NaN or an
-            infinity.
+        WeightsError: There is nothing at `source`, it cannot be read, its backbone is another, or
+            it holds a NaN or an infinity.
         CheckpointError: A folder is not a workdir, or has no checkpoint.
     """
     path = expand(source)
@@ -133,7 +136,7 @@ def _load_model(
     theirs: tuple[str, ...],
     classes: Classes | None,
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Merge a whole model's state dict, classifier rows by the names of the classes, `theirs` being the file's."""
+    """Merge a whole model's state dict; `theirs` are the names of its classes."""
     if not (classes and _differ(theirs, classes.names)):
         return mmseg.to_variables(weights, variables)
     axes = classes.axes()

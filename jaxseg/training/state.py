@@ -24,10 +24,11 @@ class TrainState(struct.PyTreeNode):
         model_state: The model's other collections, {'batch_stats': ..., 'bases': ...}.
         opt_state: The optimiser's state.
         loss_scale: The loss scale and its history.
-        rng: uint32 [2]: key data, equal on every device; the key of a step is this one folded with `step`.
+        rng: uint32 [2]: key data, equal on every device; the key of a step is this one folded with
+            `step`.
     """
 
-    step: jax.Array
+    step: jax.Array | np.ndarray
     params: Any
     model_state: Any
     opt_state: Any

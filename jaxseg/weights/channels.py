@@ -10,9 +10,10 @@ from jaxseg.errors import WeightsError
 
 
 def adapt_channels(loaded: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Adapt the variables of a model of RGB images to one of C channels: its first kernel [h, w, 3, O] becomes [h, w, C, O].
+    """Adapt the variables of a model of RGB images to a model of images of C channels.
 
-    Channels take red, green and blue in turn, divided so that a grey image, equal in all channels, keeps its response.
+    The first kernel [h, w, 3, O] becomes [h, w, C, O]. Channels take red, green and blue in turn,
+    divided so that a grey image, equal in all channels, keeps its response.
 
     Args:
         loaded: Variables of the model of RGB images.
@@ -25,8 +26,8 @@ def adapt_channels(loaded: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[
     differ = [path for path in new if np.shape(old[path]) != np.shape(new[path])]
     if len(differ) != 1 or np.ndim(new[differ[0]]) != 4:
         raise WeightsError(
-            f"{len(differ)} variables depend on the number of channels ({', '.join(differ[:3])}, ...): "
-            "RGB weights cannot start this backbone",
+            f"{len(differ)} variables depend on the number of channels "
+            f"({', '.join(differ[:3])}, ...): RGB weights cannot start this backbone",
             field="dataset.channels",
         )
     kernel = np.asarray(old[differ[0]])

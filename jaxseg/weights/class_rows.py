@@ -1,4 +1,4 @@
-"""Classifier rows of one model in another: found by shape, carried over by the names of the classes."""
+"""Classifier rows of one model in another: found by shape, carried over by class name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ class Classes:
 
 
 def find_axes(config: Any, image_shape: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Find the axes that grow with the number of classes, of every variable that has some: {'params/a/b/kernel': (3,)}.
+    """Find the axes of variables that grow with the number of classes: {'params/a/b/kernel': (3,)}.
 
     On such an axis the classes come last; features may precede them (PointRend's layers read both).
 
@@ -89,7 +89,7 @@ def _without_classes(shape: Sequence[int], where: Sequence[int], classes: int) -
 def _index(
     shape: Sequence[int], where: Sequence[int], chosen: Sequence[str], names: Sequence[str]
 ) -> tuple[np.ndarray, ...]:
-    """Index the features and the chosen classes, in the order chosen, along the axes `where`; others entirely."""
+    """Index features and chosen classes, in that order, along `where`; other axes entirely."""
     rows = [names.index(name) for name in chosen]
     indices = []
     for axis, size in enumerate(shape):
@@ -100,7 +100,7 @@ def _index(
 
 
 def resize_classes(variables: Mapping[str, Any], axes: Axes, more: int) -> dict[str, Any]:
-    """Return zeros of the shapes that `variables` would have with `more` further classes (or, below 0, fewer)."""
+    """Return zeros of the shapes that `variables` would have with `more` (or fewer) classes."""
     flat = {}
     for path, leaf in flatten_dict(dict(variables), sep="/").items():
         shape = list(np.shape(leaf))
@@ -111,7 +111,7 @@ def resize_classes(variables: Mapping[str, Any], axes: Axes, more: int) -> dict[
 
 
 def describe(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Say how many of the classes `ours` are taken from a model of the classes `theirs`, and which are new."""
+    """Say how many of the classes `ours` a model of the classes `theirs` has, and which are new."""
     fresh = [name for name in ours if name not in theirs]
     more = f" and {len(fresh) - 4} more" if len(fresh) > 4 else ""
     new = f", new: {', '.join(fresh[:4])}{more}" if fresh else ""

@@ -117,7 +117,8 @@ def _sniff_zip(path: Path, size: int) -> str:
             names = archive.namelist()
     except Exception:  # zipfile raises all kinds on damaged archives
         raise WeightsError(
-            f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as one",
+            f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as "
+            "one",
             hint=f"{FETCH} again",
         ) from None
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):

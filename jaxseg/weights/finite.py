@@ -22,7 +22,9 @@ def not_finite(variables: Mapping[str, Any]) -> list[str]:
 
 
 def check_finite(variables: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that hold a NaN or an infinity: a model with a single NaN predicts class 0 for whole images.
+    """Refuse weights that hold a NaN or an infinity.
+
+    A model with a single NaN predicts class 0 for whole images.
 
     Args:
         variables: {name: array}, or nested dicts of arrays.

@@ -1,4 +1,4 @@
-"""Merging weights into a model's variables, by name and shape, with a report of what came from where."""
+"""Merging weights into a model's variables by name and shape, with a report."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ class Layout:
         return "/".join(path)
 
     def shape(self, path: Path, shape: Shape) -> Shape:
-        """Return the shape in the source of the variable at `path`, which has `shape` in the model."""
+        """Return the source's shape of the variable at `path`, which in the model has `shape`."""
         del path
         return shape
 
@@ -48,7 +48,8 @@ class MergeReport:
         missing: Variables that the source lacks, and their shapes; they keep their values.
         mismatched: Variables of another shape: (the source's, the model's); they keep their values.
         unused: Entries of the source that the model lacks, and their shapes.
-        classes: How many rows of the classifiers were taken by class name, in words; '' if classes were not compared.
+        classes: How many rows of the classifiers were taken by class name, in words; '' if classes
+            were not compared.
     """
 
     loaded: tuple[str, ...]
@@ -91,8 +92,9 @@ class MergeReport:
         if len(counts) != 1:
             return ""
         return (
-            f"the file is of a model of {counts.pop()} classes: give the config of the data set that it was trained "
-            "on, or start training from it with config.init_from, which takes all but the classifiers"
+            f"the file is of a model of {counts.pop()} classes: give the config of the data set "
+            "that it was trained on, or start training from it with config.init_from, which takes "
+            "all but the classifiers"
         )
 
     def require_backbone(self) -> None:
@@ -122,7 +124,7 @@ class MergeReport:
         )
 
     def format(self, source: str) -> str:
-        """Format the counts as the short table that training logs, with the modules that each line is about.
+        """Format the counts as the short table that training logs, with the modules concerned.
 
         Args:
             source: What the weights were read from.
@@ -175,7 +177,7 @@ def merge(
             merged[path] = np.asarray(value, leaf.dtype, order="C")
     check_finite({name: source[name] for name in loaded}, "")
     known = {*loaded, *mismatched}
-    unused = {name: tuple(np.shape(value)) for name, value in source.items() if name not in known}
+    unused = {name: np.shape(value) for name, value in source.items() if name not in known}
     return unflatten_dict(merged), MergeReport(tuple(loaded), missing, mismatched, unused)
 
 
@@ -184,7 +186,7 @@ def _with_shapes(entries: Iterable[tuple[str, Shape]]) -> list[str]:
 
 
 def _module_of(name: str) -> list[str]:
-    """Return the first two modules in 'params/a/b/c/kernel', or in a PyTorch name 'a.b.c.weight'."""
+    """Return the first two modules in 'params/a/b/c/kernel' or PyTorch's 'a.b.c.weight'."""
     return name.split("/")[1:3] if "/" in name else name.split(".")[:2]
 
 

@@ -1,8 +1,8 @@
 """Names and layout of MMSegmentation's PyTorch state dicts, and conversion both ways.
 
 Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv', 'kernel') is
-'decode_head.convs.0.conv.weight'. The leaves differ, in name (kernel, scale, mean, ...) and layout (a convolution's
-[O, I, h, w] becomes [h, w, I, O]).
+'decode_head.convs.0.conv.weight'. The leaves differ, in name (kernel, scale, mean, ...) and layout
+(a convolution's [O, I, h, w] becomes [h, w, I, O]).
 """
 
 import collections
@@ -91,7 +91,8 @@ class ModuleNames:
 
 
 _FULLY_CONNECTED = ("fc.", "head.", "classifier.", "neck.")
-# The stem of three convolutions was once one Sequential `conv1` (0, 1, 3, ...) and a norm of its own, `bn1`.
+# The stem of three convolutions was once one Sequential `conv1` (0, 1, 3, ...) and a norm of its
+# own, `bn1`.
 _DEEP_STEM = (
     Rename(re.compile(r"^((?:backbone\.)?)bn1\."), r"\1stem.7.", beside="conv1.0.weight"),
     Rename(re.compile(r"^((?:backbone\.)?)conv1\.(\d+)\."), r"\1stem.\2."),
@@ -110,7 +111,8 @@ MODULES: dict[str, ModuleNames] = {
         shared=(SharedTensor(r"(?:^|\.)context\.stages\.\d+\.", "key_project", "query_project"),)
     ),
 }
-# State dicts do not say which modules they hold, and no two rules concern the same names: all rules apply to each file.
+# State dicts do not say which modules they hold, and no two rules concern the same names: all rules
+# apply to each file.
 _RENAMES = tuple(dict.fromkeys(rule for names in MODULES.values() for rule in names.renames))
 _CLASSIFIERS = tuple(dict.fromkeys(part for names in MODULES.values() for part in names.classifier))
 _SHARED = tuple(rule for names in MODULES.values() for rule in names.shared)
@@ -130,7 +132,7 @@ class MMSegLayout(Layout):
         return (shape[-1], shape[-2], *shape[:-2])
 
     def read(self, path: Path, value: np.ndarray) -> np.ndarray:
-        """Return PyTorch's tensor as we store it: kernels [out, in, spatial...] become [spatial..., in, out]."""
+        """Return PyTorch's tensor as we store it: kernels [O, I, ...] become [..., I, O]."""
         value = np.asarray(value, np.float32)
         if path[-1] != "kernel":
             return value
@@ -152,7 +154,8 @@ def torch_name(path: Sequence[Any]) -> str:
     """Return the PyTorch name of a variable.
 
     Args:
-        path: Its path, the collection first: strings, or keys as in `jax.tree_util.tree_leaves_with_path`.
+        path: Its path, the collection first: strings, or keys as in
+            `jax.tree_util.tree_leaves_with_path`.
     """
     _, *modules, leaf = [str(getattr(key, "key", key)) for key in path]
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
@@ -165,7 +168,8 @@ def to_variables(
 
     Args:
         state_dict: {name: array} with the names of MMSegmentation 1.x.
-        variables: Arrays or `jax.ShapeDtypeStruct`s. Those that the state dict lacks, or has in another shape, stay.
+        variables: Arrays or `jax.ShapeDtypeStruct`s. Those that the state dict lacks, or has in
+            another shape, stay.
 
     Raises:
         WeightsError: A tensor that would be taken holds a NaN or an infinity.
@@ -181,7 +185,7 @@ def to_variables(
 
 
 def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Remove the prefix that a wrapper put before all names ('model.' of Lightning), if names then fit the variables.
+    """Remove a wrapper's prefix of all names (Lightning's 'model.') if they then fit the variables.
 
     Args:
         state_dict: {name: array}; the names of a backbone's own weights lack 'backbone.'.
@@ -208,7 +212,7 @@ def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[st
 
 
 def _prefixes(names: Iterable[str], expected: Set[str]) -> Iterator[str]:
-    """Yield what precedes the longest expected end of each dotted name, '' if no end is expected."""
+    """Yield what precedes the longest expected end of each name, '' if no end is expected."""
     for name in names:
         ends = (dot.end() for dot in re.finditer(r"\.", name))
         yield next((name[:end] for end in ends if name[end:] in expected), "")
@@ -247,19 +251,19 @@ def _renamed(name: str, names: StateDict) -> str:
 def load_backbone(
     state_dict: StateDict, variables: Mapping[str, Any]
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Merge a backbone's own weights, such as ImageNet's, into the backbone of `variables`; the rest stays as it is.
+    """Merge a backbone's own weights, such as ImageNet's, into the backbone of `variables`.
 
     Args:
-        state_dict: {name: array}; names may begin with 'backbone.' or not. The report lists classification layers, and
-            the heads of a whole model, as unused.
+        state_dict: {name: array}; names may begin with 'backbone.' or not. The report lists
+            classification layers, and the heads of a whole model, as unused.
         variables: The whole model's.
 
     Returns:
         New variables of the whole model, and the report on the backbone.
 
     Raises:
-        WeightsError: A variable of the backbone is not replaced or a tensor of it not used, with both sides listed; or a
-            tensor holds a NaN or an infinity.
+        WeightsError: A variable of the backbone is not replaced or a tensor of it not used, with
+            both sides listed; or a tensor holds a NaN or an infinity.
     """
     named = current_names(strip_prefix(state_dict, variables))
     if not any(name.startswith("backbone.") for name in named):
@@ -284,7 +288,7 @@ def _is_of_backbone(name: str) -> bool:
 def load_model(
     state_dict: StateDict, model: nn.Module, image_channels: int = 3
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Convert a state dict of MMSegmentation to variables of `model`: (variables, report); see `from_mmseg`."""
+    """Return (variables, report) of a state dict of MMSegmentation; see `from_mmseg`."""
     shapes = variable_shapes(model, (1, 512, 512, image_channels))
     variables, report = to_variables(current_names(strip_prefix(state_dict, shapes)), shapes)
     report.raise_if_incomplete()
@@ -303,8 +307,8 @@ def from_mmseg(state_dict: StateDict, model: nn.Module, image_channels: int = 3)
         The model's variables, float32.
 
     Raises:
-        WeightsError: A tensor is not used or a variable not replaced, with both sides and their shapes listed; or a
-            tensor holds a NaN or an infinity.
+        WeightsError: A tensor is not used or a variable not replaced, with both sides and their
+            shapes listed; or a tensor holds a NaN or an infinity.
     """
     return load_model(state_dict, model, image_channels)[0]
 

@@ -65,8 +65,8 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
         {name: array}; integers and booleans keep their types.
 
     Raises:
-        WeightsError: The file is missing, damaged, unknown or hostile, or has no moving average; the
-            error names it.
+        WeightsError: The file is missing, damaged, unknown or hostile, or has no moving average;
+            the error names it.
     """
     path = expand(path)
     with about(file=path):

@@ -50,7 +50,7 @@ def save(manager, state, position, miou=None):
 
 
 def fill(workdir, mious, **options):
-    """Write a workdir with a checkpoint for each step in {step: mIoU or None}; returns the steps that are kept."""
+    """Write a workdir with checkpoints {step: mIoU or None}; returns the steps that are kept."""
     checkpoint.write_experiment(workdir, EXPERIMENT, DATASET)
     with checkpoint.open_manager(workdir, **options) as manager:
         for step, miou in mious.items():
