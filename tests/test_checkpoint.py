@@ -126,72 +126,35 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     assert "batch_stats/backbone/mean" in error.value.problem
 
 
-# A whole small run in a process of its own: the real loop and checkpoints around one convolution
-# with dropout and norm.
-RUN = """
-import sys, time
-import jax, jax.numpy as jnp
-from test_train import BATCH, SIZE, Batches, make_config, make_pieces
-from jaxseg import checkpoint, precision, train, train_state
-from jaxseg.progress import Progress
-
-workdir, steps = sys.argv[1], 6
-config = make_config()
-state, step = make_pieces(config, 1)
-with checkpoint.open_manager(workdir) as manager:
-    if manager.latest_step() is not None:
-        state, position = checkpoint.restore(manager, state)
-        state = train_state.replicate(state, jax.devices()[:1])
-    batches = Batches(1)
-    batches.position = int(state.step)
-    progress = Progress(workdir, steps=steps, batch_size=BATCH, start=int(state.step), enabled=False)
-    hooks = train.Hooks(progress, manager, lambda done, state: {"mIoU": 0.5})
-    def slow(state, batch):
-        if "--wait" in sys.argv and batches.position == 5:
-            manager.wait_until_finished()
-            print("READY", flush=True)
-            time.sleep(60)
-        return step(state, batch)
-    train.run_steps(state, slow, batches, hooks, steps=steps, log_every=10, eval_every=6, checkpoint_every=3,
-                    policy=precision.make_policy(config))
-"""
-
-
 def test_killed_and_continued_equals_uninterrupted_bit_for_bit(tmp_path):
     tests = Path(__file__).parent
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
         "JAX_PLATFORMS": "cpu",
-    }
-    # as a user's run: what the first process compiled, the next ones read
-    environment |= {
+        # As in a user's run: what the first process compiled, the next ones read.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
-    def start(workdir, *extra):
-        return subprocess.Popen(
-            [sys.executable, "-c", RUN, str(workdir), *extra],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def start(name, *extra):
+        command = [sys.executable, "-m", "helpers.tiny_run", str(tmp_path / name), *extra]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    killed = start(tmp_path / "killed", "--wait")
+    killed = start("killed", "--wait")
     assert killed.stdout.readline() == "READY\n"
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()] == ["3"]
-    through, killed = start(tmp_path / "through"), start(tmp_path / "killed")
+    through, killed = start("through"), start("killed")
     assert (through.wait(), killed.wait()) == (0, 0)
+    args = checkpoint.ocp.args
+    whole = args.Composite(variables=args.StandardRestore(), optimizer=args.StandardRestore())
     results = {}
     for name in ("through", "killed"):
         with checkpoint.open_manager(tmp_path / name, read_only=True) as manager:
             assert manager.latest_step() == 6
-            found = manager.restore(6, args=checkpoint.ocp.args.Composite(
-                variables=checkpoint.ocp.args.StandardRestore(), optimizer=checkpoint.ocp.args.StandardRestore()
-            ))  # fmt: skip
+            found = manager.restore(6, args=whole)
             results[name] = {"variables": found["variables"], "optimizer": found["optimizer"]}
     assert len(jax.tree.leaves(results["through"])) > 20
     jax.tree.map(np.testing.assert_array_equal, results["through"], results["killed"])
