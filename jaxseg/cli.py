@@ -1,9 +1,11 @@
-"""The door of every script: flags that teach the config grammar, and mistakes answered with a message, not a traceback.
+"""The command line of every script: flags, help, logging, exit status, process set-up.
 
-A JaxsegError says what to change and is shown as one message; any other exception is a bug and keeps its traceback.
-JAXSEG_TRACEBACK=1 shows every traceback.
+A JaxsegError says what to change and is shown as one message; any other exception is a bug and
+keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
 """
 
+import contextlib
+import ctypes
 import inspect
 import logging
 import os
@@ -11,42 +13,59 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from jaxseg import overrides
+from jaxseg.config.checks import complete
+from jaxseg.config.finder import build, load_builder
+from jaxseg.config.resolve import copy_config
+from jaxseg.config.variant import grammar
 from jaxseg.errors import ConfigError, JaxsegError
 from jaxseg.files import cache_dir, expand
+from jaxseg.workdir import find_workdir, read_experiment
 
-HELP = "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field."
+CONFIG_HELP = "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field."
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# Warnings of libraries about what jaxseg does on purpose, or reports itself: logger -> parts of
+# their messages.
+EXPECTED_WARNINGS = {
+    "absl": (
+        "did not provide metrics",
+        "CheckpointManagerOptions.read_only=True",
+        "Given directory is read only",
+    ),
+    "tifffile": ("GDAL_NODATA",),
+}
 
 
-def define_config() -> Any:
-    """The flag --config=configs/FILE.py:VARIANT, with --config.FIELD=VALUE overrides."""
-    return config_flags.DEFINE_config_file("config", None, HELP)
+def define_config() -> flags.FlagHolder:
+    """Define the flag --config=configs/FILE.py:VARIANT, with --config.FIELD=VALUE overrides."""
+    return config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 
 
-def run(
+def run_main(
     main: Callable[[Sequence[str]], None],
     *,
     needs_config: bool = True,
     of_run: bool = False,
     positional: bool = False,
 ) -> None:
-    """`app.run(main)`, with the caller's docstring and the grammar as help; exits with 1 after an error of the user's.
+    """Parse the command line, set up the process and call `main`; exit with 1 after a user's error.
+
+    The help is the caller's docstring and the grammar of variants.
 
     Args:
-        main: takes the arguments that are no flags.
-        needs_config: a missing --config is answered with the grammar.
-        of_run: the script works with the trained run that --checkpoint or --workdir names; where --config is missing,
-            overrides are of the run's config, and those that a trained model does not read are refused.
-        positional: whether arguments that are no flags are meant.
+        main: Called with the script's name and its positional arguments.
+        needs_config: Without --config, explain the grammar and exit.
+        of_run: The script works with the trained run that --checkpoint or --workdir names. Without
+            --config, overrides apply to the run's config; those that a trained model does not read
+            are refused.
+        positional: Whether the script takes positional arguments.
     """
-    from jaxseg.config.builders import grammar
-
     module = sys.modules["__main__"]
     module.__doc__ = f"{(module.__doc__ or '').rstrip()}\n\n{grammar()}\n\nflags:"
 
@@ -55,8 +74,7 @@ def run(
         if rest[1:] and not positional:
             hint = "values are given as --flag=value"
             raise ConfigError(f"unexpected argument '{rest[1]}'", field=rest[1], hint=hint)
-        _quiet()
-        enable_compilation_cache()
+        set_up_process()
         return rest
 
     try:
@@ -70,16 +88,26 @@ def run(
         sys.exit(1)
 
 
-def _quiet() -> None:
-    """Show what jaxseg has to say, plainly, and only warnings of others (--verbosity=0 shows more)."""
+# --- The process ----------------------------------------------------------------------------------
+
+
+def set_up_process() -> None:
+    """Configure this process for a script: logging, JAX's compilation cache, memory and threads."""
+    _set_up_logging()
+    enable_compilation_cache()
+    _keep_freed_memory()
+    if cv2 := sys.modules.get("cv2"):
+        cv2.setNumThreads(1)  # batches are made in parallel already; more threads would compete
+
+
+def _set_up_logging() -> None:
+    """Show jaxseg's messages plainly, and only the warnings of other libraries."""
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
-    os.environ.setdefault(
-        "OPENCV_LOG_LEVEL", "OFF"
-    )  # what cannot be read is told by us, with the file's name
-    logging.getLogger("tifffile").addFilter(
-        lambda record: "GDAL_NODATA" not in str(record.msg)
-    )  # read by us, and said better
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # jaxseg reports unreadable files itself
+    for name, phrases in EXPECTED_WARNINGS.items():
+        logger = absl_logging.get_absl_logger() if name == "absl" else logging.getLogger(name)
+        logger.addFilter(_Unexpected(phrases))
     ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
@@ -87,30 +115,59 @@ def _quiet() -> None:
     ours.propagate = False
 
 
-# --- Flags ------------------------------------------------------------------------------------------------------------
+class _Unexpected(logging.Filter):
+    """Drop messages that contain one of some phrases."""
+
+    def __init__(self, phrases: Sequence[str]):
+        super().__init__()
+        self.phrases = phrases
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(phrase in str(record.msg) for phrase in self.phrases)
+
+
+def enable_compilation_cache() -> None:
+    """Turn on JAX's persistent compilation cache, so that a second start compiles nothing.
+
+    A folder that JAX was already given (JAX_COMPILATION_CACHE_DIR) is kept.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: allocating it anew took a tenth of the loading time."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value it accepts
+        library.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)
+
+
+# --- Flags ----------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str], *, needs_config: bool = False, of_run: bool = False) -> list[str]:
-    """Parse the script's flags and the overrides of its config; see `run`.
+    """Parse the script's flags and the overrides of its config; see `run_main`.
 
     Returns:
-        The script's name and the arguments that are no flags.
+        The script's name and its positional arguments.
 
     Raises:
-        ConfigError: a flag or an override that does not exist or whose value cannot be meant.
+        ConfigError: A flag or an override does not exist, or its value is out of range.
     """
-    from jaxseg import overrides
-
     try:
         given, argv = overrides.take(argv, "config")
     except flags.Error as error:
-        raise _told(error, argv, None) from error
-    asks_for_help = any(re.match("--?help", arg) for arg in argv)
-    config = None if asks_for_help else _config(given or "", argv, needs_config, of_run)
+        raise _explain(error, argv, None) from error
+    wants_help = any(re.match("--?help", arg) for arg in argv)
+    config = None if wants_help else _load_config(given or "", argv, needs_config, of_run)
     if config is not None:
         overrides.check_names(config, argv)
-    rest = _parse(argv, config)
-    for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
+    rest = _parse(list(argv), config)
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
         if isinstance(flag.value, str) and flag.value.startswith("~"):
             flag.value = str(expand(flag.value))  # shells leave it alone after --flag=
     if of_run and config is not None:
@@ -119,29 +176,27 @@ def parse(argv: Sequence[str], *, needs_config: bool = False, of_run: bool = Fal
 
 
 def _parse(argv: list[str], config: ConfigDict | None) -> list[str]:
-    """absl's parsing. The config comes built: what its file raises is a message or a bug, not a flag's wrong value."""
+    """Let absl parse the flags around a config that is already built."""
     try:
         if config is not None:
             delattr(flags.FLAGS, "config")
-            config_flags.DEFINE_config_dict("config", config, HELP, sys_argv=argv)
+            config_flags.DEFINE_config_dict("config", config, CONFIG_HELP, sys_argv=argv)
         return flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:
-        raise _told(error, argv, config) from error
+        raise _explain(error, argv, config) from error
 
 
-def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -> ConfigDict | None:
-    """The config that overrides are of: --config's, else the run's; None where there is neither."""
-    from jaxseg import overrides
-    from jaxseg.config import fields
-    from jaxseg.config.builders import build, grammar, load_builder
-
+def _load_config(
+    given: str, argv: Sequence[str], needs_config: bool, of_run: bool
+) -> ConfigDict | None:
+    """Return the config that overrides apply to: --config's, else the run's, else None."""
     file, _, variant = given.partition(":")
     if file:
         parameter = inspect.signature(load_builder(file)).parameters.get("variant")
         if parameter and not variant:
             example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
             raise ConfigError("needs a variant", file=file, field="--config", hint=example)
-        return fields.complete(build(file, variant))
+        return complete(build(file, variant))
     if needs_config:
         raise ConfigError(f"give --config=configs/FILE.py:VARIANT\n\n{grammar()}", field="--config")
     named = overrides.named(argv)
@@ -158,78 +213,57 @@ def _config(given: str, argv: Sequence[str], needs_config: bool, of_run: bool) -
 
 
 def _run_path(argv: Sequence[str]) -> Path | None:
-    from jaxseg import overrides
-
-    path = next(
-        filter(None, (overrides.take(argv, name)[0] for name in ("checkpoint", "workdir"))), None
-    )
-    return expand(path) if path else None
+    for name in ("checkpoint", "workdir"):
+        if path := overrides.take(argv, name)[0]:
+            return expand(path)
+    return None
 
 
-def _run_config(path: Path) -> ConfigDict:
-    from jaxseg import checkpoint  # orbax is slow to import, and benchmark.py does without
-
-    return checkpoint.read_config(checkpoint.find_workdir(path)[0])
+def _run_config(path: Path | None) -> ConfigDict:
+    if path is None:
+        raise ConfigError("give --checkpoint, the trained run", field="--checkpoint")
+    return copy_config(read_experiment(find_workdir(path)[0]))
 
 
 def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) -> None:
-    """Refuse overrides that a trained model does not read; its precision is the run's unless one says otherwise."""
-    from jaxseg import overrides
-
+    """Refuse overrides that a trained model does not read."""
     trained = _run_config(_run_path(argv))
     values = config_flags.get_override_values(flags.FLAGS["config"])
     overrides.check_read(values, trained, Path(sys.argv[0]).name)
-    if has_file and "precision" not in values and "precision" in trained:
+    if has_file and "precision" not in values:
         config.precision = trained.precision
 
 
-def _told(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> ConfigError:
-    """What absl has to say about a flag as one sentence, with what a value must be in place of Python's words."""
-    from jaxseg import overrides
-
+def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> ConfigError:
+    """Turn absl's error about a flag into one sentence that says what its value must be."""
     text = str(error).removeprefix("flag ")
     if isinstance(error, flags.UnrecognizedFlagError):
         near = text.partition("Did you mean: ")[2].rstrip(" ?")
         hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
-        return ConfigError(
-            f"there is no flag --{error.flagname}", field=f"--{error.flagname}", hint=hint
-        )
+        name = f"--{error.flagname}"
+        return ConfigError(f"there is no flag {name}", field=name, hint=hint)
     # absl puts the values of all flags of a validator before its message, whole configs too.
     validators = [validator for name in flags.FLAGS for validator in flags.FLAGS[name].validators]
-    messages = dict.fromkeys(v.message for v in validators if f": {v.message}" in text)
-    if messages:
-        missing = [
-            found[1]
-            for found in map(re.compile(r"Flag --(\w+) must have a value").match, messages)
-            if found
-        ]
-        told = [
-            f"--{name} is missing ({flags.FLAGS[name].help.rstrip('.')})" for name in missing
-        ] or messages
-        return ConfigError("; ".join(told), field=f"--{missing[0]}" if missing else "")
+    if messages := dict.fromkeys(v.message for v in validators if f": {v.message}" in text):
+        return _explain_validators(list(messages))
     found = re.match(r"--([\w.]+)=", text)
-    path, words = found[1].removeprefix("config.") if found else "", ""
+    path = found[1].removeprefix("config.") if found else ""
+    words = ""
     if found and path != found[1]:
         words = overrides.describe(config, path) if config is not None else ""
     elif found and found[1] in flags.FLAGS:
         path, words = f"--{path}", flags.FLAGS[path].parser.syntactic_help
-    if words:
+    if found and words:
         value = overrides.take(argv, found[1])[0]
         return ConfigError(f"--{found[1]} is {value!r}", field=path, hint=f"it must be {words}")
     field = re.search(r"--[\w.]+", text)
     return ConfigError(text.strip(), field=field[0] if field else "")
 
 
-def enable_compilation_cache() -> str:
-    """Turn JAX's persistent compilation cache on and return its folder.
-
-    A folder that JAX was already given (JAX_COMPILATION_CACHE_DIR) is kept. A second start of the same program on the
-    same devices then reads its compiled code instead of compiling for seconds to minutes.
-    """
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder:
-        folder = str(cache_dir() / "xla")
-        jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return folder
+def _explain_validators(messages: Sequence[str]) -> ConfigError:
+    """Name the required flags that are missing, else repeat what the validators say."""
+    pattern = re.compile(r"Flag --(\w+) must have a value")
+    missing = [found[1] for found in map(pattern.match, messages) if found]
+    lines = [f"--{name} is missing ({str(flags.FLAGS[name].help).rstrip('.')})" for name in missing]
+    field = f"--{missing[0]}" if missing else ""
+    return ConfigError("; ".join(lines or messages), field=field)

@@ -1,15 +1,58 @@
-"""Experiments as data: ConfigDicts from the files of configs/, resolved and checked."""
+"""Experiments as data: the ConfigDicts of configs/ and the frozen `Experiment`."""
 
-import importlib
-from typing import Any
+from jaxseg.config.builders import (
+    aspp,
+    cross_entropy,
+    experiment,
+    fcn_auxiliary,
+    joined_fcn,
+    merge,
+    ohem_if_multi_grid,
+)
+from jaxseg.config.finder import build, get_experiment, load_builder, model_config, published_models
+from jaxseg.config.resolve import override_trained, resolve
+from jaxseg.config.schema import (
+    ConcatConfig,
+    DatasetConfig,
+    EvalConfig,
+    Experiment,
+    LossConfig,
+    ModelConfig,
+    ModuleConfig,
+    MultiplierConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from jaxseg.config.variant import Variant, grammar, parse_variant
 
-_BUILDERS = (
-    "aspp", "build", "cross_entropy", "experiment", "fcn_auxiliary", "get_experiment", "grammar", "joined_fcn",
-    "load_builder", "merge", "model_config", "ohem_if_multi_grid", "parse_variant", "published_models",
-)  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name in _BUILDERS:
-        return getattr(importlib.import_module("jaxseg.config.builders"), name)
-    raise AttributeError(f"module 'jaxseg.config' has no attribute '{name}'")
+__all__ = [
+    "ConcatConfig",
+    "DatasetConfig",
+    "EvalConfig",
+    "Experiment",
+    "LossConfig",
+    "ModelConfig",
+    "ModuleConfig",
+    "MultiplierConfig",
+    "NormConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Variant",
+    "aspp",
+    "build",
+    "cross_entropy",
+    "experiment",
+    "fcn_auxiliary",
+    "get_experiment",
+    "grammar",
+    "joined_fcn",
+    "load_builder",
+    "merge",
+    "model_config",
+    "ohem_if_multi_grid",
+    "override_trained",
+    "parse_variant",
+    "published_models",
+    "resolve",
+]
