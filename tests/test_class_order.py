@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.predictor_helpers import make_experiment
 from PIL import Image
 
 from jaxseg.config.builders import get_experiment
@@ -168,7 +169,8 @@ def test_predictions_on_data_of_another_order_are_refused_or_written_in_it(tmp_p
     )
 
     class Segment:
-        classes, palette, config = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3)), run_config(root)
+        classes, palette = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+        experiment = make_experiment(dataset=dict(name="folder", root=str(root), classes=RUN))
 
         def __call__(self, image):
             return np.array([[0, 1, 2]], np.int32).repeat(20, 0).repeat(8, 1)
