@@ -25,9 +25,11 @@ from jaxseg.config.schema import (
     ScheduleConfig,
 )
 from jaxseg.config.variant import Variant, grammar, parse_variant
+from jaxseg.errors import ConfigError
 
 __all__ = [
     "ConcatConfig",
+    "ConfigError",
     "DatasetConfig",
     "EvalConfig",
     "Experiment",

@@ -67,7 +67,7 @@ class _Options:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleConfig(_Options):
-    """A backbone, a neck or a head: the name of its class in `jaxseg.models` and that class's arguments.
+    """A backbone, a neck or a head: the name of a class in `jaxseg.models`, and its arguments.
 
     Attributes:
         name: Key of BACKBONES, NECKS or HEADS; "" for no neck.
