@@ -21,7 +21,7 @@ import tifffile
 from helpers.data_helpers import make_folder
 from helpers.predictor_helpers import make_experiment, make_predictor
 
-from jaxseg import checkpoint, evaluation, metrics
+from jaxseg import evaluation, metrics
 from jaxseg.data import pipeline
 from jaxseg.data.catalog import load_spec
 from jaxseg.errors import DataError
@@ -388,7 +388,7 @@ def run(model, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "load_model", load_model)
     monkeypatch.setattr(pipeline, "eval_samples", lambda *arguments: samples)
     monkeypatch.setattr(
-        checkpoint, "find_step", lambda path: int(path.name) if path.name.isdigit() else 7
+        workdir, "find_step", lambda path: int(path.name) if path.name.isdigit() else 7
     )
     (tmp_path / "config.json").write_text("{}")
     return SimpleNamespace(path=tmp_path, loaded=loaded)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.predictor_helpers import make_experiment, make_predictor, random_image, toy
+from jaxseg.workdir import load_dataset_metadata
 
 import jaxseg
-from jaxseg import checkpoint, convert
+from jaxseg import convert
 from jaxseg.config import get_experiment, override_trained
 from jaxseg.data.augment.transforms import resize_image, scaled_views
 from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError
@@ -381,12 +382,12 @@ def test_dataset_metadata_of_a_workdir_and_of_a_step(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["a"], "palette": [[0, 0, 0]]}))
     step = tmp_path / "checkpoints" / "10"
     step.mkdir(parents=True)
-    found = checkpoint.load_dataset_metadata(step)
-    assert found == checkpoint.load_dataset_metadata(tmp_path)
+    found = load_dataset_metadata(step)
+    assert found == load_dataset_metadata(tmp_path)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load_dataset_metadata(tmp_path / "a" / "b" / "c" / "d")
+        load_dataset_metadata(tmp_path / "a" / "b" / "c" / "d")
     assert error.value.file == str(tmp_path / "a" / "b" / "c" / "d")
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load_dataset_metadata(step)
+        load_dataset_metadata(step)
     assert error.value.file == str(tmp_path / "dataset.json")

@@ -212,9 +212,7 @@ def _prefetch_one(results: Iterable[BatchResult]) -> Iterator[BatchResult]:
         yield previous
 
 
-def _with_progress(
-    results: Iterable[BatchResult], total: int, show: bool
-) -> Iterator[BatchResult]:
+def _with_progress(results: Iterable[BatchResult], total: int, show: bool) -> Iterator[BatchResult]:
     """Yield the results, with one live line on a terminal."""
     console = Console(stderr=True)
     columns = [

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 
-from jaxseg import checkpoint, visualize
-from jaxseg.data import pipeline
-from jaxseg.data.spec import DatasetRef
+from jaxseg import visualize
+from jaxseg.checkpoint import find_step
 from jaxseg.config.resolve import Config
 from jaxseg.config.schema import Experiment
+from jaxseg.data import pipeline
+from jaxseg.data.spec import DatasetRef
 from jaxseg.evaluation.summary import evaluate
 from jaxseg.files import expand, write_json
 from jaxseg.inference.predictor import load_model
 from jaxseg.inference.settings import make_settings
 from jaxseg.precision import make_policy
+from jaxseg.workdir import find_workdir, read_training
 
 
 def evaluation_folder(path: str | Path) -> Path:
@@ -29,7 +31,7 @@ def evaluation_folder(path: str | Path) -> Path:
     Raises:
         CheckpointError: `path` is neither.
     """
-    workdir, step = checkpoint.find_workdir(expand(path))
+    workdir, step = find_workdir(expand(path))
     return workdir if step is None else workdir / "evaluations" / step
 
 
@@ -55,9 +57,9 @@ def evaluate_checkpoint(
         DataError: The data set cannot be read, or has other classes.
     """
     path = expand(path)
-    workdir, _ = checkpoint.find_workdir(path)
+    workdir, _ = find_workdir(path)
     folder = evaluation_folder(path)
-    step = checkpoint.find_step(path)  # once: the best of a run that continues changes
+    step = find_step(path)  # once: the best of a run that continues changes
     model, variables, experiment = load_model(workdir / "checkpoints" / str(step), config)
     ref, spec = pipeline.eval_dataset(experiment.dataset, experiment.eval)
     samples = pipeline.eval_samples(experiment.dataset, experiment.eval, spec)
@@ -72,7 +74,7 @@ def evaluate_checkpoint(
             save_picture=partial(visualize.save_picture, folder / "pictures"),
         )
     summary |= {"step": step, "evaluated": _describe(ref, experiment)}
-    if training := checkpoint.read_training(folder):
+    if training := read_training(folder):
         summary["training"] = training
     if jax.process_index() == 0:
         write_json(folder / "metrics.json", summary)

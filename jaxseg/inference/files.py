@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import visualize
-from jaxseg.checkpoint import load_dataset_metadata
 from jaxseg.config.resolve import Config
 from jaxseg.config.schema import DatasetConfig
 from jaxseg.constants import IGNORE
@@ -27,6 +26,7 @@ from jaxseg.data.values import check_range
 from jaxseg.errors import DataError, about
 from jaxseg.files import atomic_path, expand
 from jaxseg.inference.predictor import Predictor
+from jaxseg.workdir import load_dataset_metadata
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.checkpoint import load_dataset_metadata, load_variables
+from jaxseg.checkpoint import load_variables
 from jaxseg.config.resolve import Config, override_trained
 from jaxseg.config.schema import Experiment
 from jaxseg.constants import IGNORE
@@ -27,6 +27,7 @@ from jaxseg.precision import make_policy
 from jaxseg.weights.finite import check_finite
 from jaxseg.weights.mmseg import from_mmseg
 from jaxseg.weights.state_dict import read_state_dict
+from jaxseg.workdir import load_dataset_metadata
 
 OVERFLOW_HINT = (
     "float16 ends at 65504: let the model compute in float32 or bfloat16 (config.precision)"
@@ -90,7 +91,9 @@ class Predictor:
             lambda: jax.jit(partial(predict, model, settings), static_argnames="size"),
             "whole image",
         )
-        self._forward = BoundedJitCache(lambda: jax.jit(partial(forward, model, settings)), "window")
+        self._forward = BoundedJitCache(
+            lambda: jax.jit(partial(forward, model, settings)), "window"
+        )
         self._classify = jax.jit(classify)
         self._softmax = jax.jit(partial(_to_probabilities, averaged=settings.num_views > 1))
 
@@ -158,9 +161,7 @@ class Predictor:
     @overload
     def __call__(self, image: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
-    def __call__(
-        self, image: np.ndarray | Sequence[np.ndarray]
-    ) -> np.ndarray | list[np.ndarray]:
+    def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         """Segment an image.
 
         Args:
