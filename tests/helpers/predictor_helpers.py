@@ -4,7 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jaxseg.config import DatasetConfig, EvalConfig, Experiment, ModelConfig, ModuleConfig
+from jaxseg.config import (
+    DatasetConfig,
+    EvalConfig,
+    Experiment,
+    ModelConfig,
+    ModuleConfig,
+    NormConfig,
+)
 from jaxseg.inference.predictor import Predictor
 
 NAMES, COLORS = ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -21,10 +28,18 @@ def random_image(*shape, seed=0):
 
 def make_experiment(*, dataset=None, num_classes=3, precision="float32", **run):
     """An experiment on uint8 RGB images; `run` are fields of its eval, `dataset` those of its dataset."""
-    images = dict(name="shapes", dtype="uint8", image_mean=(100.0,) * 3, image_std=(50.0,) * 3)
+    images = dict(
+        name="shapes",
+        crop_size=(8, 8),
+        dtype="uint8",
+        image_mean=(100.0,) * 3,
+        image_std=(50.0,) * 3,
+    )
     return Experiment(
         precision=precision,
-        model=ModelConfig(ModuleConfig(), ModuleConfig(), {}, num_classes=num_classes),
+        model=ModelConfig(
+            ModuleConfig(), ModuleConfig(), {}, NormConfig(), num_classes=num_classes
+        ),
         dataset=DatasetConfig(**images | (dataset or {})),
         eval=EvalConfig(**run),
     )
