@@ -1,4 +1,4 @@
-"""Evaluation: every image once, whatever the devices, batches and sizes; a workdir gets what the docs promise."""
+"""Evaluation: every image once, on any number of devices; a workdir gets what the docs promise."""
 
 import gc
 import json
@@ -217,7 +217,7 @@ def test_an_empty_split_is_refused(model):
     assert error.value.field == "dataset.val_split"
 
 
-# --- Test-time scales -------------------------------------------------------------------------------------------------
+# --- Test-time scales -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resize", [(0, 0), (30, 13)])
@@ -260,7 +260,7 @@ def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resiz
     np.testing.assert_array_equal(counts.confusion, expected)
 
 
-# --- Scores that are not finite ---------------------------------------------------------------------------------------
+# --- Scores that are not finite -------------------------------------------------------------------
 
 
 def broken_model(value):
@@ -298,7 +298,7 @@ def test_ignored_pixels_count_as_not_finite_too():
     assert counts.nonfinite_pixels == 81 and counts.confusion.sum() == 0
 
 
-# --- Several processes ------------------------------------------------------------------------------------------------
+# --- Several processes ----------------------------------------------------------------------------
 
 PROCESS = """
 import sys
@@ -373,7 +373,7 @@ def test_sums_of_three_processes_are_exact_where_jax_has_32_bits(monkeypatch):
     assert total.dtype == np.int64 and total.tolist() == (3 * counts).tolist()
 
 
-# --- Workdirs ---------------------------------------------------------------------------------------------------------
+# --- Workdirs -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

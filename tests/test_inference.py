@@ -194,7 +194,7 @@ def test_predictor_resizes_as_evaluation_and_returns_the_photos_size():
     assert shapes == [(1, 10, 15, 3)]
 
 
-# --- Numbers that are none --------------------------------------------------------------------------------------------
+# --- Numbers that are none ------------------------------------------------------------------------
 
 
 VIEWS = [dict(), dict(flip=True), dict(scales=(0.5, 1.0)), dict(mode="slide", crop_size=(6, 6), stride=(4, 4)),
@@ -255,7 +255,7 @@ def test_variables_that_are_not_finite_are_refused(value):
     assert error.value.file == "weights.npz"
 
 
-# --- Test-time scales -------------------------------------------------------------------------------------------------
+# --- Test-time scales -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -314,7 +314,7 @@ def test_sizes_of_scales():
     assert scaled_views(random_image(3, 2, 1), (0, 0), (0.1,))[0].shape == (1, 1, 1)
 
 
-# --- Weights of MMSegmentation ----------------------------------------------------------------------------------------
+# --- Weights of MMSegmentation --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [3, 5])
@@ -349,7 +349,7 @@ def test_from_mmseg_equals_the_model_with_these_weights(channels, tmp_path):
         assert error.value.file == str(tmp_path / "weights.npz")
 
 
-# --- Settings ---------------------------------------------------------------------------------------------------------
+# --- Settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

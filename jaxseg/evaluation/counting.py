@@ -1,8 +1,9 @@
 """The confusion matrix of a split.
 
-Whole images of equal size share a batch [D, B, h, w, C]; the last batch of a size is filled up with labels that are all
-255 and so count nothing. Sliding windows are distributed over the devices, B each. Of several processes each takes every
-n-th image, and their counts are added. Threads read the split ahead while the devices work.
+Whole images of equal size share a batch [D, B, h, w, C]; the last batch of a size is filled up with
+labels that are all 255 and so count nothing. Sliding windows are distributed over the devices, B
+each. Of several processes each takes every n-th image, and their counts are added. Threads read the
+split ahead while the devices work.
 """
 
 import logging
@@ -60,14 +61,16 @@ class BatchResult(NamedTuple):
     Attributes:
         confusion: Confusion matrices, int32 [..., K, K].
         ids: Class ids, int32 [..., H, W].
-        nonfinite: Number of pixels of each image with a class score that is not finite, int32 [...].
-        images: (index, sample, its place in `ids` and `nonfinite`); other places hold copies that fill the batch.
+        nonfinite: Number of pixels of each image with a class score that is not finite, int32
+            [...].
+        images: (index, sample, its place in `ids` and `nonfinite`); other places hold copies that
+            fill the batch.
     """
 
     confusion: jax.Array
     ids: jax.Array
     nonfinite: jax.Array
-    images: list[tuple[int, Sample, Place]]
+    images: Sequence[tuple[int, Sample, Place]]
 
 
 def compute_confusion(
@@ -82,8 +85,8 @@ def compute_confusion(
 ) -> Counts:
     """Count the predictions for every sample of a split, over all processes.
 
-    Logs a warning that names images with class scores that are not finite. Calls with the same model object, settings
-    and devices share compiled code.
+    Logs a warning that names images with class scores that are not finite. Calls with the same
+    model object, settings and devices share compiled code.
 
     Args:
         model: The model.
@@ -91,8 +94,8 @@ def compute_confusion(
         settings: Test-time settings.
         samples: The split; K is the number of classes in its `spec`.
         devices: Local devices; all by default.
-        on_prediction: Called as `on_prediction(index, sample, prediction)` for every image of this process;
-            `prediction()` fetches its class ids, int32 [H, W].
+        on_prediction: Called as `on_prediction(index, sample, prediction)` for every image of this
+            process; `prediction()` fetches its class ids, int32 [H, W].
         progress: Show one live line on a terminal.
 
     Raises:
@@ -142,21 +145,21 @@ def _fetch(ids: jax.Array, place: Place) -> np.ndarray:
 
 
 def _warn_of_nonfinite(images: dict[str, int]) -> None:
-    """Log how many pixels of this process have no meaningful class, and in which images."""
+    """Warn of the pixels of this process that have no meaningful class, and name their images."""
     if not images:
         return
     first = next(iter(images))
     more = f" and {len(images) - 1} more images" if len(images) > 1 else ""
     log.warning(
-        "the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean nothing; where the model "
-        "computes in float16, set config.precision to float32 or bfloat16",
+        "the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean "
+        "nothing; where the model computes in float16, set config.precision to float32 or bfloat16",
         sum(images.values()),
         first,
         more,
     )
 
 
-# --- Batches ----------------------------------------------------------------------------------------------------------
+# --- Batches --------------------------------------------------------------------------------------
 
 
 def _run_whole(
@@ -176,8 +179,9 @@ def _run_whole(
         batch = jax.tree.map(
             lambda x: x.reshape(len(devices), per_device, *x.shape[1:]), (views, labels)
         )
-        images = [(*item, divmod(i, per_device)) for i, item in enumerate(group)]
-        yield BatchResult(*program(batch), images)
+        images = [(index, sample, divmod(i, per_device)) for i, (index, sample) in enumerate(group)]
+        confusion, ids, nonfinite = program(batch)
+        yield BatchResult(confusion, ids, nonfinite, images)
 
 
 def _run_slide(
@@ -198,11 +202,15 @@ def _run_slide(
 
     for scores in predict_slide(call, settings, items(), len(devices)):
         index, sample = waiting.popleft()
-        yield BatchResult(*count_pixels(scores, sample["label"]), [(index, sample, ())])
+        confusion, ids, nonfinite = count_pixels(scores, sample["label"])
+        yield BatchResult(confusion, ids, nonfinite, [(index, sample, ())])
 
 
 def _prefetch_one(results: Iterable[BatchResult]) -> Iterator[BatchResult]:
-    """Yield each result after the next one was started, so that the devices work while the host waits for a result."""
+    """Yield each result after the next one was started.
+
+    The devices then work while the host waits for a result.
+    """
     previous = None
     for result in results:
         if previous is not None:
@@ -233,11 +241,14 @@ def _with_progress(results: Iterable[BatchResult], total: int, show: bool) -> It
             yield result
 
 
-# --- Processes --------------------------------------------------------------------------------------------------------
+# --- Processes ------------------------------------------------------------------------------------
 
 
 def sum_over_processes(counts: np.ndarray) -> np.ndarray:
-    """Add up non-negative int64 counts of all processes, exactly; of one process return the array itself."""
+    """Add up the non-negative int64 counts of all processes, exactly.
+
+    With one process this is the array itself.
+    """
     if jax.process_count() == 1:
         return counts
     # JAX moves int32 here: send 31-bit digits.

@@ -14,20 +14,22 @@ from jaxseg.metrics import confusion_matrix
 
 Devices = tuple[jax.Device, ...]
 
-# By the id of a model, since a Flax module with unhashable fields cannot key a dict. An entry ends with its model.
+# By the id of a model, since a Flax module with unhashable fields cannot key a dict. An entry ends
+# with its model.
 _programs: dict[int, dict[tuple[TestSettings, Devices], BoundedJitCache]] = {}
 
 
 def compiled_program(model: Model, settings: TestSettings, devices: Devices) -> BoundedJitCache:
     """Return the function that runs on every device, compiled once for each input shape.
 
-    It is shared by all calls with the same arguments for as long as the model object lives, and does not keep it alive:
-    the evaluations of a training run compile once. A model without support for weak references (no Flax module lacks
-    it) compiles in every call.
+    It is shared by all calls with the same arguments for as long as the model object lives, and
+    does not keep it alive: the evaluations of a training run compile once. A model without support
+    for weak references (no Flax module lacks it) compiles in every call.
 
     Returns:
-        For whole images: (variables, (images [D, B, h, w, C] at each scale, labels [D, B, H, W])) to what `count_pixels`
-        returns, [D, B, ...]. For sliding windows: (variables, windows [D, B, wh, ww, C]) to logits [D, B, wh, ww, K].
+        For whole images: (variables, (images [D, B, h, w, C] at each scale, labels [D, B, H, W]))
+        to what `count_pixels` returns, [D, B, ...]. For sliding windows: (variables, windows [D, B,
+        wh, ww, C]) to logits [D, B, wh, ww, K].
     """
     try:
         weak = weakref.ref(model)
@@ -71,7 +73,8 @@ def _count_whole(
     batch: tuple[Sequence[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     images, labels = batch
-    scores = predict(find_model(), settings, variables, images, labels.shape[1:3])
+    _, height, width = labels.shape
+    scores = predict(find_model(), settings, variables, images, (height, width))
     return count_pixels(scores, labels)
 
 
@@ -84,8 +87,8 @@ def count_pixels(scores: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Ar
         label: int [..., H, W], 255 for ignored pixels.
 
     Returns:
-        The confusion matrix int32 [K, K] over all images, class ids int32 [..., H, W], and for each image the number of
-        pixels with a score that is not finite, int32 [...].
+        The confusion matrix int32 [K, K] over all images, class ids int32 [..., H, W], and for each
+        image the number of pixels with a score that is not finite, int32 [...].
     """
     ids, nonfinite = classify(scores)
     return confusion_matrix(ids, label, scores.shape[-1]), ids, nonfinite

@@ -1,4 +1,4 @@
-"""Samples of a split: in which order they are read, ahead of the devices, and grouped into batches of equal sizes."""
+"""Samples of a split: read ahead of the devices, and grouped into batches of equal sizes."""
 
 import itertools
 import logging
@@ -25,9 +25,10 @@ Indexed = tuple[int, Sample]  # (number of the sample in the split, the sample)
 class Samples(Protocol):
     """A labelled split, such as `jaxseg.data.pipeline.EvalSamples`.
 
-    A sample is a dict: `image` [h, w, C] (uint8, uint16 or float32) resized for testing, `label` int [H, W] with 255 for
-    ignored pixels, `name`, and optionally `views`, the image at each test-time scale. Images of equal size are read
-    together where there is also a method `shape(index) -> (h, w)`.
+    A sample is a dict: `image` [h, w, C] (uint8, uint16 or float32) resized for testing, `label`
+    int [H, W] with 255 for ignored pixels, `name`, and optionally `views`, the image at each
+    test-time scale. Images of equal size are read together where there is also a method
+    `shape(index) -> (h, w)`.
     """
 
     @property
@@ -45,7 +46,8 @@ def visit_order(samples: Samples, group: bool) -> list[int]:
 
     Args:
         samples: The split.
-        group: Visit images of equal size one after the other, where `samples` has the method `shape`.
+        group: Visit images of equal size one after the other, where `samples` has the method
+            `shape`.
     """
     order = range(jax.process_index(), len(samples), jax.process_count())
     if not group or not hasattr(samples, "shape"):
@@ -54,14 +56,21 @@ def visit_order(samples: Samples, group: bool) -> list[int]:
     sizes = len(set(shapes.values()))
     if sizes > 1:
         log.info(
-            "whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one window size)",
+            "whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one "
+            "window size)",
             sizes,
         )
     return sorted(order, key=lambda i: (shapes[i], i))
 
 
 def read_ahead(samples: Samples, order: Sequence[int], ahead: int) -> Iterator[Indexed]:
-    """Read samples in threads and yield them in the given order; at most `ahead` are being read or waiting."""
+    """Read samples in threads and yield them in order.
+
+    Args:
+        samples: The split.
+        order: Indices of the samples.
+        ahead: Largest number of samples that are being read or waiting.
+    """
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[tuple[int, Future[Sample]]] = deque()
         try:
@@ -93,13 +102,13 @@ def with_views(
 
 
 def check_label(sample: Sample, num_classes: int) -> None:
-    """Raise DataError if a label is neither a class nor 255: such pixels would vanish from the counts."""
+    """Raise DataError if a label is neither a class nor 255, since the counts would lose it."""
     label = sample["label"]
     wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
     if wrong.size:
         raise DataError(
-            f"the label of {sample['name']} holds {int(wrong[0])}, which is neither one of the {num_classes} classes "
-            f"(0..{num_classes - 1}) nor {IGNORE} (ignore)",
+            f"the label of {sample['name']} holds {int(wrong[0])}, which is neither one of the "
+            f"{num_classes} classes (0..{num_classes - 1}) nor {IGNORE} (ignore)",
             file=sample["name"],
         )
 
@@ -107,7 +116,8 @@ def check_label(sample: Sample, num_classes: int) -> None:
 def group_by_shape(stream: Iterable[Indexed], size: int) -> Iterator[list[Indexed]]:
     """Group samples into lists of at most `size` whose views, and labels, have equal shapes.
 
-    A list that is not full is kept until the image size changes, so images of one size should follow each other.
+    A list that is not full is kept until the image size changes, so images of one size should
+    follow each other.
     """
     for _, run in itertools.groupby(stream, key=lambda item: item[1]["image"].shape):
         waiting: dict[tuple[Any, ...], list[Indexed]] = {}

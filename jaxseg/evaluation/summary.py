@@ -34,24 +34,27 @@ def evaluate(
     Evaluating again with the same model object, settings and devices compiles nothing.
 
     Args:
-        model: `apply(variables, images, train=False)` returns (logits [B, h, w, K], further outputs).
+        model: `apply(variables, images, train=False)` returns (logits [B, h, w, K], further
+            outputs).
         variables: Arrays of the model, on the host or on devices.
         settings: Test-time settings (`jaxseg.inference.settings.make_settings`).
         samples: The split (`jaxseg.data.pipeline.eval_samples`).
-        num_classes: Number of classes of the model, to be compared with the split's before anything is read; None
-            compares that of the logits.
+        num_classes: Number of classes of the model, to be compared with the split's before anything
+            is read; None compares that of the logits.
         devices: Local devices; all by default.
-        pictures: Number of images, evenly spread over the split, to draw as panels [image | truth | prediction].
+        pictures: Number of images, evenly spread over the split, to draw as panels [image | truth |
+            prediction].
         save_picture: Called as `save_picture(name, panel)` with a panel uint8 [h, w, 3].
         progress: Show one live line on a terminal.
 
     Returns:
-        The dict of `metrics.summarize` and `nonfinite_pixels` (pixels with a class score that is not finite, so that
-        their class means nothing), `images`, `seconds`, `images_per_second` (compilation included), all of them over
-        all processes.
+        The dict of `metrics.summarize` and `nonfinite_pixels` (pixels with a class score that is
+        not finite, so that their class means nothing), `images`, `seconds`, `images_per_second`
+        (compilation included), all of them over all processes.
 
     Raises:
-        DataError: There are no samples, a label is neither a class nor 255, or the model has another number of classes.
+        DataError: There are no samples, a label is neither a class nor 255, or the model has
+            another number of classes.
     """
     if not len(samples):
         raise DataError(

@@ -25,8 +25,8 @@ def evaluation_folder(path: str | Path) -> Path:
     """Return where `evaluate_checkpoint` writes.
 
     Args:
-        path: A workdir, which is the folder itself, or WORKDIR/checkpoints/STEP, whose own folder may be deleted, so that
-            its evaluation is written to WORKDIR/evaluations/STEP.
+        path: A workdir, which is the folder itself, or WORKDIR/checkpoints/STEP, whose own folder
+            may be deleted, so that its evaluation is written to WORKDIR/evaluations/STEP.
 
     Raises:
         CheckpointError: `path` is neither.
@@ -38,18 +38,20 @@ def evaluation_folder(path: str | Path) -> Path:
 def evaluate_checkpoint(
     path: str | Path, config: Config | None = None, *, pictures: int = 8
 ) -> dict[str, Any]:
-    """Evaluate a trained or converted model; write metrics.json and pictures/ into `evaluation_folder`.
+    """Evaluate a trained or converted model.
 
-    What a workdir's metrics.json says about training stays in it.
+    Writes metrics.json and pictures/ into `evaluation_folder`. What a metrics.json there says about
+    training stays in it.
 
     Args:
         path: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
-        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the run's; an empty
-            `dataset.root` means the run's if the data set is the same.
+        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
+            run's; an empty `dataset.root` means the run's if the data set is the same.
         pictures: Number of panels [image | truth | prediction] to draw.
 
     Returns:
-        The summary, see `evaluate`, with the `step` that was evaluated, and `evaluated`: on which data, and how.
+        The summary, see `evaluate`, with the `step` that was evaluated, and `evaluated`: on which
+        data, and how.
 
     Raises:
         CheckpointError: There is no complete checkpoint.

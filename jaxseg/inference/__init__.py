@@ -1,7 +1,7 @@
 """Inference: class scores of whole images or sliding windows, and `Predictor` for trained models.
 
-`settings`, `whole`, `slide` and `programs` need JAX only; `predictor` and `files` also read images and checkpoints,
-so they are imported on first use.
+`settings`, `whole`, `slide` and `programs` need JAX only; `predictor` and `files` also read images
+and checkpoints, so they are imported on first use.
 """
 
 import importlib

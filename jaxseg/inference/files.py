@@ -42,7 +42,8 @@ def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
     """Find the images to segment.
 
     Args:
-        source: An image file, or a folder whose images, also those in folders inside, are listed as for training.
+        source: An image file, or a folder whose images, also those in folders inside, are listed as
+            for training.
         output: A folder that is left out.
 
     Returns:
@@ -89,18 +90,19 @@ def predict_files(
     Args:
         segment: The model.
         source: An image file, or a folder whose images are segmented.
-        output: A folder, which gets <stem>.png and <stem>_overlay.png of each image, in the same subfolders. Of one
-            image also a file name that ends in .png.
-        official_ids: Number or RGB colour of each class in the data set's own labels; these are written, as benchmark
-            servers expect them, and no overlays.
+        output: A folder, which gets <stem>.png and <stem>_overlay.png of each image, in the same
+            subfolders. Of one image also a file name that ends in .png.
+        official_ids: Number or RGB colour of each class in the data set's own labels; these are
+            written, as benchmark servers expect them, and no overlays.
         classes: Order of the class ids that are written; () for the model's.
 
     Returns:
         The label files.
 
     Raises:
-        DataError: `output` cannot be written or would overwrite an image; an image is damaged or of another kind than
-            the training images, which is found out from the headers before anything is written.
+        DataError: `output` cannot be written or would overwrite an image; an image is damaged or of
+            another kind than the training images, which is found out from the headers before
+            anything is written.
         NonFiniteError: Class scores are not finite.
     """
     source, output = expand(source), expand(output)
@@ -144,7 +146,10 @@ def predict_files(
 
 
 def _targets(source: Path, output: Path, endings: Sequence[str]) -> dict[Path, Path]:
-    """Return {image: its label file}; of each label file, the stem with each of `endings` is written beside it."""
+    """Return {image: its label file}.
+
+    Beside each label file, files are written that have its stem and one of `endings`.
+    """
     if output.suffix.lower() in FILE_SUFFIXES and not output.is_dir():
         _check_output_file(source, output)
         targets = {path: output for path in find_images(source)}
@@ -220,7 +225,8 @@ def _check_header(header: Header, dataset: DatasetConfig) -> None:
         check_channels(header.channels, dataset.channels, "", header.alpha)
     except DataError:
         raise DataError(
-            f"the image has {header.channels} channels, but the model was trained on {dataset.channels}",
+            f"the image has {header.channels} channels, but the model was trained on "
+            f"{dataset.channels}",
             field="source",
             hint=f"convert it to {dataset.channels} channels",
         ) from None
@@ -248,7 +254,7 @@ def _naming_image(path: Path) -> Iterator[None]:
 def save_official(
     path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]
 ) -> None:
-    """Write a label map with the data set's own values, as PNG of 8 bits, or 16 where the values need them.
+    """Write a label map with the data set's own values as PNG, of 16 bits where they need it.
 
     Args:
         path: The file.
@@ -278,7 +284,8 @@ def predict_checkpoint(
         checkpoint: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
         source: An image file, or a folder whose images are segmented.
         output: The folder to write into; of one image also a file name that ends in .png.
-        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the run's.
+        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
+            run's.
         submission: Write the data set's own label values instead of class ids.
 
     Returns:
@@ -310,7 +317,11 @@ def _given_root(config: Config | None) -> str:
 
 
 def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
-    """Return the number or RGB colour of each class in the data set's own labels; DataError if a PNG cannot hold it."""
+    """Return the number or RGB colour of each class in the data set's own labels.
+
+    Raises:
+        DataError: A PNG cannot hold a number.
+    """
     metadata = load_dataset_metadata(checkpoint)
     if colors := metadata.get("colors"):
         return colors
@@ -318,9 +329,11 @@ def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[i
     for name, value in zip(metadata["classes"], ids):
         if not 0 <= value <= LARGEST_LABEL:
             raise DataError(
-                f"label value {value} stands for class '{name}', and a PNG holds 0 to {LARGEST_LABEL}",
+                f"label value {value} stands for class '{name}', and a PNG holds 0 to "
+                f"{LARGEST_LABEL}",
                 file=checkpoint,
                 field="submission",
-                hint="a value that it holds must be the first of the class in label_map.txt when the model is trained",
+                hint="a value that it holds must be the first of the class in label_map.txt when "
+                "the model is trained",
             )
     return ids

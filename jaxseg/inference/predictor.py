@@ -35,15 +35,17 @@ OVERFLOW_HINT = (
 VALUES_HINT = "are the image's values like those of training?"
 
 T = TypeVar("T")
+Images = list[np.ndarray] | tuple[np.ndarray, ...]
 
 
 class Predictor:
     """A trained model as a function of images: `segment(image)` returns class ids.
 
-    Images are numpy or JAX arrays [H, W, C] of any size, with the channels and dtype of the training images (uint8 RGB
-    for most models; uint16 and float32 are possible), or a list of such arrays, for which every method returns a list.
-    Missing are the masked values of a masked array and the values that `dataset.nodata` names. The experiment's `eval`
-    decides about the test resize, windows, scales and mirror images, as in evaluation. The first image of each size
+    Images are numpy or JAX arrays [H, W, C] of any size, with the channels and dtype of the
+    training images (uint8 RGB for most models; uint16 and float32 are possible), or a list of such
+    arrays, for which every method returns a list. Missing are the masked values of a masked array
+    and the values that `dataset.nodata` names. The experiment's `eval` decides about the test
+    resize, windows, scales and mirror images, as in evaluation. The first image of each size
     compiles.
 
     Attributes:
@@ -108,7 +110,8 @@ class Predictor:
 
         Args:
             path: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
-            config: An Experiment or a config whose `dataset`, `eval` and `precision` override the run's.
+            config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
+                run's.
 
         Raises:
             CheckpointError: There is no complete checkpoint.
@@ -138,7 +141,8 @@ class Predictor:
         Raises:
             ConfigError: A field of `config` is unknown or out of range.
             DataError: The data set of `config` cannot be read.
-            WeightsError: The file cannot be read, does not fit the model or holds a NaN or an infinity.
+            WeightsError: The file cannot be read, does not fit the model or holds a NaN or an
+                infinity.
         """
         weights = expand(weights)
         experiment, spec = open_experiment(config)
@@ -159,9 +163,9 @@ class Predictor:
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 
     @overload
-    def __call__(self, image: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+    def __call__(self, image: Images) -> list[np.ndarray]: ...
 
-    def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    def __call__(self, image: np.ndarray | Images) -> np.ndarray | list[np.ndarray]:
         """Segment an image.
 
         Args:
@@ -186,11 +190,9 @@ class Predictor:
     def probabilities(self, image: np.ndarray) -> np.ndarray: ...
 
     @overload
-    def probabilities(self, image: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+    def probabilities(self, image: Images) -> list[np.ndarray]: ...
 
-    def probabilities(
-        self, image: np.ndarray | Sequence[np.ndarray]
-    ) -> np.ndarray | list[np.ndarray]:
+    def probabilities(self, image: np.ndarray | Images) -> np.ndarray | list[np.ndarray]:
         """Compute class probabilities of an image.
 
         Args:
@@ -253,7 +255,8 @@ def load_model(path: str | Path, config: Config | None = None) -> tuple[Model, A
 
     Args:
         path: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
-        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the run's.
+        config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
+            run's.
 
     Returns:
         The model, its variables as numpy arrays, and the experiment.

@@ -12,10 +12,10 @@ MAX_PROGRAMS = 64  # compiled shapes that are kept
 
 
 class BoundedJitCache:
-    """A compiled function that logs each new input shape and drops all compiled code after `limit` shapes.
+    """A compiled function that logs each new input shape and keeps a limited number of them.
 
-    Whole images compile once for each image size. Padding to fewer sizes would change the scores of every model that
-    pools globally, so sizes stay exact; sliding windows have a single size.
+    Whole images compile once for each image size. Padding to fewer sizes would change the scores of
+    every model that pools globally, so sizes stay exact; sliding windows have a single size.
     """
 
     def __init__(
@@ -26,7 +26,8 @@ class BoundedJitCache:
         Args:
             make: Returns the function, freshly wrapped by `jax.jit` or `jax.pmap`.
             name: What the inputs are, for the log.
-            limit: Number of shapes after which `make` is called anew, which frees the compiled code.
+            limit: Number of shapes after which `make` is called anew, which frees the compiled
+                code.
         """
         self._make = make
         self._name = name
@@ -35,7 +36,7 @@ class BoundedJitCache:
         self._seen: set[tuple[Any, ...]] = set()
 
     def __call__(self, variables: Any, *arrays: Any, **static: Any) -> Any:
-        """Call the function; the shapes of `arrays` and the values of `static` decide about compilation."""
+        """Call the function; new shapes of `arrays` or values of `static` compile it."""
         key = (*(array.shape for array in jax.tree.leaves(arrays)), *static.values())
         if key not in self._seen:
             if len(self._seen) >= self._limit:

@@ -1,5 +1,6 @@
 """Test-time settings: the values of an experiment that inference reads."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxseg.config.schema import Experiment
@@ -21,8 +22,6 @@ class TestSettings(NamedTuple):
         batch_size: Images, or windows, in one forward pass on one device.
     """
 
-    __test__ = False  # pytest would collect a class of this name
-
     mean: tuple[float, ...]
     std: tuple[float, ...]
     align_corners: bool = False
@@ -35,15 +34,19 @@ class TestSettings(NamedTuple):
 
     @property
     def num_views(self) -> int:
-        """Number of forward passes that are averaged: scores of one are logits, of several probabilities."""
+        """Number of forward passes per image: logits of one, averaged probabilities of several."""
         return len(self.scales) * (2 if self.flip else 1)
+
+
+TestSettings.__test__ = False  # type: ignore[attr-defined] # no test class for pytest
 
 
 def make_settings(experiment: Experiment) -> TestSettings:
     """Take the test-time settings from an experiment.
 
     Args:
-        experiment: Its `eval`, the image statistics of its `dataset` and its `model.align_corners` are read.
+        experiment: Its `eval`, the image statistics of its `dataset` and its `model.align_corners`
+            are read.
 
     Raises:
         ConfigError: A value of `eval` is out of range, or the stride leaves pixels out.
@@ -54,14 +57,19 @@ def make_settings(experiment: Experiment) -> TestSettings:
         std=tuple(float(value) for value in experiment.dataset.image_std),
         align_corners=bool(experiment.model.align_corners),
         mode=run.mode,
-        crop_size=tuple(int(side) for side in run.crop_size),
-        stride=tuple(int(side) for side in run.stride),
+        crop_size=_pair(run.crop_size),
+        stride=_pair(run.stride),
         scales=tuple(float(scale) for scale in run.scales),
         flip=bool(run.flip),
         batch_size=int(run.batch_size),
     )
     _check(settings)
     return settings
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = values
+    return int(vertical), int(horizontal)
 
 
 def _check(settings: TestSettings) -> None:
@@ -74,7 +82,8 @@ def _check(settings: TestSettings) -> None:
         _check_windows(settings.crop_size, settings.stride)
     if not settings.scales or min(settings.scales) <= 0:
         raise ConfigError(
-            f"config.eval.scales is {settings.scales}: give one or more positive ratios, (1.0,) for none",
+            f"config.eval.scales is {settings.scales}: give one or more positive ratios, (1.0,) "
+            "for none",
             field="eval.scales",
         )
     if settings.batch_size < 1:
@@ -84,15 +93,16 @@ def _check(settings: TestSettings) -> None:
         )
 
 
-def _check_windows(crop: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    if len(crop) != 2 or len(stride) != 2 or min(crop + stride) < 1:
+def _check_windows(crop: tuple[int, int], stride: tuple[int, int]) -> None:
+    if min(crop + stride) < 1:
         raise ConfigError(
-            f"config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not {crop} and {stride}",
-            field="eval.stride" if len(crop) == 2 and min(crop) > 0 else "eval.crop_size",
+            "config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not "
+            f"{crop} and {stride}",
+            field="eval.stride" if min(crop) > 0 else "eval.crop_size",
         )
     if any(step > side for step, side in zip(stride, crop)):
         raise ConfigError(
-            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels between the windows would "
-            "be left out",
+            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels "
+            "between the windows would be left out",
             field="eval.stride",
         )

@@ -1,4 +1,8 @@
-"""Class scores by sliding windows: cut from images of any size, run in batches of one shape, averaged where they overlap."""
+"""Class scores by sliding windows.
+
+Windows are cut from images of any size, run in batches of one shape and averaged where they
+overlap.
+"""
 
 import itertools
 from collections import deque
@@ -26,7 +30,8 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
         stride: Between windows.
 
     Returns:
-        Multiples of the stride, the last shifted back inside; [0] if the image is smaller than a window.
+        Multiples of the stride, the last shifted back inside; [0] if the image is smaller than a
+        window.
     """
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride, length - crop), 0) for i in range(count)]
@@ -70,7 +75,10 @@ def _coverage(length: int, crop: int, stride: int) -> np.ndarray:
 
 @partial(jax.jit, donate_argnums=0)
 def _add(total: jax.Array, logits: jax.Array, n: int, y: int, x: int) -> jax.Array:
-    """Add logits[n] [wh, ww, K] to `total` [h, w, K] at (y, x); indices are traced, so each shape compiles once."""
+    """Add logits[n] [wh, ww, K] to `total` [h, w, K] at (y, x).
+
+    Indices are traced, so that each shape compiles once.
+    """
     window = jax.lax.dynamic_index_in_dim(logits, n, keepdims=False)
     here = jax.lax.dynamic_slice(total, (y, x, 0), window.shape)
     return jax.lax.dynamic_update_slice(total, here + window, (y, x, 0))
@@ -90,9 +98,9 @@ def slide(
 ) -> Iterator[jax.Array]:
     """Average the logits of overlapping windows.
 
-    Windows of consecutive images share a batch, and the last batch repeats a window to fill up. So the shapes that
-    `call` receives depend on the window size alone (or on the image where that is smaller), never on the number of
-    windows. The sum of one image is held at a time.
+    Windows of consecutive images share a batch, and the last batch repeats a window to fill up. So
+    the shapes that `call` receives depend on the window size alone (or on the image where that is
+    smaller), never on the number of windows. The sum of one image is held at a time.
 
     Args:
         call: Maps windows [batch, wh, ww, C] to logits [batch, wh, ww, K].
@@ -102,7 +110,8 @@ def slide(
         batch: Number of windows in a call.
 
     Yields:
-        Logits float32 [h, w, K] of each image, in order: the mean over the windows that cover a pixel.
+        Logits float32 [h, w, K] of each image, in order: the mean over the windows that cover a
+        pixel.
     """
     total = None
     for chunk in _chunks(_windows(images, crop_size, stride), batch):
@@ -125,7 +134,7 @@ def _finish(
     averaged: bool,
     mirrored: bool,
 ) -> jax.Array:
-    """Resize the logits [h, w, K] of one pass; probabilities if they are averaged; mirrored back."""
+    """Turn the logits [h, w, K] of one forward pass into scores [H, W, K] to be averaged."""
     scores = resize_bilinear(logits[None], size, align_corners)[0]
     scores = softmax(scores) if averaged else scores
     return scores[:, ::-1] if mirrored else scores
@@ -142,7 +151,8 @@ def predict_slide(
     Args:
         call: As in `slide`, with windows [devices * settings.batch_size, wh, ww, C].
         settings: Test-time settings.
-        items: Pairs (the image [h, w, C] at each of `settings.scales`, (H, W) of its scores in pixels).
+        items: Pairs (the image [h, w, C] at each of `settings.scales`, (H, W) of its scores in
+            pixels).
         devices: Number of devices that share a call.
 
     Yields:
@@ -152,7 +162,7 @@ def predict_slide(
 
     def views() -> Iterator[np.ndarray]:
         for images, size in items:
-            sizes.append(tuple(size))
+            sizes.append(size)
             for _, view in zip(settings.scales, images, strict=True):
                 yield view
                 if settings.flip:

@@ -1,8 +1,8 @@
-"""Class scores of whole images: normalisation, forward pass, resizing, and the average over scales and mirror images.
+"""Class scores of whole images, averaged over test-time scales and mirror images.
 
-The order is the published one: the image is resized for testing, the model runs, its logits are resized to the wanted
-size (the label's or the photo's own) and the argmax follows. With several scales or mirror images the softmax
-probabilities of the resized logits are averaged.
+The order is the published one: the image is resized for testing, the model runs, its logits are
+resized to the wanted size (the label's or the photo's own) and the argmax follows. With several
+scales or mirror images the softmax probabilities of the resized logits are averaged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,8 @@ def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Ar
 def softmax(logits: jax.Array) -> jax.Array:
     """Turn logits [..., K] into class probabilities float32 [..., K].
 
-    Where a logit is not finite all probabilities are NaN, which survives an average; -inf alone would become 0.
+    Where a logit is not finite all probabilities are NaN, which survives an average; -inf alone
+    would become 0.
     """
     return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
 
@@ -56,7 +57,8 @@ def classify(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores: float32 [..., H, W, K].
 
     Returns:
-        Class ids int32 [..., H, W], and for each image the number of pixels with a score that is not finite, int32 [...].
+        Class ids int32 [..., H, W], and for each image the number of pixels with a score that is
+        not finite, int32 [...].
     """
     nonfinite = ~jnp.isfinite(scores).all(-1)
     ids = jnp.argmax(scores, -1).astype(jnp.int32)
@@ -78,12 +80,13 @@ def predict(
         model: The model.
         settings: Test-time settings.
         variables: Arrays of the model.
-        images: The images at each of `settings.scales` (`data.augment.transforms.scaled_views`): uint8, uint16 or
-            float32 [B, h, w, C].
+        images: The images at each of `settings.scales` (`data.augment.transforms.scaled_views`):
+            uint8, uint16 or float32 [B, h, w, C].
         size: (H, W) of the result in pixels.
 
     Returns:
-        Scores float32 [B, H, W, K]: logits of a single pass, else mean probabilities, NaN where a logit is not finite.
+        Scores float32 [B, H, W, K]: logits of a single pass, else mean probabilities, NaN where a
+        logit is not finite.
     """
     total: Any = 0.0
     for _, view in zip(settings.scales, images, strict=True):

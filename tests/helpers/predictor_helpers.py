@@ -27,7 +27,7 @@ def random_image(*shape, seed=0):
 
 
 def make_experiment(*, dataset=None, num_classes=3, precision="float32", **run):
-    """An experiment on uint8 RGB images; `run` are fields of its eval, `dataset` those of its dataset."""
+    """An experiment on uint8 RGB images, with these fields of its dataset and (`run`) its eval."""
     images = dict(
         name="shapes",
         crop_size=(8, 8),
