@@ -96,7 +96,7 @@ def test_four_devices_count_as_one(model, samples, settings):
 
 
 def test_counts_equal_the_predictors(model, samples):
-    """An identity model on images that are not resized: the prediction is known without the library."""
+    """An identity model on images of their own size: the prediction is the brightest channel."""
     chosen = Samples([((9, 9), (9, 9))] * 3)
     expected = np.zeros((3, 3), np.int64)
     for sample in chosen:
@@ -178,7 +178,7 @@ def test_unreadable_sample_is_reported(model, samples):
         def __getitem__(self, i):
             raise OSError("cannot read b.png")
 
-    with pytest.raises(OSError, match="b.png"):
+    with pytest.raises(OSError, match=r"b\.png"):
         compute_confusion(model, VARIABLES, SETTINGS, Broken([((8, 8), (8, 8))]))
 
 
@@ -249,7 +249,7 @@ def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resiz
             )
             assert view.dtype == dtype
         assert sample["image"] is sample["views"][1] and sample["label"].shape == (20, 24)
-    # Evaluation and prediction agree, and the score of an identity model is that of the scales' mean.
+    # Evaluation and prediction agree.
     identity = Model(lambda variables, images: images / 60000)
     counts = compute_confusion(identity, {}, make_settings(experiment), samples)
     segment = make_predictor(experiment, identity)
@@ -264,7 +264,7 @@ def test_samples_hold_each_scale_of_the_image_in_the_file(tmp_path, dtype, resiz
 
 
 def broken_model(value):
-    """Red becomes `value` where its normalised value is above 1.9 (250 and more); the logits are as large as the image."""
+    """The logits are the image; red becomes `value` where it is above 1.9, normalised (250)."""
 
     def apply(variables, images):
         return images.at[..., 0].set(jnp.where(images[..., 0] > 1.9, value, images[..., 0]))
@@ -274,11 +274,17 @@ def broken_model(value):
 
 @pytest.mark.parametrize(
     "settings, value",
-    [(SETTINGS, np.nan), (SETTINGS._replace(batch_size=2), np.inf), (SETTINGS._replace(flip=True), -np.inf), (SLIDE, np.inf),
-     (SETTINGS._replace(scales=(1.0, 2.0)), -np.inf), (SLIDE._replace(flip=True, batch_size=3), -np.inf)],
-)  # fmt: skip
+    [
+        (SETTINGS, np.nan),
+        (SETTINGS._replace(batch_size=2), np.inf),
+        (SETTINGS._replace(flip=True), -np.inf),
+        (SLIDE, np.inf),
+        (SETTINGS._replace(scales=(1.0, 2.0)), -np.inf),
+        (SLIDE._replace(flip=True, batch_size=3), -np.inf),
+    ],
+)
 def test_scores_that_are_not_finite_are_counted(settings, value, caplog):
-    """4 pixels of the 6th of 6 images, on four devices: copies of it that fill up the batch do not count."""
+    """4 pixels of the 6th of 6 images, on four devices; copies that fill the batch do not count."""
     chosen = Samples([((9, 9), (9, 9))] * 6)
     for sample in chosen:
         sample["image"][..., 0] = np.minimum(sample["image"][..., 0], 200)
@@ -307,7 +313,9 @@ import numpy as np
 
 rank, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60)
+jax.distributed.initialize(
+    f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60
+)
 from jaxseg.evaluation import compute_confusion, counting
 from test_evaluate import SETTINGS, SIZES, SLIDE, VARIABLES, Samples, broken_model
 
@@ -360,7 +368,7 @@ def test_one_process_sums_nothing():
 
 
 def test_sums_of_three_processes_are_exact_where_jax_has_32_bits(monkeypatch):
-    """A gather that refuses what JAX cannot move without 64-bit types, of three processes with equal counts."""
+    """Three processes with equal counts; the gather refuses what JAX cannot move in 32 bits."""
     counts = np.array([0, 1, 2**31 - 1, 2**31 + 3, 2**40 + 12345, 2**61 - 1], np.int64)
 
     def gather(digits):

@@ -1,4 +1,4 @@
-"""Inference: windows, scales and mirrored copies add up, sizes come out right, wrong images are refused."""
+"""Inference: windows, scales and mirror images add up, and sizes come out right."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def test_published_number_of_windows():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_slide_of_the_identity_is_the_identity(batch):
-    """Images larger than, equal to and smaller than the window, in one stream, with one shape of call per window size."""
+    """Images larger than, equal to and smaller than the window; one call shape per window size."""
     images = [
         random_image(*size, 3, seed=i)
         for i, size in enumerate([(20, 30), (8, 12), (6, 30), (6, 9), (25, 13)])
@@ -194,11 +194,16 @@ def test_predictor_resizes_as_evaluation_and_returns_the_photos_size():
     assert shapes == [(1, 10, 15, 3)]
 
 
-# --- Numbers that are none ------------------------------------------------------------------------
+# --- Scores and weights that are not finite -------------------------------------------------------
 
 
-VIEWS = [dict(), dict(flip=True), dict(scales=(0.5, 1.0)), dict(mode="slide", crop_size=(6, 6), stride=(4, 4)),
-         dict(mode="slide", crop_size=(6, 6), stride=(4, 4), scales=(1.0, 2.0), flip=True)]  # fmt: skip
+VIEWS = [
+    dict(),
+    dict(flip=True),
+    dict(scales=(0.5, 1.0)),
+    dict(mode="slide", crop_size=(6, 6), stride=(4, 4)),
+    dict(mode="slide", crop_size=(6, 6), stride=(4, 4), scales=(1.0, 2.0), flip=True),
+]
 
 
 @pytest.mark.parametrize(
@@ -223,8 +228,9 @@ def test_scores_that_are_not_finite_are_an_error(run, value):
     assert segment(image).max() == 0
     image[2:4, 3:5] = 250
     for method in (segment, segment.probabilities):
-        with pytest.raises(NonFiniteError, match="of 72 pixels are NaN or infinite") as error:
+        with pytest.raises(NonFiniteError) as error:
             method([image])
+        assert "of 72 pixels" in error.value.problem
         assert error.value.field == "image[0]" and error.value.hint
 
 
@@ -243,7 +249,7 @@ def test_variables_that_are_not_finite_are_refused(value):
             "head": {"kernel": np.ones(3, np.float32), "bias": np.array([0, value], np.float32)}
         }
     }
-    with pytest.raises(WeightsError, match="params/head/bias") as error:
+    with pytest.raises(WeightsError) as error:
         Predictor(
             toy(lambda x: x),
             variables,
@@ -252,7 +258,7 @@ def test_variables_that_are_not_finite_are_refused(value):
             palette=((0, 0, 0),),
             source="weights.npz",
         )
-    assert error.value.file == "weights.npz"
+    assert error.value.file == "weights.npz" and "params/head/bias" in error.value.problem
 
 
 # --- Test-time scales -----------------------------------------------------------------------------
@@ -261,7 +267,7 @@ def test_variables_that_are_not_finite_are_refused(value):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("run", [dict(), dict(mode="slide", crop_size=(64, 64), stride=(64, 64))])
 def test_scales_are_of_the_original_image_in_its_dtype(dtype, run):
-    """Against each scale resized by OpenCV from the original to the size that MMSegmentation computes."""
+    """Against each scale as OpenCV resizes the original to MMSegmentation's size."""
     largest = 255 if dtype == "uint8" else 60000
     image = np.random.default_rng(0).uniform(0, largest, (20, 33, 3)).astype(dtype)
     experiment = make_experiment(
@@ -344,7 +350,7 @@ def test_from_mmseg_equals_the_model_with_these_weights(channels, tmp_path):
     assert len(segment.classes) == len(segment.palette) == config.model.num_classes
     if channels == 5:
         config.dataset.update(dict(channels=3, image_mean=(90.0,) * 3, image_std=(50.0,) * 3))
-        with pytest.raises(WeightsError, match="of another shape") as error:
+        with pytest.raises(WeightsError) as error:
             Predictor.from_mmseg(config, tmp_path / "weights.npz")
         assert error.value.file == str(tmp_path / "weights.npz")
 
@@ -354,9 +360,16 @@ def test_from_mmseg_equals_the_model_with_these_weights(channels, tmp_path):
 
 @pytest.mark.parametrize(
     "run, field",
-    [(dict(mode="tiles"), "mode"), (dict(mode="slide"), "crop_size"), (dict(mode="slide", crop_size=(8, 8)), "stride"), (dict(scales=()), "scales"),
-     (dict(mode="slide", crop_size=(8, 8), stride=(9, 8)), "stride"), (dict(scales=(1.0, 0.0)), "scales"), (dict(batch_size=0), "batch_size")],
-)  # fmt: skip
+    [
+        (dict(mode="tiles"), "mode"),
+        (dict(mode="slide"), "crop_size"),
+        (dict(mode="slide", crop_size=(8, 8)), "stride"),
+        (dict(mode="slide", crop_size=(8, 8), stride=(9, 8)), "stride"),
+        (dict(scales=()), "scales"),
+        (dict(scales=(1.0, 0.0)), "scales"),
+        (dict(batch_size=0), "batch_size"),
+    ],
+)
 def test_wrong_settings_are_refused(run, field):
     with pytest.raises(ConfigError) as error:
         make_settings(make_experiment(**run))

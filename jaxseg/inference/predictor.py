@@ -242,7 +242,7 @@ def _to_probabilities(scores: jax.Array, *, averaged: bool) -> tuple[jax.Array, 
     return scores if averaged else softmax(scores), nonfinite
 
 
-def _map_images(function: Callable[[np.ndarray], T], images: Sequence[np.ndarray]) -> list[T]:
+def _map_images(function: Callable[[np.ndarray], T], images: Images) -> list[T]:
     results = []
     for i, image in enumerate(images):
         with about(file=f"image[{i}]", field=f"image[{i}]"):
