@@ -20,7 +20,7 @@ from helpers.predictor_helpers import (
 from PIL import Image
 
 from jaxseg.errors import DataError, JaxsegError, NonFiniteError
-from jaxseg.inference.files import _official_ids, find_images, predict_files, save_official
+from jaxseg.inference.files import find_images, load_official_ids, predict_files, save_official
 
 
 class Segment:
@@ -152,11 +152,11 @@ def test_label_values_that_a_submission_cannot_hold(tmp_path, value):
         json.dumps({"classes": ["sky", "road"], "official_ids": [0, value]})
     )
     with pytest.raises(DataError, match=f"label value {value} stands for class 'road'"):
-        _official_ids(tmp_path)
+        load_official_ids(tmp_path)
     (tmp_path / "dataset.json").write_text(
         json.dumps({"classes": ["sky", "road"], "official_ids": [0, 65535]})
     )
-    assert _official_ids(tmp_path) == [0, 65535]
+    assert load_official_ids(tmp_path) == [0, 65535]
 
 
 # --- Paths that cannot be used ----------------------------------------------------------------------------------------

@@ -35,8 +35,6 @@ FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gi
 REPLACE_HINT = "replace it, or take it out of the images to segment"
 LARGEST_LABEL = 2**16 - 1  # of a PNG
 
-InputError = DataError  # its earlier name
-
 
 def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
     """Find the images to segment.
@@ -295,7 +293,7 @@ def predict_checkpoint(
         JaxsegError: As `predict_files` and `Predictor.from_checkpoint`.
     """
     _targets(expand(source), expand(output), ())  # report a wrong path before the model is loaded
-    ids = _official_ids(checkpoint) if submission else None
+    ids = load_official_ids(checkpoint) if submission else None
     segment = Predictor.from_checkpoint(checkpoint, config)
     match = segment.experiment.dataset.match_classes
     classes = segment.classes
@@ -316,7 +314,7 @@ def _given_root(config: Config | None) -> str:
     return config.eval.root or (config.dataset.root if config.dataset.source == "files" else "")
 
 
-def _official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
+def load_official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
     """Return the number or RGB colour of each class in the data set's own labels.
 
     Raises:
