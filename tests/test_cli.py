@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, cli
 from jaxseg.config import defaults
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
 from jaxseg.errors import ConfigError, DataError, JaxsegError
 from jaxseg.inference import predictor as inference
 from jaxseg.models import create_model, init_variables

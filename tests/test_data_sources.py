@@ -113,8 +113,8 @@ def test_listed_layout(tmp_path):
     lists.mkdir(parents=True)
     for name, stem in (("train", "a"), ("aug", "b"), ("val", "c")):
         (lists / f"{name}.txt").write_text(f"{stem}\n")
-    pairs = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
-    assert [pair.name for pair in pairs] == ["a", "b"]
+    found = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
+    assert [pair.name for pair in found] == ["a", "b"]
     check(tmp_path, name="voc12aug")
     (lists / "val.txt").write_text("gone\n")
     refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")

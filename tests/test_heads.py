@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
 from jaxseg.models import HEADS
 from jaxseg.models.heads.cc import CrissCrossAttention
 from jaxseg.models.heads.dm import filter_per_sample

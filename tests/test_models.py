@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
 from jaxseg.config.resolve import resolve
 from jaxseg.models import create_model, init_variables, list_models
 
