@@ -9,9 +9,7 @@ from jaxseg.data import catalog, sources
 from jaxseg.data.builtin import BUILTIN, named_label_map
 
 LAYOUTS = [
-    (name, number)
-    for name in sorted(BUILTIN)
-    for number in range(len(BUILTIN[name].layouts))
+    (name, number) for name in sorted(BUILTIN) for number in range(len(BUILTIN[name].layouts))
 ]
 
 

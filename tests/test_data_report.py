@@ -214,7 +214,9 @@ def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
         "read_label",
         lambda *_: pytest.fail("the labels were read again"),
     )
-    np.testing.assert_array_equal(label_counts.count_labels(result.splits[0].source, 3).sum(0), totals)
+    np.testing.assert_array_equal(
+        label_counts.count_labels(result.splits[0].source, 3).sum(0), totals
+    )
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -222,8 +224,8 @@ def test_an_error(root, name):
     damage, kind, split, count, words = ERRORS[name]
     damage(root)
     result = found(root)
-    assert kinds(result)[kind, split] == count and words in formatting.as_text(result), formatting.as_text(
-        result
+    assert kinds(result)[kind, split] == count and words in formatting.as_text(result), (
+        formatting.as_text(result)
     )
     assert not result.ok and last_line(result).startswith("NOT OK: training would go wrong: ")
 

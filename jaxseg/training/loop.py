@@ -333,7 +333,8 @@ def complete_experiment(
         experiment, _ = open_experiment(experiment, measured=False)
     check_batch_size(experiment.batch_size, jax.device_count())
     experiment = restore_classes(workdir, experiment)
-    spec = spec or load_spec(experiment.dataset)
+    if spec is None or spec.classes != experiment.dataset.classes:
+        spec = load_spec(experiment.dataset)
     experiment = restore_measured_fields(workdir, experiment)
     experiment = measure(experiment, spec)
     check_experiment(workdir, experiment)
