@@ -22,4 +22,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, needs_config=False, positional=True)
+    cli.run_main(main, needs_config=False, positional=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxseg.config.builders import ConfigError, get_experiment, parse_variant
+from jaxseg.config import ConfigError, get_experiment, parse_variant
 from jaxseg.models import BACKBONES, HEADS, create_model, declared_fields
 
 RECORDS = json.loads(gzip.decompress((Path(__file__).parent / "data" / "zoo.json.gz").read_bytes()))

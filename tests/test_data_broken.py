@@ -7,12 +7,13 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
 from test_data_report import ERRORS, cut_pixels, found, kinds, label, relabel, two_classes
 
-from jaxseg.config.builders import get_experiment
-from jaxseg.data import sources
+from jaxseg.config import get_experiment
+from jaxseg.data.sources import FolderSource
+from jaxseg.data.sources import open as open_module
 from jaxseg.data.validate import checks
 from jaxseg.errors import DataError
 from jaxseg.training.loop import train
@@ -141,7 +142,7 @@ def root(tmp_path, monkeypatch):
 
 
 def checked(root, **dataset):
-    checks.check(make_config(**(dict(root=str(root)) | dataset)))
+    check_experiment(make_experiment(root=root, **dataset))
 
 
 @pytest.mark.parametrize("name", ["all masks", "masks of val", "all ignored", "one class"])
@@ -244,15 +245,15 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
 def test_the_check_reads_everything_once(root, monkeypatch):
     reads = Counter()
     for method in ("read_decoded", "read_label"):
-        original = getattr(sources.Files, method)
+        original = getattr(FolderSource, method)
         monkeypatch.setattr(
-            sources.Files,
+            FolderSource,
             method,
             lambda self, i, m=method, f=original: reads.update([(m, self.files[i])]) or f(self, i),
         )
-    find = sources.find_pairs
+    find = open_module.find_pairs
     monkeypatch.setattr(
-        sources,
+        open_module,
         "find_pairs",
         lambda spec, folder, split: reads.update([split]) or find(spec, folder, split),
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxseg.data import statistics
 from jaxseg.data.catalog import default_palette, get_spec, list_datasets
 from jaxseg.data.decode import make_table, map_label
 from jaxseg.data.sources import records
-from jaxseg.data.validate import checks, statistics
+from jaxseg.data.validate import checks
 from jaxseg.errors import DataError
 
 NUM_CLASSES = {

@@ -11,14 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, make_folder, write_png
-from ml_collections import ConfigDict
+from helpers.data_helpers import make_experiment, make_folder, train_batches, write_png
 from PIL import Image
 
-from jaxseg.config.defaults import DATASET, EVALUATION
-from jaxseg.data import label_counts as histogram
-from jaxseg.data import pipeline
-from jaxseg.data.validate import browse, report, statistics
+from jaxseg.config.schema import DatasetConfig, EvalConfig, from_dict
+from jaxseg.data import label_counts, statistics
+from jaxseg.data.catalog import get_spec, load_spec
+from jaxseg.data.validate import browse, formatting, report
 from jaxseg.errors import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -31,11 +30,8 @@ def root(tmp_path, monkeypatch):
 
 
 def found(root, **dataset):
-    return report.check_data(
-        ConfigDict(
-            dict(dataset=DATASET | dict(name="folder", root=str(root)) | dataset, eval=EVALUATION)
-        )
-    )
+    config = from_dict(DatasetConfig, dict(name="folder", root=str(root)) | dataset)
+    return report.check_data(config, EvalConfig(), load_spec(config))
 
 
 def kinds(result):
@@ -43,7 +39,7 @@ def kinds(result):
 
 
 def last_line(result):
-    return report.as_text(result).splitlines()[-1]
+    return formatting.as_text(result).splitlines()[-1]
 
 
 # --- Breaking a folder ------------------------------------------------------------------------------------------------
@@ -155,7 +151,7 @@ ERRORS = {
     "range": (nodata, "range", "train", 1, "t2.npy: holds -9999 in 24 pixels of channel 0 (first at row 0, column 0)"),
     "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
     "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
-    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: Expecting"),
+    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: is no JSON (Expecting"),
     "std 0": (lambda r: statistics.write_statistics(r, (1, 1, 1), (1, 0, 1)), "statistics", "train", 1, "json: std 0.0 is not above 0"),
     "statistics of 5": (
         lambda r: statistics.write_statistics(r, [1] * 5, [1] * 5), "statistics", "train", 1, "5 channels, but config.dataset.channels=3"
@@ -198,7 +194,7 @@ WARNINGS = {
 
 def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
     result = found(root)
-    text = report.as_text(result)
+    text = formatting.as_text(result)
     assert (
         result.ok
         and not result.problems
@@ -211,14 +207,14 @@ def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
         and "  2 car " in text
     )
     totals = result.splits[0].totals()
-    np.testing.assert_allclose(result.weights, histogram.class_weights(totals[:3]))
+    np.testing.assert_allclose(result.weights, label_counts.class_weights(totals[:3]))
     assert "--config.losses.decode.class_weight='(" in text
     monkeypatch.setattr(
         type(result.splits[0].source),
         "read_label",
         lambda *_: pytest.fail("the labels were read again"),
     )
-    np.testing.assert_array_equal(histogram.count_labels(result.splits[0].source, 3).sum(0), totals)
+    np.testing.assert_array_equal(label_counts.count_labels(result.splits[0].source, 3).sum(0), totals)
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -226,7 +222,7 @@ def test_an_error(root, name):
     damage, kind, split, count, words = ERRORS[name]
     damage(root)
     result = found(root)
-    assert kinds(result)[kind, split] == count and words in report.as_text(result), report.as_text(
+    assert kinds(result)[kind, split] == count and words in formatting.as_text(result), formatting.as_text(
         result
     )
     assert not result.ok and last_line(result).startswith("NOT OK: training would go wrong: ")
@@ -237,8 +233,8 @@ def test_a_warning(root, name):
     damage, kind, split, count, words = WARNINGS[name]
     damage(root)
     result = found(root)
-    assert kinds(result) == {(kind, split): count} and words in report.as_text(result), (
-        report.as_text(result)
+    assert kinds(result) == {(kind, split): count} and words in formatting.as_text(result), (
+        formatting.as_text(result)
     )
     assert result.ok and last_line(result).startswith("ok: training can start, 1 warning")
 
@@ -259,20 +255,20 @@ def test_problems_are_collected_not_stopped_at(root):
     assert kinds(result).keys() == {
         ("shared name", "train"), ("value", "train"), ("value", "val"), ("damaged image", "train"), ("missing label", "train"), ("missing label", "val"),
     }  # fmt: skip
-    assert "999" in report.as_text(result) and not list(root.parent.glob("cache/labels/*"))
+    assert "999" in formatting.as_text(result) and not list(root.parent.glob("cache/labels/*"))
 
 
 def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
     relabel(root, "train", 9)
     result = found(root)
-    text = report.as_text(result)
+    text = formatting.as_text(result)
     assert (
         "and 2 more (--json=FILE lists all)" in text
         and "t2.png: label value 9" in text
         and "t3.png: label" not in text
     )
     assert text.count("change the value") == 1  # the fix is told once
-    facts = json.loads(report.as_json(result))
+    facts = json.loads(formatting.as_json(result))
     files = [problem["file"] for problem in facts["problems"] if problem["kind"] == "value"]
     assert [Path(file).stem for file in files] == ["t0", "t1", "t2", "t3", "t4"] and not facts["ok"]
     assert (
@@ -290,7 +286,7 @@ def test_slices_repetitions_and_sums_of_splits(root):
     leaky = found(root, train_split="train + val")
     assert kinds(leaky) == {
         ("leak", "val"): 2
-    } and "v1.png: training reads this file, too; take it out" in report.as_text(leaky)
+    } and "v1.png: training reads this file, too; take it out" in formatting.as_text(leaky)
     (root / "labels/train/t3.png").unlink()
     broken = found(root, train_split="train + val")
     assert kinds(broken) == {("missing label", "train"): 1, ("leak", "val"): 2}
@@ -304,7 +300,7 @@ def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
         split.title for split in result.splits
     ][1:] == ["train, concat.more", "val"]
     expected = result.splits[0].totals() + 2 * result.splits[1].totals()
-    np.testing.assert_allclose(result.weights, histogram.class_weights(expected[:3]))
+    np.testing.assert_allclose(result.weights, label_counts.class_weights(expected[:3]))
     (other / "classes.txt").write_text("sky\nroad\nbus\n")
     with pytest.raises(DataError, match="number 2 is 'bus'") as caught:
         found(root, concat=dict(more=dict(name="folder", root=str(other))))
@@ -336,15 +332,20 @@ def test_records_are_checked_too(monkeypatch, tmp_path):
     )
 
 
-def test_statistics_are_written_and_a_failure_is_told(root):
+def test_statistics_are_written_and_a_failure_is_reported(root):
     config = report.folder_config(str(root))
-    result = report.check_data(config, write_statistics=True)
+
+    def write():
+        return report.check_data(config, EvalConfig(), load_spec(config), write_statistics=True)
+
+    result = write()
     assert statistics.read_statistics(root) == statistics.image_statistics(result.splits[0].source)
-    assert f"Wrote {root}/statistics.json, which train.py reads: mean (" in report.as_text(result)
+    text = formatting.as_text(result)
+    assert f"Wrote {root}/statistics.json, which train.py reads: mean (" in text
     cut(root / "labels/train/t0.png")  # which statistics do not need
-    assert report.check_data(config, write_statistics=True).statistics
+    assert write().statistics
     cut(root / "images/train/t1.png")
-    result = report.check_data(config, write_statistics=True)
+    result = write()
     assert ("statistics", "train") in kinds(result) and result.statistics is None
 
 
@@ -388,63 +389,52 @@ def test_check_script_needs_a_folder_or_a_config():
 # --- Browsing ---------------------------------------------------------------------------------------------------------
 
 
-def browse_config(root, **dataset):
-    return make_config(
-        **(
-            DATASET
-            | dict(name="folder", root=str(root), crop_size=(16, 20), dtype="uint8")
-            | dataset
-        )
-    )
+def write_pictures(experiment, output, count, raw=False):
+    spec = load_spec(experiment.dataset)
+    return browse.browse(experiment, spec, output, count, raw=raw)
 
 
-def test_browse_shows_what_training_sees(root, tmp_path, monkeypatch):
-    config = browse_config(root, ratio_range=(0.4, 0.4), cat_max_ratio=1.0)
+@pytest.fixture
+def panels(monkeypatch):
+    """(photo, label) of every panel that is drawn."""
     seen = []
-    monkeypatch.setattr(
-        browse,
-        "panel",
-        lambda photo, label, spec, title: (
-            seen.append((photo, label)) or np.zeros((4, 4, 3), np.uint8)
-        ),
-    )
-    files = browse.browse(config, tmp_path / "look", 6)
-    batches = pipeline.train_batches(config, devices=1)
+
+    def panel(photo, label, spec, title):
+        seen.append((photo, label))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(browse, "panel", panel)
+    return seen
+
+
+def test_browse_shows_what_training_sees(root, tmp_path, panels):
+    experiment = make_experiment(root=root, ratio_range=(0.4, 0.4), cat_max_ratio=1.0)
+    files = write_pictures(experiment, tmp_path / "look", 6)
+    batches = train_batches(experiment, devices=1)
     batch = next(batches)
     rows = [{key: value[0, row] for key, value in batch.items()} for row in range(4)]
-    for (photo, mask), row in zip(seen, rows):
+    for (photo, mask), row in zip(panels, rows):
         height, width = row["size"]
-        assert (
-            photo.shape == (height, width, 3) and height < 16 and width < 20
-        )  # the padding is not shown
+        assert photo.shape == (height, width, 3)
+        assert height < 16 and width < 20  # the padding is not shown
         np.testing.assert_array_equal(photo, row["image"][:height, :width])
         np.testing.assert_array_equal(mask, row["label"][:height, :width])
     names = [Path(file).stem for file in batches.names(0)]
     batches.close()
     assert [file.stem for file in files[:4]] == [f"{i:03d}_{name}" for i, name in enumerate(names)]
-    assert (
-        len(seen) == 6 and files[-1].name == "sheet.png" and all(file.is_file() for file in files)
-    )
+    assert len(panels) == 6 and files[-1].name == "sheet.png"
+    assert all(file.is_file() for file in files)
 
 
-def test_browse_raw_shows_the_files(root, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        browse,
-        "panel",
-        lambda photo, label, spec, title: seen.append(photo) or np.zeros((4, 4, 3), np.uint8),
-    )
-    files = browse.browse(browse_config(root), tmp_path / "look", 3, raw=True)
-    for photo, file in zip(seen, files):
+def test_browse_raw_shows_the_files(root, tmp_path, panels):
+    files = write_pictures(make_experiment(root=root), tmp_path / "look", 3, raw=True)
+    for (photo, _), file in zip(panels, files):
         stem = file.stem.split("_")[1]
-        np.testing.assert_array_equal(
-            photo, cv2.imread(str(root / f"images/train/{stem}.png"))[..., ::-1]
-        )
+        expected = cv2.imread(str(root / f"images/train/{stem}.png"))[..., ::-1]
+        np.testing.assert_array_equal(photo, expected)
 
 
 def test_a_panel_and_a_sheet_have_room_for_all(root):
-    from jaxseg.data.catalog import get_spec
-
     spec = get_spec("folder", root)
     photo, mask = np.full((30, 90, 3), 7, np.uint8), np.zeros((30, 90), np.int32)
     picture = browse.panel(photo, mask, spec, "title")

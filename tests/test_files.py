@@ -1,12 +1,16 @@
 """Home folders, text in any encoding, and folders as their owners see them."""
 
+import logging
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from jaxseg import checkpoint, files
-from jaxseg.errors import DataError
+from jaxseg.errors import DataError, JaxsegError
 
 
 def touch(root, *names):
@@ -139,3 +143,67 @@ def test_a_folder_that_cannot_be_listed(tmp_path):
     with pytest.raises(DataError) as caught:
         files.walk(tmp_path / "nowhere")
     assert caught.value.file == str(tmp_path / "nowhere")
+
+
+# --- Locks ------------------------------------------------------------------------------------------------------------
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_only_one_thread_makes_a_file(tmp_path):
+    target, made, inside = tmp_path / "sub/a.txt", [], []
+
+    def make():
+        with files.locked(target):
+            inside.append(1)
+            assert len(inside) == 1
+            if not target.exists():
+                made.append(1)
+                with files.atomic_path(target) as part:
+                    part.write_text("x")
+            inside.pop()
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and not inside and os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_held_lock_is_waited_for_with_one_message(tmp_path, caplog):
+    target, order = tmp_path / "a.txt", []
+
+    def make():
+        with files.locked(target, waiting="waiting for a.txt"):
+            order.append("second")
+
+    caplog.set_level(logging.INFO, "jaxseg")
+    with files.locked(target, waiting="never logged"):
+        thread = threading.Thread(target=make)
+        thread.start()
+        while not caplog.messages:
+            thread.join(0.01)
+        with pytest.raises(JaxsegError) as caught, files.locked(target, wait=False):
+            pass
+        order.append("first")
+    thread.join()
+    assert caught.value.file == str(target)
+    assert order == ["first", "second"] and caplog.messages == ["waiting for a.txt"]
+    assert hidden(tmp_path) == [".a.txt.lock"]  # nothing was made: the next one locks the same file
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = f"from jaxseg import files; import os\nwith files.locked({str(tmp_path / 'a')!r}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    with files.locked(tmp_path / "a", wait=False):
+        assert hidden(tmp_path) == [".a.lock"]
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JaxsegError) as caught, files.locked(tmp_path / "file/a"):
+        pass
+    assert caught.value.file == str(tmp_path / "file/a")

@@ -1,4 +1,4 @@
-"""Write the reference of config fields into docs/config.md, from their declaration in `jaxseg.config.schema`.
+"""Write the reference of config fields into docs/config.md, from their declaration.
 
 python tools/config_reference.py           write it
 python tools/config_reference.py --check   exit with 1 if it is out of date

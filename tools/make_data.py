@@ -16,7 +16,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from jaxseg.data.catalog import default_palette, get_spec
+from jaxseg.data.catalog import get_spec
+from jaxseg.data.folder_spec import default_palette
 
 COUNTS = {"vessels": {"train": 12, "val": 4}, "fields": {"train": 24, "val": 6}}
 # Reflectances in five bands of soil, crop, water and building.

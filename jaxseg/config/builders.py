@@ -57,7 +57,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         for key, value in base.items()
     }
     for key, value in changes.items():
-        inner = merged.get(key) if isinstance(merged.get(key), Mapping) else {}
+        inner = merged.get(key)
+        inner = inner if isinstance(inner, Mapping) else {}
         merged[key] = merge(inner, value) if isinstance(value, Mapping) else value
     return merged
 

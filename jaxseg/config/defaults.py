@@ -95,11 +95,11 @@ _RESNESTS = {50: (64, ""), 101: (128, "open-mmlab://resnest101"), 200: (128, "")
 
 def _resnets() -> dict[str, dict[str, Any]]:
     """Return ResNets of every depth, stem (r50, r50b, r50d, r50s) and output stride."""
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for depth in (10, 18, 34, 50, 101, 152):
         for letter, (stem, stem_channels, address, trained) in _RESNETS.items():
             for suffix in _DILATED:
-                entry = {
+                entry: dict[str, Any] = {
                     "name": "resnet",
                     "depth": depth,
                     "stem": stem,

@@ -15,7 +15,7 @@ import numpy as np
 
 LARGEST = 1e9  # of weights and factors: far from what float32 holds
 LARGEST_INT = 2**31 - 1
-TYPES = {
+TYPES: dict[type, Any] = {
     bool: (bool, np.bool_),
     int: numbers.Integral,
     float: numbers.Real,

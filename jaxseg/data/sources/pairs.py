@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxseg.data.catalog import LABEL_SUFFIXES
+from jaxseg.data.builtin import CONVERTED
+from jaxseg.data.folder_spec import LABEL_SUFFIXES
 from jaxseg.data.sources.listing import (
     IMAGE_SUFFIXES,
     Images,
@@ -43,7 +44,7 @@ class Pair:
     name: str
     image: Path
     label: Path
-    ids: str
+    label_map_name: str
 
 
 def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
@@ -383,13 +384,9 @@ def unused_labels(spec: DatasetSpec, root: str | Path, part: str) -> list[Path]:
 
 
 def _official_hint(spec: DatasetSpec) -> str:
-    from jaxseg.data.prepare import raw_datasets as official
-
-    return (
-        "; the files as their makers distribute them go through scripts/prepare_data.py first"
-        if spec.name in official.NAMES
-        else ""
-    )
+    if spec.name not in CONVERTED:
+        return ""
+    return "; the files as their makers distribute them go through scripts/prepare_data.py first"
 
 
 def _nothing_found(spec: DatasetSpec, root: Path, split: str, part: str) -> DataError:

@@ -5,11 +5,10 @@ class 0, so they tell nothing. Scenes are drawn from (split, index) alone and wr
 """
 
 import contextlib
-import fcntl
 import io
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from jaxseg.files import locked
+
+log = logging.getLogger(__name__)
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 PALETTE = (
@@ -237,9 +240,9 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _builder(data_dir: Path) -> Any:
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; only the first use writes
 
-    tfds.disable_progress_bar()  # it takes seconds
+    tfds.disable_progress_bar()
     with tfds.core.registered.skip_registration():
 
         class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -280,32 +283,30 @@ def _builder(data_dir: Path) -> Any:
 
 
 def prepare(folder: Path) -> Path:
-    """Write the data set below `folder` unless it is there; returns the folder of its files.
+    """Write the data set below `folder` unless it is there; return the folder of its files.
 
-    It appears by one rename, so a killed start leaves nothing half-read; of several processes one writes while the
+    It appears by one rename, so a killed start leaves no partial data set. Of several processes one writes while the
     others wait.
     """
     final = folder / "shapes" / VERSION
     if final.is_dir():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder / "shapes.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if final.is_dir():
-            return final
-        for left in folder.glob(
-            "shapes-unfinished-*"
-        ):  # of killed starts: whoever writes holds the lock
-            shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix="shapes-unfinished-", dir=folder))
-        try:
-            builder = _builder(scratch)
-            print(
-                f"writing the data set 'shapes' into {final} (once, some seconds)", file=sys.stderr
-            )
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of the scratch folder
-                builder.download_and_prepare()
-            os.rename(builder.data_dir, final)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with locked(final, waiting=f"waiting for another process, which writes {final}"):
+        if not final.is_dir():
+            _write(folder, final)
     return final
+
+
+def _write(folder: Path, final: Path) -> None:
+    """Write the data set into a new folder, then rename it; the caller holds the lock."""
+    for left in folder.glob("shapes-unfinished-*"):  # of killed starts
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix="shapes-unfinished-", dir=folder))
+    try:
+        builder = _builder(scratch)
+        log.info("writing the data set 'shapes' into %s (once, some seconds)", final)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the scratch folder
+            builder.download_and_prepare()
+        os.rename(builder.data_dir, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

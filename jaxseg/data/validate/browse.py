@@ -1,118 +1,176 @@
-"""Pictures of training samples as the network sees them: image and label side by side, a legend, one sheet of them all."""
+"""Pictures of training samples as the network sees them: image and label side by side, with a legend, and one sheet of all."""
 
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxseg import visualize
+from jaxseg.config.schema import Experiment
 from jaxseg.data import pipeline
-from jaxseg.data.class_order import config_spec
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.files import expand
 from jaxseg.fonts import choose_font
 
-COLUMN = 512  # pixels: the longer side of a picture, at most
-CELL = 240  # pixels: the same in the sheet
+COLUMN_SIDE = 512  # pixels, the longer side of a picture
+CELL_SIDE = 240  # pixels, the longer side of a picture in the sheet
 SHEET_COLUMNS = 4
-GAP = 8
+GAP = 8  # pixels
+TITLE_HEIGHT, TITLE_SIZE = 26, 14  # pixels
+OPACITY = 0.6  # of the label over the image
+
+
+class Sample(NamedTuple):
+    """A training sample.
+
+    Attributes:
+        name: Its name in the data set.
+        image: [h, w, C] of the data set's dtype.
+        label: Class indices and 255, uint8 [h, w].
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
 
 
 def browse(
-    config: ConfigDict, output: str | Path, count: int = 16, *, raw: bool = False
+    experiment: Experiment,
+    spec: DatasetSpec,
+    output: str | Path,
+    count: int = 16,
+    *,
+    raw: bool = False,
 ) -> list[Path]:
-    """Write the first `count` samples that training on `config` sees into `output`, and sheet.png of them all.
+    """Write pictures of the first training samples, and sheet.png of all of them.
 
-    They come from pipeline.train_batches, without their padding; with `raw` the same images as their files hold them.
-    Returns the files written, the sheet last. Raises DataError.
+    Args:
+        experiment: Its training batches are shown, without their padding. It must be measured.
+        spec: The spec of `experiment.dataset` (`catalog.load_spec`).
+        output: Folder to write into; made if it is missing.
+        count: Number of samples.
+        raw: Show the same images without augmentation.
+
+    Returns:
+        The files written, the sheet last.
+
+    Raises:
+        DataError: The data cannot be read.
     """
-    data, output = config.dataset, expand(output)
-    spec = config_spec(data)
+    output, crop = expand(output), tuple(experiment.dataset.crop_size)
     files, cells, labels = [], [], []
-    for number, (name, image, label) in enumerate(itertools.islice(_samples(config, raw), count)):
+    samples = itertools.islice(_samples(experiment, spec, raw), count)
+    for number, (name, image, label) in enumerate(samples):
         photo = visualize.to_rgb(image)
-        padded = (
-            ""
-            if raw or label.shape == tuple(data.crop_size)
-            else f", padded to {data.crop_size[1]}x{data.crop_size[0]}"
-        )
-        title = f"{name}  {label.shape[1]}x{label.shape[0]}{padded}"
-        files.append(
-            visualize.save_picture(output, f"{number:03d}_{name}", panel(photo, label, spec, title))
-        )
-        cells.append(_pair(photo, label, spec, CELL))
+        title = f"{name}  {label.shape[1]}x{label.shape[0]}"
+        if not raw and label.shape != crop:
+            title += f", padded to {crop[1]}x{crop[0]}"
+        picture = panel(photo, label, spec, title)
+        files.append(visualize.save_picture(output, f"{number:03d}_{name}", picture))
+        cells.append(_side_by_side(photo, label, spec, CELL_SIDE))
         labels.append(label)
     files.append(visualize.save_picture(output, "sheet", sheet(cells, labels, spec)))
     return files
 
 
-def _samples(config: ConfigDict, raw: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, image [h, w, C], label [h, w]) in the order of training."""
-    source = pipeline.train_source(config.dataset)
-    batches = pipeline.train_batches(config, devices=1)
+def _samples(experiment: Experiment, spec: DatasetSpec, raw: bool) -> Iterator[Sample]:
+    """The training samples in the order of training."""
+    source = pipeline.train_source(experiment.dataset, spec)
+    batches = pipeline.train_batches(
+        experiment.dataset,
+        spec,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        devices=1,
+    )
     try:
         for k in itertools.count():
-            batch = None if raw else next(batches)
+            if raw:
+                for index in batches.indices(k):
+                    yield Sample(source.names[index], *source.read(index))
+                continue
+            batch = next(batches)
             for row, index in enumerate(batches.indices(k)):
-                if raw:
-                    image, label = source.read(index)
-                else:
-                    height, width = batch["size"][0, row]
-                    image, label = (
-                        batch[key][0, row, :height, :width] for key in ("image", "label")
-                    )
-                yield source.names[index], image, label
+                height, width = batch["size"][0, row]
+                image = batch["image"][0, row, :height, :width]
+                label = batch["label"][0, row, :height, :width]
+                yield Sample(source.names[index], image, label)
     finally:
         batches.close()
 
 
-# --- Pictures ---------------------------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 def panel(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, title: str) -> np.ndarray:
-    """[image | label over image] with a title and a legend: RGB uint8 of a photo uint8 [h, w, 3] and its label [h, w]."""
-    row = _pair(photo, label, spec, COLUMN)
+    """Draw [image | label over image] with a title and a legend.
+
+    Args:
+        photo: RGB uint8 [h, w, 3].
+        label: Class indices and 255, integer [h, w].
+        spec: Gives names and colours of the classes.
+        title: Text above.
+
+    Returns:
+        RGB uint8 [H, W, 3].
+    """
+    row = _side_by_side(photo, label, spec, COLUMN_SIDE)
     legend = visualize.legend([label], spec.palette, spec.classes, row.shape[1], shares=True)
     return np.concatenate([_title(title, row.shape[1]), row, legend])
 
 
-def _pair(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side: int) -> np.ndarray:
-    """[image | label over image], longer side at most `side`; small ones are enlarged by whole factors, so that pixels stay pixels."""
+def _side_by_side(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side: int) -> np.ndarray:
+    """[image | label over image] whose longer side is at most `side` pixels.
+
+    Small ones are enlarged by a whole factor, so that pixels stay visible as squares.
+    """
     longest = max(label.shape)
     scale = side // longest if longest <= side else side / longest
-    size = tuple(max(round(n * scale), 1) for n in label.shape[::-1])
-    how = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
-    photo = np.asarray(Image.fromarray(photo).resize(size, how))
-    ids = np.asarray(Image.fromarray(label.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-    over = visualize.blend(photo, ids, spec.palette, 0.6)
-    return np.concatenate([photo, np.full((size[1], GAP, 3), 255, np.uint8), over], axis=1)
+    height, width = (max(round(n * scale), 1) for n in label.shape)
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
+    photo = np.asarray(Image.fromarray(photo).resize((width, height), method))
+    small_label = Image.fromarray(label.astype(np.uint8))
+    ids = np.asarray(small_label.resize((width, height), Image.Resampling.NEAREST))
+    over = visualize.blend(photo, ids, spec.palette, OPACITY)
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    return np.concatenate([photo, gap, over], axis=1)
 
 
 def _title(text: str, width: int) -> np.ndarray:
-    bar = Image.new("RGB", (width, 26), visualize.BACKGROUND)
-    font = choose_font(text, 14)
-    text, font = (
-        (text.encode("ascii", "replace").decode(), ImageFont.load_default(14))
-        if font is None
-        else (text, font)
-    )
-    ImageDraw.Draw(bar).text((4, 13), text, visualize.INK, font, anchor="lm")
+    """A bar with a text, RGB uint8 [TITLE_HEIGHT, width, 3]."""
+    bar = Image.new("RGB", (width, TITLE_HEIGHT), visualize.BACKGROUND)
+    font = choose_font(text, TITLE_SIZE)
+    if font is None:
+        text, font = text.encode("ascii", "replace").decode(), ImageFont.load_default(TITLE_SIZE)
+    place = (4, TITLE_HEIGHT // 2)
+    ImageDraw.Draw(bar).text(place, text, visualize.INK, font, anchor="lm")
     return np.asarray(bar)
 
 
 def sheet(
     cells: Sequence[np.ndarray], labels: Sequence[np.ndarray], spec: DatasetSpec
 ) -> np.ndarray:
-    """All cells in a grid over one legend, RGB uint8."""
+    """Draw pictures in a grid above one legend.
+
+    Args:
+        cells: RGB uint8 [h, w, 3] each.
+        labels: Their labels, whose classes the legend lists.
+        spec: Gives names and colours of the classes.
+
+    Returns:
+        RGB uint8 [H, W, 3].
+    """
     columns = min(SHEET_COLUMNS, len(cells))
-    height, width = (max(cell.shape[axis] for cell in cells) + 2 * GAP for axis in (0, 1))
-    grid = np.full((-(-len(cells) // columns) * height, columns * width, 3), 255, np.uint8)
+    rows = -(-len(cells) // columns)
+    height = max(cell.shape[0] for cell in cells) + 2 * GAP
+    width = max(cell.shape[1] for cell in cells) + 2 * GAP
+    grid = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for number, cell in enumerate(cells):
-        top, left = number // columns * height + GAP, number % columns * width + GAP
+        row, column = divmod(number, columns)
+        top, left = row * height + GAP, column * width + GAP
         grid[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-    return np.concatenate(
-        [grid, visualize.legend(labels, spec.palette, spec.classes, grid.shape[1], shares=True)]
-    )
+    legend = visualize.legend(labels, spec.palette, spec.classes, grid.shape[1], shares=True)
+    return np.concatenate([grid, legend])

@@ -11,13 +11,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, files, losses, zoo
-from jaxseg.config import defaults, fields, schema
-from jaxseg.config.builders import experiment, get_experiment
-from jaxseg.config.resolve import check_alone, resolve
+from jaxseg.config import checks, defaults, experiment, fields, get_experiment, schema
 from jaxseg.errors import CheckpointError, ConfigError
-from jaxseg.models import BACKBONES, HEADS, NECKS, create_model
-from jaxseg.training import loop as train
-from jaxseg.training import overfit
+from jaxseg.experiments import load_experiment
+from jaxseg.models import BACKBONES, HEADS, NECKS, arguments, create_model
+from jaxseg.training import loop, overfit
+from jaxseg.validation import SCHEMA, check_alone
 
 DATA = Path(__file__).parent / "data"
 NAME = "fcn_r18-d8_64x64_2k_folder"
@@ -55,22 +54,23 @@ def test_published_configs_hold_and_every_field_of_theirs_has_a_row(method):
     for row in zoo.rows_of(method):
         config = check_alone(get_experiment(row["name"]))
         for path in set(_leaves(config)) - seen:
-            assert isinstance(fields.find(config, path), schema.Field | schema.Each), path
+            assert isinstance(checks.find(config, path, SCHEMA), fields.Field | fields.Each), path
             seen.add(path)
 
 
 def test_every_argument_of_a_module_and_every_option_of_a_loss_has_a_row():
-    for table, what in ((BACKBONES, "backbone"), (NECKS, "neck"), (HEADS, "head")):
-        for module in table.values():
-            for name, field in schema._module_fields(module, what).items():
-                assert isinstance(field, schema.Field), (module, name)
+    parts = ((BACKBONES, arguments.BACKBONE), (NECKS, arguments.NECK), (HEADS, arguments.HEAD))
+    for table, node in parts:
+        for name in table:
+            for argument, field in node.fields({"name": name}, "model.x").items():
+                assert isinstance(field, fields.Field), (name, argument)
     for name in losses.LOSSES:
-        for option, field in schema._loss({"name": name}, "losses.x").items():
+        for option, field in losses.LOSS.fields({"name": name}, "losses.x").items():
             assert field is not None, (name, option)
 
 
 def _rows(node, path=""):
-    if isinstance(node, schema.Field):
+    if isinstance(node, fields.Field):
         yield path, node
     for key, inner in node.items() if isinstance(node, dict) else ():
         yield from _rows(inner, f"{path}.{key}".lstrip("."))
@@ -86,7 +86,7 @@ def test_no_field_takes_what_is_of_another_type(path, field):
     wrong += [] if field.length is None else ["auto"[: field.length + 1]]
     wrong += [] if field.length is None and field.kind is float else [1.5]
     for value in wrong:
-        found = list(fields.problems(value, field, path))
+        found = list(checks.problems(value, field, path))
         assert [error.field for error in found] == [path], (value, found)
 
 
@@ -130,7 +130,7 @@ def test_parts_of_a_config_are_never_one_object():
         and get_experiment(NAME).losses.decode.sampler.name == ""
     )
     config.eval.scales, config.schedule.power = (0.5,), 2.0
-    assert defaults.EVALUATION["scales"] == (1.0,) and defaults.DEFAULTS["schedule"]["power"] == 0.9
+    assert schema.EVALUATION["scales"] == (1.0,) and schema.DEFAULTS["schedule"]["power"] == 0.9
 
 
 # --- What cannot be meant ---------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_any_loss_of_scores_can_be_chosen_by_name(name, method, caplog):
     losses.make_loss(config)
 
 
-@pytest.mark.parametrize("name", ["class_presence", "point_cross_entropy"])
+@pytest.mark.parametrize("name", ["se_loss", "point_cross_entropy"])
 def test_losses_of_other_outputs_are_none_of_a_heads(name):
     with pytest.raises(ConfigError) as error:
         check_alone(make(losses__decode__name=name))
@@ -325,7 +325,7 @@ def test_class_weights_auto_in_any_form(value, tmp_path):
     )
     assert check_alone(config).losses.decode.class_weight == defaults.AUTO
     config = make("fcn_r18-d8_64x64_2k_shapes", losses__decode__class_weight=value)
-    weights = resolve(config).losses.decode.class_weight
+    weights = load_experiment(config).losses["decode"].get("class_weight")
     assert len(weights) == config.model.num_classes and min(weights) > 0
 
 
@@ -338,7 +338,7 @@ def test_class_weights_and_alphas_are_one_a_class():
             "fcn_r18-d8_64x64_2k_shapes", losses__decode=dict(name="focal", weight=1.0) | options
         )
         with pytest.raises(ConfigError) as error:
-            resolve(config)
+            load_experiment(config)
         assert error.value.field == f"losses.decode.{field}" and "2 values" in str(error.value)
     check_alone(make(losses__decode=dict(name="focal", alpha=0.25)))
 
@@ -418,7 +418,7 @@ def test_a_damaged_config_is_named(tmp_path, text):
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.95, 0.6])
 @pytest.mark.parametrize("steps", [1, 3, 40, 100, 5000])
 def test_advice_never_proposes_what_is_set_or_does_not_help(momentum, steps):
-    told = train._settling(make(model__norm__momentum=momentum, steps=steps))
+    told = loop.batch_norm_warmup_warning(make(model__norm__momentum=momentum, steps=steps))
     assert bool(told) == (momentum**steps >= 1e-3)
     if told:
         needed = int(told.partition("train for ")[2].split()[0])
@@ -430,7 +430,7 @@ def test_advice_never_proposes_what_is_set_or_does_not_help(momentum, steps):
 
 def test_number_of_classes_advice_is_another_variant():
     with pytest.raises(ConfigError) as error:
-        resolve(make("fcn_r18-d8_64x64_2k_shapes", model__num_classes=99))
+        load_experiment(make("fcn_r18-d8_64x64_2k_shapes", model__num_classes=99))
     assert error.value.field == "model.num_classes" and "variant" not in error.value.hint
 
 
@@ -477,7 +477,7 @@ def test_outputs_are_checked_before_any_work(tmp_path):
             files.check_output(tmp_path / name, "--output", is_file=is_file)
         assert error.value.file == str(tmp_path / name) and error.value.field == "--output"
     with pytest.raises(ConfigError) as error:
-        train.train(make("fcn_r18-d8_64x64_2k_shapes"), tmp_path / "file")
+        loop.train(make("fcn_r18-d8_64x64_2k_shapes"), tmp_path / "file")
     assert error.value.field == "--workdir"
 
 

@@ -206,7 +206,7 @@ def test_bugs_keep_their_traceback(monkeypatch, bug):
 
     _no_flags(monkeypatch)
     with pytest.raises(type(bug)) as error:
-        cli.run(main, needs_config=False)
+        cli.run_main(main, needs_config=False)
     assert error.value is bug
 
 
@@ -216,28 +216,28 @@ def test_mistakes_end_scripts_with_one_message(monkeypatch, capsys):
 
     _no_flags(monkeypatch)
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, needs_config=False)
+        cli.run_main(main, needs_config=False)
     assert (
         stop.value.code == 1
         and capsys.readouterr().err == "error: a.png: is 3 bytes long; fetch it again\n"
     )
     _no_flags(monkeypatch, "--config.eval.flip", "False")
     with pytest.raises(SystemExit):
-        cli.run(main, needs_config=False)
+        cli.run_main(main, needs_config=False)
     _no_flags(monkeypatch, "False")  # what is left of --flag False where a flag is True or False
     with pytest.raises(SystemExit):
-        cli.run(main, needs_config=False)
+        cli.run_main(main, needs_config=False)
     assert "unexpected argument 'False'" in capsys.readouterr().err
     monkeypatch.setenv("JAXSEG_TRACEBACK", "1")
     with pytest.raises(ConfigError):
-        cli.run(main, needs_config=False)
+        cli.run_main(main, needs_config=False)
 
 
 def _no_flags(monkeypatch, *argv):
     flags.FLAGS.unparse_flags()
     monkeypatch.setattr(sys, "argv", ["script.py", *argv])
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "")
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(cli, "set_up_process", lambda: None)
 
 
 # --- Overrides of a trained run ---------------------------------------------------------------------------------------
