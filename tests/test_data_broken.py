@@ -113,7 +113,7 @@ BROKEN = {
     "large, not a number": (partial(not_a_number, size=LARGE), ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1")),
     "one name twice": (same_name, ("t2.webp: has the name of ", "t2.png", "rename or remove one")),
     "label map": (lambda root: (root / "label_map.txt").write_text("0 sky\n1 roads\n2 car\n"),
-                  ("label_map.txt: line 2: 'roads' is no class of classes.txt", "'road' for instance, or 'ignore'")),
+                  ("label_map.txt: line 2: 'roads' is not a class of classes.txt", "'road' for instance, or 'ignore'")),
 }  # fmt: skip
 
 
