@@ -4,7 +4,8 @@
   python scripts/list_configs.py pspnet r50 ade20k   those with all of these words in their names
   python scripts/list_configs.py --markdown          README's overview of the 25 methods
 
-A name is <file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
+A name is <file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is
+--config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
 """
 
 from absl import flags

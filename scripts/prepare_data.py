@@ -1,11 +1,12 @@
 """Write a data set as a TFDS data set of ArrayRecord shards: fast to read, few files. An interrupted run continues when it is started again.
 
-  python scripts/prepare_data.py --name=folder --root=data/mine --output=data/prepared
-  python scripts/prepare_data.py --name=cityscapes --root=data/cityscapes --output=data/prepared --codec=zstd
-  python scripts/prepare_data.py --name=potsdam --root=downloads/potsdam --output=data/prepared
+  python scripts/prepare_data.py --name=folder --root=data/mine --output=data/prepared python
+  scripts/prepare_data.py --name=cityscapes --root=data/cityscapes --output=data/prepared
+  --codec=zstd python scripts/prepare_data.py --name=potsdam --root=downloads/potsdam
+  --output=data/prepared
 
---root contains images/, labels/ and classes.txt (folder), the data set's pairs of files, or its unpacked download (of Cityscapes,
-its two zips). --codec:
+--root contains images/, labels/ and classes.txt (folder), the data set's pairs of files, or its
+unpacked download (of Cityscapes, its two zips). --codec:
 
 {codecs}
 """

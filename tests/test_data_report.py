@@ -151,7 +151,7 @@ ERRORS = {
     "range": (nodata, "range", "train", 1, "t2.npy: holds -9999 in 24 pixels of channel 0 (first at row 0, column 0)"),
     "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
     "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
-    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: is no JSON (Expecting"),
+    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: is not JSON (Expecting"),
     "std 0": (lambda r: statistics.write_statistics(r, (1, 1, 1), (1, 0, 1)), "statistics", "train", 1, "json: std 0.0 is not above 0"),
     "statistics of 5": (
         lambda r: statistics.write_statistics(r, [1] * 5, [1] * 5), "statistics", "train", 1, "5 channels, but config.dataset.channels=3"

@@ -65,7 +65,7 @@ def test_json(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-16")
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="a.json: is no JSON"):
+    with pytest.raises(DataError, match="a.json: is not JSON"):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(DataError, match="b.json: cannot be read"):
         files.read_json(tmp_path / "b.json")

@@ -26,7 +26,8 @@ from jaxseg.parallel import evenly_spaced, ordered_map
 
 log = logging.getLogger(__name__)
 
-# Number of pairs up to which every one of a `folder` split is checked: people make mistakes anywhere.
+# Number of pairs up to which every one of a `folder` split is checked: people make mistakes
+# anywhere.
 CHECKED_WHOLE = 5000
 # Pixels of a `folder` split's images that the check before step 0 decodes, some 20 seconds of one
 # core; an eighth of that for other data sets.
