@@ -1,0 +1,1 @@
+"""Checks, reports and pictures of data sets."""

@@ -186,7 +186,7 @@ def check(experiment: Experiment, spec: DatasetSpec) -> None:
 
 
 def _check_pairs(split: CheckedSplit, dataset: DatasetConfig) -> None:
-    """Read pairs of an opened split and set its `counts`; raise the DataError of the first bad pair."""
+    """Read pairs of an opened split and set its `counts`; raise the first pair's DataError."""
     source = split.source
     assert source is not None
     count = len(source)

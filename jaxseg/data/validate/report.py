@@ -1,7 +1,7 @@
-"""Everything that is wrong with a data set: all labels and images read once, all problems collected.
+"""Everything that is wrong with a data set.
 
-The check before step 0 (checks.py) stops at the first problem instead. formatting.py prints
-reports.
+All labels and images are read once, and all problems collected. The check before step 0 (checks.py)
+stops at the first problem instead. formatting.py prints reports.
 """
 
 import contextlib
