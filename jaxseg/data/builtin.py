@@ -16,7 +16,8 @@ from jaxseg.data.spec import DatasetSpec, Layout
 from jaxseg.errors import ConfigError, DataError
 from jaxseg.registry import lookup
 
-# Their official downloads need conversion (scripts/prepare_data.py) before they can be read in place.
+# Their official downloads need conversion (scripts/prepare_data.py) before they can be read in
+# place.
 CONVERTED = (
     "voc12aug",
     "pascal_context",
@@ -54,7 +55,7 @@ _TILES = Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}.png", "f
 
 
 def nested_in(layout: Layout, *folders: str) -> tuple[Layout, ...]:
-    """Return the layout and, for each of `folders`, the layout of a root that contains this folder."""
+    """Return the layout, and that of a root which contains it in one of `folders`, for each."""
     moved = (
         dataclasses.replace(
             layout,
@@ -255,8 +256,8 @@ def named_label_map(name: str, num_classes: int) -> dict[int, int]:
     """Return {raw label value: class index or 255} of a label map by its name.
 
     Args:
-        name: "identity"; "from_one", where 0 is ignored and the classes start at 1; "last_ignored", where one more
-            value than there are classes is ignored; or a key of classes.json.
+        name: "identity"; "from_one", where 0 is ignored and the classes start at 1; "last_ignored",
+            where one more value than there are classes is ignored; or a key of classes.json.
         num_classes: Number of classes.
     """
     identity = {i: i for i in range(num_classes)}
@@ -278,7 +279,9 @@ def raw_id_per_class(ids: Iterable[tuple[int, int]], num_classes: int) -> tuple[
 
 
 def builtin_spec(name: str, root: str | Path = "") -> DatasetSpec:
-    """Return the spec of a built-in data set, in the layout whose files are in `root`, or the default one.
+    """Return the spec of a built-in data set.
+
+    Its layout is the one whose files are in `root`, or the default one.
 
     Raises:
         DataError: There is no built-in data set of this name.

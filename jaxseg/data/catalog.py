@@ -18,8 +18,10 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
 
     Args:
         name: `folder`, `shapes` or a built-in data set (`list_datasets`).
-        root: Folder of the data set. A `folder` lists its classes there; other data sets choose their layout by it.
-        source: "files", or "tfds" for the prepared data set below `root`, whose labels may hold other values.
+        root: Folder of the data set. A `folder` lists its classes there; other data sets choose
+            their layout by it.
+        source: "files", or "tfds" for the prepared data set below `root`, whose labels may hold
+            other values.
 
     Raises:
         DataError: The name is unknown, or the folder has no usable classes.txt.
@@ -37,7 +39,8 @@ def load_spec(dataset: DatasetConfig) -> DatasetSpec:
     """Return the spec of an experiment's data set, its classes in the order of the run.
 
     Raises:
-        DataError: The data set cannot be read, or its classes are not those of the run (`dataset.classes`).
+        DataError: The data set cannot be read, or its classes are not those of the run
+            (`dataset.classes`).
     """
     spec = get_spec(dataset.name, dataset.root, dataset.source)
     return match_classes(spec, dataset.classes, dataset.match_classes, "dataset.root", dataset.root)

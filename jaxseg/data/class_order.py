@@ -1,7 +1,8 @@
-"""The order of the classes: data that list a run's classes in another order are refused, or mapped by name.
+"""The order of the classes: data in another order than a run's are refused, or mapped by name.
 
-The order of a run is `dataset.classes`, filled in when the experiment is resolved and kept in the workdir. Exports of
-one annotation project often differ in their order, and nothing but the list of names reveals it.
+The order of a run is `dataset.classes`, filled in when the experiment is resolved and kept in the
+workdir. Exports of one annotation project often differ in their order, and nothing but the list of
+names reveals it.
 """
 
 import dataclasses
@@ -84,7 +85,8 @@ def _listing(spec: DatasetSpec, root: str | Path) -> str | Path:
 def root_of(path: str | Path) -> Path | None:
     """Return the `folder` data set that images to predict belong to, or None.
 
-    It is the nearest folder above with a classes.txt, if the images are in it, in a folder of it, or below its images/.
+    It is the nearest folder above with a classes.txt, if the images are in it, in a folder of it,
+    or below its images/.
     """
     path = Path(path).resolve()
     first = path if path.is_dir() else path.parent
@@ -108,8 +110,8 @@ def prediction_classes(
         how: "order", or "name" to write the indices that the data set's own list gives the names.
 
     Raises:
-        DataError: The data set has as many classes as the run and they differ, so that the two numberings would be
-            confused.
+        DataError: The data set has as many classes as the run and they differ, so that the two
+            numberings would be confused.
     """
     classes = tuple(classes)
     if root is None or not (Path(root) / CLASSES_FILE).is_file():

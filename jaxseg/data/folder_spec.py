@@ -86,7 +86,10 @@ def _other_lists(root: Path) -> str:
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:
-    """Return `count` distinct RGB colours: hues a golden section apart, at three levels of brightness."""
+    """Return `count` distinct RGB colours.
+
+    Hues are a golden section apart, at three levels of saturation and brightness.
+    """
     levels = ((0.75, 0.95), (0.95, 0.65), (0.45, 0.85))
     colors = (colorsys.hsv_to_rgb(i * 0.618034 % 1, *levels[i % 3]) for i in range(count))
     return [

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +16,11 @@ from jaxseg import errors
 from jaxseg.config.defaults import IMAGENET
 from jaxseg.config.resolve import has_auto_weights
 from jaxseg.config.schema import DatasetConfig, Experiment
+from jaxseg.data import label_counts, statistics
 from jaxseg.data.pipeline import image_options, train_source
 from jaxseg.data.sources import Source, open_source
 from jaxseg.data.sources.records import find_prepared
 from jaxseg.data.spec import DatasetSpec
-from jaxseg.data import label_counts, statistics
 from jaxseg.errors import DataError, JaxsegError
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,13 @@ DIGITS = 6  # after the decimal point of a class weight
 def measure(experiment: Experiment, spec: DatasetSpec) -> Experiment:
     """Fill in what an experiment leaves to its training data.
 
-    The dtype of the images is that of the first one. Mean and standard deviation are those of the data set's
-    statistics.json, ImageNet's for 8-bit RGB (most runs start from its weights), else measured. A loss whose
-    class_weight is 'auto' gets the weights of the training labels. Where nothing is left open, no file is read.
+    The dtype of the images is that of the first one. Mean and standard deviation are those of the
+    data set's statistics.json, ImageNet's for 8-bit RGB (most runs start from its weights), else
+    measured. A loss whose class_weight is 'auto' gets the weights of the training labels. Where
+    nothing is left open, no file is read.
 
-    With several processes, all must call this: process 0 measures, and the others receive its values or its error.
+    With several processes, all must call this: process 0 measures, and the others receive its
+    values or its error.
 
     Args:
         experiment: It is not changed.
@@ -109,17 +112,17 @@ def _measure_images(dataset: DatasetConfig, spec: DatasetSpec) -> DatasetConfig:
     dataset = dataclasses.replace(dataset, dtype=dtype)
     if dataset.image_mean and dataset.image_std:
         return dataset
+    folder: str | Path = dataset.root
     if dataset.source == "tfds":
         folder = find_prepared(dataset.name, dataset.root)
-    else:
-        folder = dataset.root
     if stored := statistics.read_statistics(folder, dataset.channels):
         mean, std = stored
     elif dataset.channels == 3 and dtype == "uint8":
         mean, std = IMAGENET["image_mean"], IMAGENET["image_std"]
     else:
         log.info(
-            "measuring mean and std of %d channels of %s (once for all: check_data.py --statistics)",
+            "measuring mean and std of %d channels of %s (once for all: check_data.py "
+            "--statistics)",
             dataset.channels,
             dtype,
         )
@@ -153,7 +156,7 @@ def _open_images(dataset: DatasetConfig, spec: DatasetSpec) -> Source:
 
 
 def _received(experiment: Experiment, spec: DatasetSpec) -> dict[str, Any]:
-    """Measure on process 0 and return its values on every process; its error is raised on every process."""
+    """Measure on process 0; return its values, or raise its error, on every process."""
     answer: dict[str, Any] = {}
     failure: Exception | None = None
     if jax.process_index() == 0:

@@ -1,8 +1,8 @@
 """Batches for training and samples for evaluation.
 
-Sample i of global batch k is a function of (seed, k, i) and of nothing else: neither the number of devices, processes
-and workers nor the step at which a run was resumed changes what the model sees. The position of an iterator is the
-number of its next batch.
+Sample i of global batch k is a function of (seed, k, i) and of nothing else: neither the number of
+devices, processes and workers nor the step at which a run was resumed changes what the model sees.
+The position of an iterator is the number of its next batch.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class TrainBatches:
         return [int(index) for index in self._order[k]]
 
     def names(self, k: int) -> list[str]:
-        """Return the image files (of records their names) of global batch k, of all devices and processes."""
+        """Return the image files (of records their names) of global batch k, of all processes."""
         return [self._files[index] for index in self.indices(k)]
 
     def close(self) -> None:
@@ -182,13 +182,13 @@ def train_batches(
         seed: Seed of order and augmentation.
         devices: Number of devices D of this process.
         start: Number of the first batch.
-        process_index: Number of this process. It reads rows [p, p + 1) * batch_size / process_count of every global
-            batch, and no others.
+        process_index: Number of this process. It reads rows [p, p + 1) * batch_size / process_count
+            of every global batch, and no others.
         process_count: Number of processes.
 
     Returns:
-        Iterator of {"image": uint8, uint16 or float32 [D, B, H, W, C] (`dataset.dtype`), "label": uint8 [D, B, H, W],
-        "size": int32 [D, B, 2], (height, width) before padding}.
+        Iterator of {"image": uint8, uint16 or float32 [D, B, H, W, C] (`dataset.dtype`), "label":
+        uint8 [D, B, H, W], "size": int32 [D, B, 2], (height, width) before padding}.
 
     Raises:
         DataError: The data are missing, or the batch size does not divide.
@@ -221,7 +221,7 @@ def train_batches(
 
 
 def _open_batches(batches: grain.MapDataset, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Return an iterator that reads ahead, in worker processes or, if there are to be none, in threads."""
+    """Return an iterator that reads ahead, in worker processes, or in threads if there are none."""
     if not num_workers:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BUFFER)
         return iter(batches.to_iter_dataset(options))
@@ -234,8 +234,8 @@ def _open_batches(batches: grain.MapDataset, num_workers: int) -> Iterator[dict[
 class _WorkerIterator:
     """Iterator of a Grain data set whose worker processes are started by the first `next`.
 
-    Grain reads absl's flags when it starts them. Where nobody has parsed the flags (a notebook, a test) they count as
-    parsed for that moment only, so that the program can still parse them later.
+    Grain reads absl's flags when it starts them. Where nobody has parsed the flags (a notebook, a
+    test) they count as parsed for that moment only, so that the program can still parse them later.
     """
 
     def __init__(self, dataset: grain.IterDataset):
@@ -264,15 +264,18 @@ def _parsed_flags() -> Iterator[None]:
     if flags.FLAGS.is_parsed():
         yield
         return
+    absl_log = logging.getLogger("absl")  # whose level follows a flag
+    level = absl_log.level
     flags.FLAGS.mark_as_parsed()
     try:
         yield
     finally:
         flags.FLAGS.unparse_flags()
+        absl_log.setLevel(level)
 
 
 def train_source(dataset: DatasetConfig, spec: DatasetSpec) -> Source:
-    """Open the training samples: `dataset.train_split`, then those of `dataset.concat`, each `repeat` times.
+    """Open the training samples: `train_split`, then each data set of `concat` `repeat` times.
 
     Args:
         dataset: The data sets, and how their images are read.
@@ -330,8 +333,8 @@ def image_options(dataset: DatasetConfig) -> dict[str, Any]:
 def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
     """Return the sample indices of one epoch, with repeat-factor sampling if `class_balance` > 0.
 
-    Repeat-factor sampling (arXiv:1908.03195) repeats images with classes that a smaller share of the images than
-    `class_balance` shows. It reads every label once; the counts are cached.
+    Repeat-factor sampling (arXiv:1908.03195) repeats images with classes that a smaller share of
+    the images than `class_balance` shows. It reads every label once; the counts are cached.
     """
     if not class_balance:
         return range(len(source))
@@ -409,8 +412,8 @@ def eval_samples(
 ) -> EvalSamples:
     """Return the samples to evaluate on.
 
-    Each is {"image": [h, w, C] resized bilinearly to `evaluation.resize`, ratio kept, "label": int32 [H, W] at its own
-    size, "name": str, "views": one image for each of `evaluation.scales`}.
+    Each is {"image": [h, w, C] resized bilinearly to `evaluation.resize`, ratio kept, "label":
+    int32 [H, W] at its own size, "name": str, "views": one image for each of `evaluation.scales`}.
 
     Args:
         dataset: The training data, whose `val_split` is read, and how images are read.
@@ -434,8 +437,8 @@ def eval_dataset(
     Args:
         dataset: The training data.
         evaluation: Names another data set, or "" for the same.
-        spec: The spec of `dataset` (`catalog.load_spec`). Without it the classes are `dataset.classes`, and the training
-            data need not exist.
+        spec: The spec of `dataset` (`catalog.load_spec`). Without it the classes are
+            `dataset.classes`, and the training data need not exist.
 
     Raises:
         DataError: The data set cannot be read, or has other classes.

@@ -1,6 +1,7 @@
 """Descriptions of data sets: classes, palette, label map and the layout of the files.
 
-Plain frozen dataclasses that need no other module of `jaxseg.data`, so every other package may import this one.
+Plain frozen dataclasses that need no other module of `jaxseg.data`, so every other package may
+import this one.
 """
 
 import dataclasses
@@ -35,9 +36,11 @@ class Layout:
 
     Attributes:
         images: Pattern with {split} and {stem}; the suffix `.*` stands for every image format.
-        labels: (pattern, name of the label map) in order of preference; the first that exists is read.
+        labels: (pattern, name of the label map) in order of preference; the first that exists is
+            read.
         listing: Pattern of a file with one stem a line; "" to take every file.
-        splits: (our name, the data set's folders or listings); a split that is not here keeps its name.
+        splits: (our name, the data set's folders or listings); a split that is not here keeps its
+            name.
         nested: Whether {stem} may contain folders.
     """
 
@@ -69,19 +72,20 @@ class DatasetSpec:
         name: `folder`, `shapes` or a built-in data set.
         classes: Class names; class k has index k.
         palette: RGB of each class, 0..255, for pictures.
-        label_map: Raw label value to class index or 255. A value that is missing here is an error, except 255, which
-            is always ignored.
+        label_map: Raw label value to class index or 255. A value that is missing here is an error,
+            except 255, which is always ignored.
         layout: Where the files are; None if the data are records.
         ignore_index: Label of pixels that count nowhere.
         image_mean: Mean of each channel, in the images' own units (0..255 for 8-bit RGB).
         image_std: Standard deviation of each channel.
         colors: RGB of each class in colour labels, () if colour labels cannot be read.
         ignored_colors: RGB in colour labels that stands for 255.
-        submission_ids: Value of each class in files for the data set's benchmark server, () for the class index.
-        label_ranges: (first, last, class or 255) of long ranges of label values, both ends included, ascending and
-            disjoint from each other and from `label_map`.
-        explicit_map: Whether somebody wrote down what the label values mean (as in label_map.txt), instead of their
-            meaning following from the order of the classes.
+        submission_ids: Value of each class in files for the data set's benchmark server, () for the
+            class index.
+        label_ranges: (first, last, class or 255) of long ranges of label values, both ends
+            included, ascending and disjoint from each other and from `label_map`.
+        explicit_map: Whether somebody wrote down what the label values mean (as in label_map.txt),
+            instead of their meaning following from the order of the classes.
     """
 
     name: str

@@ -73,9 +73,9 @@ def check_range(image: np.ndarray, file: str | Path, nodata: Sequence[Any] = ())
 
 def _is_outside(value: float, count: int, low: float, high: float) -> bool:
     """Whether an extreme value of a channel, held by `count` pixels, cannot be a measurement like the others, `low` to `high`."""
-    gap, evenly_spaced = max(low - value, value - high), high - low
+    gap, spread = max(low - value, value - high), high - low
     if abs(value) >= HUGE:
         return gap > max(abs(low), abs(high))
     if value in SENTINELS:
-        return count > 1 and gap > evenly_spaced / 4
-    return count > 1 and evenly_spaced > 0 and gap > 10 * evenly_spaced
+        return count > 1 and gap > spread / 4
+    return count > 1 and spread > 0 and gap > 10 * spread

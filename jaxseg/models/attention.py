@@ -22,7 +22,7 @@ def flatten_positions(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def exact_einsum(equation: str, *operands: jax.Array) -> jax.Array:
+def einsum_f32(equation: str, *operands: jax.Array) -> jax.Array:
     """Einsum with a float32 result; float32 operands are multiplied as such."""
     return jnp.einsum(
         equation, *operands, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
@@ -31,7 +31,7 @@ def exact_einsum(equation: str, *operands: jax.Array) -> jax.Array:
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.0) -> jax.Array:
     """Means of value [B, M, C] weighted by softmax(scale * query key): query [B, N, D], key [B, M, D] -> [B, N, C], value's dtype."""
-    weights = jax.nn.softmax(exact_einsum("bnd,bmd->bnm", query, key) * scale, axis=-1)
+    weights = jax.nn.softmax(einsum_f32("bnd,bmd->bnm", query, key) * scale, axis=-1)
     return jnp.einsum("bnm,bmc->bnc", weights.astype(value.dtype), value)
 
 
@@ -45,14 +45,16 @@ def project(
     )(x)
 
 
-def embed(layer: Layers, x: jax.Array, features: int, name: str) -> jax.Array:
+def input_projection(layer: Layers, x: jax.Array, features: int, name: str) -> jax.Array:
     """Non-local's 1x1 embedding with bias (a child `conv`), initialised small."""
     return layer.conv_norm_act(
         features, 1, norm=False, activation="identity", kernel_init=SMALL, name=name
     )(x, train=False)
 
 
-def restore(layer: Layers, x: jax.Array, features: int, name: str, *, train: bool) -> jax.Array:
+def output_projection(
+    layer: Layers, x: jax.Array, features: int, name: str, *, train: bool
+) -> jax.Array:
     """Non-local's way back to `features` channels: 1x1 convolution and a norm that starts at 0, so that the block starts as identity."""
     norm = functools.partial(layer.norm, scale_init=ZEROS)
     return ConvNormAct(functools.partial(layer.conv, features, 1), norm, "identity", name=name)(
@@ -68,7 +70,7 @@ class LearnedScale(nn.Module):
         return x * self.param("factor", ZEROS, ()).astype(x.dtype)
 
 
-def between_convs(
+def conv_block_conv(
     layer: Layers,
     x: jax.Array,
     block: Callable[[jax.Array], jax.Array],

@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.activations import ACTIVATIONS, PReLU
+from jaxseg.models.convolution import convolve
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ONES, ZEROS, Initializer
 from jaxseg.ops import _apply_matrices, per_channel, resize_bilinear
 
@@ -28,80 +29,6 @@ from jaxseg.ops import _apply_matrices, per_channel, resize_bilinear
 
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _taps(kernel_size, size, stride, dilation) -> list[tuple[slice, slice]]:
-    """The rows and columns of a padded image that each kernel position meets, for an output of `size`."""
-    steps = [
-        [slice(i * d, i * d + s * (n - 1) + 1, s) for i in range(k)]
-        for k, n, s, d in zip(kernel_size, size, stride, dilation)
-    ]
-    return [(rows, columns) for rows in steps[0] for columns in steps[1]]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride, dilation) -> jax.Array:
-    """Depthwise convolution of a padded image as a sum of shifted products: on CPU XLA's own is 10 times slower."""
-    size = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[1:3], kernel.shape, stride, dilation)
-    ]
-    weights = kernel.reshape(-1, kernel.shape[-1])
-    return sum(
-        x[:, rows, columns, :] * per_channel(weights[i], 4)
-        for i, (rows, columns) in enumerate(_taps(kernel.shape[:2], size, stride, dilation))
-    )
-
-
-def _depthwise_forward(x, kernel, stride, dilation):
-    return _depthwise(x, kernel, stride, dilation), (x, kernel)
-
-
-def _depthwise_backward(stride, dilation, saved, gradient):
-    """Both written out, because what autodiff makes of the slices (pads, and reductions fused with slices) is 5 to 15 times slower."""
-    x, kernel = saved
-    edges = [
-        (d * (k - 1), n - (s * (m - 1) + 1))
-        for k, n, m, s, d in zip(kernel.shape, x.shape[1:3], gradient.shape[1:3], stride, dilation)
-    ]
-    spread = jax.lax.pad(
-        gradient,
-        jnp.zeros((), gradient.dtype),
-        [(0, 0, 0), *((a, b, s - 1) for (a, b), s in zip(edges, stride)), (0, 0, 0)],
-    )
-    image = _depthwise(spread, kernel[::-1, ::-1], (1, 1), dilation)
-    taps = _taps(kernel.shape[:2], gradient.shape[1:3], stride, dilation)
-    products = [
-        jax.lax.optimization_barrier(x[:, rows, columns, :] * gradient) for rows, columns in taps
-    ]
-    return image, jnp.stack([p.sum((0, 1, 2)) for p in products]).reshape(kernel.shape)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def convolve(
-    x, kernel, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups: int = 1
-) -> jax.Array:
-    """2-D convolution of x [B, H, W, C] with kernel [kh, kw, C / groups, F]; `padding` as ((top, bottom), (left, right)).
-
-    The one place that decides how a convolution is lowered. On CPU a depthwise convolution becomes a sum of shifted products
-    and a 1x1 convolution a matrix product; elsewhere both go to XLA's convolution.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
-        return x[:, :: stride[0], :: stride[1], :] @ kernel[0, 0]
-    if on_cpu and groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
-        return _depthwise(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, stride, dilation)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        padding,
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class Conv(nn.Module):
@@ -157,15 +84,16 @@ class Conv(nn.Module):
 FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
 
 
-def _one_value(module: str, shape: tuple[int, ...]) -> ConfigError:
+def _single_value_error(module: str, shape: tuple[int, ...]) -> ConfigError:
     """The running variance would decay to 0, and evaluation, which divides by it, would be noise."""
     size = "x".join(map(str, shape[1:-1]))
     return ConfigError(
-        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of {size} on all devices), "
-        "whose variance is 0", field="batch_size",
-        hint="train on 2 samples or more at once, --config.batch_size=2 (--overfit=2 with --overfit), or, where the map is "
-        "this small because the image is, set a larger --config.dataset.crop_size",
-    )  # fmt: skip
+        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of "
+        f"{size} on all devices), whose variance is 0",
+        field="batch_size",
+        hint="train on 2 samples or more at once (batch_size=2) or, where the map is this small "
+        "because the image is, with a larger dataset.crop_size",
+    )
 
 
 class BatchNorm(nn.Module):
@@ -209,7 +137,7 @@ class BatchNorm(nn.Module):
                 moments = jax.lax.pmean(moments, self.axis_name)
                 count *= jax.lax.axis_size(self.axis_name)
             if count == 1 and not self.is_initializing():
-                raise _one_value("/".join(self.path), x.shape)
+                raise _single_value_error("/".join(self.path), x.shape)
             mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))

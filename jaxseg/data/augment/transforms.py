@@ -1,9 +1,9 @@
 """Augmentation, with MMSegmentation's distributions.
 
-Images are uint8, uint16 or float32 [H, W, C], labels uint8 [H, W]. Scale, angle and crop are chosen first, in the
-coordinates of the resized image, which is never made: only the pixels of the crop are computed, and only they are
-flipped, distorted and padded. All randomness comes from a NumPy Generator, so a sample is a function of its seed. No
-function changes its arguments.
+Images are uint8, uint16 or float32 [H, W, C], labels uint8 [H, W]. Scale, angle and crop are chosen
+first, in the coordinates of the resized image, which is never made: only the pixels of the crop are
+computed, and only they are flipped, distorted and padded. All randomness comes from a NumPy
+Generator, so a sample is a function of its seed. No function changes its arguments.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from jaxseg.errors import DataError
 CROP_TRIES = 10
 MAX_HOLES = 3  # rectangles of cutout
 HOLE_SIDES = (1 / 16, 1 / 4)  # their sides, relative to the crop's
-# Numbers of channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils more than 4.
+# Numbers of channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils
+# more than 4.
 CV2_CHANNELS = (1, 3, 4)
 
 SampleFn = Callable[[], tuple[np.ndarray, np.ndarray]]  # returns another image and its label
@@ -55,9 +56,11 @@ def scaled_views(
 
     Args:
         image: [H, W, C].
-        target: (long, short) side in pixels at ratio 1, as in `resize_image`; (0, 0) for the image's own size.
-        ratios: As in MMSegmentation, a ratio multiplies the target, whose sides are cut to whole numbers, and the image
-            is made as large as fits into it; without a target it multiplies the image's own sides.
+        target: (long, short) side in pixels at ratio 1, as in `resize_image`; (0, 0) for the
+            image's own size.
+        ratios: As in MMSegmentation, a ratio multiplies the target, whose sides are cut to whole
+            numbers, and the image is made as large as fits into it; without a target it multiplies
+            the image's own sides.
 
     Returns:
         One image [h, w, C] of the same dtype for each ratio; integers are rounded.
@@ -84,7 +87,7 @@ def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.
 
 
 def _by_channels(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """Apply `function` to the whole image [H, W, C] (or [H, W]) where OpenCV can, else to every channel."""
+    """Apply `function` to an image [H, W, C] (or [H, W]), channel by channel where OpenCV must."""
     if image.ndim == 2:
         return function(image)
     if image.shape[2] in CV2_CHANNELS:
@@ -106,7 +109,8 @@ class CropWindow:
         size: (H, W) that the image is resized to.
         corner: (row, column) of the crop in the resized image.
         shape: (h, w) of the crop.
-        angle: Degrees, counter-clockwise, by which the resized image is rotated about the centre of the crop.
+        angle: Degrees, counter-clockwise, by which the resized image is rotated about the centre of
+            the crop.
     """
 
     size: tuple[int, int]
@@ -116,14 +120,15 @@ class CropWindow:
 
 
 def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
-    """Return the label uint8 [h, w] in a window, by nearest neighbour: the same pixels as cv2.resize and a crop give.
+    """Return the label uint8 [h, w] in a window, by nearest neighbour.
 
-    Rotated, it is 255 outside the image.
+    It has the same pixels as cv2.resize and a crop give. Rotated, it is 255 outside the image.
     """
     if window.angle:
         return _warp(label, window, cv2.INTER_NEAREST, IGNORE)
     rows, columns = (
-        # OpenCV multiplies by the inverse of the scale; dividing by the scale rounds otherwise now and then.
+        # OpenCV multiplies by the inverse of the scale; dividing by the scale rounds otherwise now
+        # and then.
         np.minimum(
             (np.arange(first, first + count) * (1 / (resized / side))).astype(np.int64), side - 1
         )
@@ -135,10 +140,11 @@ def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
 
 
 def extract_image(image: np.ndarray, window: CropWindow) -> np.ndarray:
-    """Return the image [h, w, C] in a window, bilinearly: as cv2.resize and a crop give it, but for rounding.
+    """Return the image [h, w, C] in a window, bilinearly.
 
-    Rotated, it is 0 outside the image. OpenCV before 5 also rounds positions, to 1/32 pixel. Where nothing is resized
-    or rotated, the result is a view of `image`.
+    But for rounding it is what cv2.resize and a crop give; OpenCV before 5 also rounds positions,
+    to 1/32 pixel. Rotated, it is 0 outside the image. Where nothing is resized or rotated, the
+    result is a view of `image`.
     """
     if window.angle or window.size != image.shape[:2]:
         return _warp(image, window, cv2.INTER_LINEAR, 0)
@@ -147,12 +153,13 @@ def extract_image(image: np.ndarray, window: CropWindow) -> np.ndarray:
 
 
 def _warp(array: np.ndarray, window: CropWindow, interpolation: int, fill: int) -> np.ndarray:
-    """Return an image or label in a window; outside it is `fill` if it is rotated, else the border is continued."""
+    """Return an image or label in a window; outside is `fill` if it is rotated, else its border."""
     matrix, (height, width) = _matrix(array.shape[:2], window), window.shape
     corners = matrix @ np.array(
         [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]]
     )
-    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and short integers.
+    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and
+    # short integers.
     left, top = np.maximum(np.floor(corners.min(1)).astype(int) - 1, 0).tolist()
     right, bottom = np.minimum(np.ceil(corners.max(1)).astype(int) + 2, array.shape[1::-1]).tolist()
     matrix = matrix - [[0, 0, left], [0, 0, top]]
@@ -168,9 +175,9 @@ def _warp(array: np.ndarray, window: CropWindow, interpolation: int, fill: int) 
 
 
 def _matrix(size: tuple[int, int], window: CropWindow) -> np.ndarray:
-    """Return float64 [2, 3] that maps (column, row, 1) in the window to (column, row) in the image of `size`.
+    """Return the affine map from the window to the image of `size`: float64 [2, 3].
 
-    Pixels are at their centres.
+    It maps (column, row, 1) to (column, row), where coordinates are those of pixel centres.
     """
     shift = np.array([[1, 0, window.corner[1]], [0, 1, window.corner[0]], [0, 0, 1]], np.float64)
     if window.angle:
@@ -219,10 +226,12 @@ def random_window(
         label: uint8 [H, W].
         size: (H, W) that the image is resized to.
         crop_size: Largest (h, w) of the window.
-        cat_max_ratio: If it is below 1, up to ten more windows are drawn until one holds two classes or more and none
-            of them fills this share of its pixels (255 not counted); the last one is taken as it is.
+        cat_max_ratio: If it is below 1, up to ten more windows are drawn until one holds two
+            classes or more and none of them fills this share of its pixels (255 not counted); the
+            last one is taken as it is.
         angle: Rotation in degrees.
-        pixel: (row, column) of `label` that the window must contain, though a rotation may move it out of a corner.
+        pixel: (row, column) of `label` that the window must contain, though a rotation may move it
+            out of a corner.
     """
     height, width = (min(sides) for sides in zip(crop_size, size))
     shape = (height, width)
@@ -251,13 +260,21 @@ def random_window(
 
 
 def is_mixed(label: np.ndarray, cat_max_ratio: float) -> bool:
-    """Return whether a label uint8 [H, W] holds two classes or more, none filling `cat_max_ratio` of it (255 not counted)."""
+    """Return whether a label has two classes or more and none fills too much of it.
+
+    Args:
+        label: uint8 [H, W].
+        cat_max_ratio: The share that no class may reach, of the pixels that are not 255.
+    """
     counts = _count(label)
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
 def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] | None:
-    """Return (row, column) of a random pixel of a class drawn evenly from those in the label; None if it is all 255."""
+    """Return (row, column) of a random pixel of a random class of the label.
+
+    Every class in the label is equally likely. None if all of it is 255.
+    """
     present = np.flatnonzero(_count(label))
     if not len(present):
         return None
@@ -279,9 +296,10 @@ def flip(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Set one to three rectangles of an image [H, W, C] to 0 (arXiv:1708.04552); as in MMSegmentation the label stays.
+    """Set one to three rectangles of an image [H, W, C] to 0 (arXiv:1708.04552).
 
-    A corner is anywhere in the image, which cuts the rectangle; sides are 1/16 to 1/4 of the image's.
+    As in MMSegmentation the label stays. A corner is anywhere in the image, which cuts the
+    rectangle; sides are 1/16 to 1/4 of the image's.
     """
     image = image.copy()
     for _ in range(int(rng.integers(1, MAX_HOLES + 1))):
@@ -292,7 +310,7 @@ def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad image [h, w, C] and label [h, w] to `size` at the bottom and the right, with 0 and 255."""
+    """Pad image [h, w, C] and label [h, w] to `size` at bottom and right, with 0 and 255."""
     height, width = label.shape
     if (height, width) == tuple(size):
         return image, label
@@ -307,23 +325,27 @@ def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.n
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The augmentation of a training sample; the fields are those of `dataset`. By default it only crops.
+    """The augmentation of a training sample; by default it only crops.
+
+    Its fields are those of `DatasetConfig`.
 
     Attributes:
         crop_size: (height, width) of a crop in pixels.
-        resize: (long, short) side in pixels before the random ratio; (0, 0) for the image's own size.
+        resize: (long, short) side in pixels before the random ratio; (0, 0) for the image's own
+            size.
         ratio_range: (lowest, highest) ratio.
         cat_max_ratio: Largest share of a crop that one class may fill; see `random_window`.
         flip: Probability of flipping left to right.
         photometric: Whether colours are distorted; see `photometric`.
         vertical_flip: Probability of flipping upside down.
-        rotate: Probability of a rotation. What comes from outside the image is 0 and 255, before colours change.
+        rotate: Probability of a rotation. What comes from outside the image is 0 and 255, before
+            colours change.
         rotate_degrees: Largest angle; it is uniform in +-rotate_degrees.
         cutout: Probability of `cutout`.
         clahe: Probability of `equalize`; like `photometric` it sees the crop only.
         mosaic: Probability of a mosaic of four samples.
-        class_crop: Probability that the crop is placed around a random pixel of a class drawn evenly from those in the
-            label, at the cost of `cat_max_ratio` where both cannot be had.
+        class_crop: Probability that the crop is placed around a random pixel of a class drawn
+            evenly from those in the label, at the cost of `cat_max_ratio` where both cannot be had.
     """
 
     crop_size: tuple[int, int]
@@ -356,7 +378,8 @@ class Augment:
             draw: Returns another sample, for mosaic only; it should choose it by `rng` too.
 
         Returns:
-            Image [*crop_size, C] of the same dtype, label uint8 [*crop_size], and (height, width) before padding.
+            Image [*crop_size, C] of the same dtype, label uint8 [*crop_size], and (height, width)
+            before padding.
 
         Raises:
             DataError: The images are not of a kind that an operation works on.
@@ -374,7 +397,10 @@ class Augment:
         label: np.ndarray,
         crop_size: Sequence[int],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Apply everything but mosaic and padding; return image and label of one size, at most `crop_size`."""
+        """Apply everything but mosaic and padding.
+
+        Image and label of the result have one size, at most `crop_size`.
+        """
         old_height, old_width = label.shape
         target = random_target(rng, (old_height, old_width), self.resize, self.ratio_range)
         size = rescaled_size((old_height, old_width), target)
@@ -402,14 +428,16 @@ class Augment:
         label: np.ndarray,
         draw: SampleFn | None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Join four crops that meet at a random point of the middle half; this sample's is at the top left.
+        """Join four crops that meet at a random point of the middle half.
 
-        Each is augmented by itself. Where an image is smaller than its part, the rest is 0 and 255. That can be
-        anywhere, so it does not count as padding and the size is that of the crop.
+        This sample is at the top left. Each is augmented by itself. Where an image is smaller than
+        its part, the rest is 0 and 255. That can be anywhere, so it does not count as padding and
+        the size is that of the crop.
         """
         if draw is None:
             raise DataError(
-                "config.dataset.mosaic needs other samples, but none can be drawn here; set it to 0.",
+                "config.dataset.mosaic needs other samples, but none can be drawn here; set it to "
+                "0.",
                 field="dataset.mosaic",
             )
         bounds = []

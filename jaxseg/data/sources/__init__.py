@@ -1,4 +1,8 @@
-"""Sources: pairs of image and label from files (folder.py) and prepared records (records.py), opened by `open_source`."""
+"""Sources: random access to pairs of image and label, opened by `open_source`.
+
+base.py has the protocol, folder.py reads files in place, records.py prepared records, and shapes.py
+draws the embedded data set.
+"""
 
 from jaxseg.data.sources.base import ConcatSource as ConcatSource
 from jaxseg.data.sources.base import Source as Source

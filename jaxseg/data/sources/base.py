@@ -1,4 +1,4 @@
-"""What the pipeline reads from: the `Source` protocol, the grammar of splits, and sources made of others."""
+"""The `Source` protocol, the grammar of splits, and sources made of other sources."""
 
 import hashlib
 import re
@@ -17,7 +17,9 @@ SPLIT = re.compile(
 
 
 class Source(Protocol):
-    """Random access to pairs of image and label. Whatever is wrong with a file is a DataError that names it.
+    """Random access to pairs of image and label.
+
+    Anything wrong with a file is a DataError that names it.
 
     Attributes:
         spec: The data set.
@@ -35,7 +37,9 @@ class Source(Protocol):
         """Return the number of samples."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return image [H, W, C] and label uint8 [H, W], which is 255 where the image has no data, too.
+        """Return image [H, W, C] and label uint8 [H, W].
+
+        The label is 255 where the image has no data, too.
 
         Raises:
             DataError: A file is damaged, the two differ in size, or a label value is unknown.
@@ -58,7 +62,10 @@ class Source(Protocol):
 
 
 class ConcatSource:
-    """Selected samples of several sources, in a given order: slices, repetitions and sums of splits and data sets."""
+    """Selected samples of several sources, in a given order.
+
+    Slices, repetitions and sums of splits and data sets are such.
+    """
 
     def __init__(self, sources: Sequence[Source], places: Sequence[tuple[int, int]]):
         """Create a source whose sample i is number `places[i][1]` of `sources[places[i][0]]`."""
@@ -115,7 +122,9 @@ def hash_facts(*facts: object) -> str:
 
 
 def parse_split(split: str) -> list[re.Match]:
-    """Return the parts of a split such as 'train[:4]+extra*2', each a match with name, slice, first, last and times.
+    """Return the parts of a split such as 'train[:4]+extra*2'.
+
+    Each is a match with the groups name, slice, first, last and times.
 
     Raises:
         DataError: The split is malformed.
@@ -170,7 +179,8 @@ def _place(text: str | None, count: int) -> int | None:
 def guess_channels(source: Source) -> int:
     """Return the number of channels to read the images of a source with.
 
-    It is 3, or the number that the first image has if that is not grey or RGB, with or without transparency.
+    It is 3, or the number that the first image has if that is not grey or RGB, with or without
+    transparency.
     """
     header = source.header(0)
     if header.channels > 4 or (header.channels in (2, 4) and not header.alpha):

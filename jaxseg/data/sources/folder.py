@@ -78,7 +78,8 @@ class FolderSource:
 def label_map_of(spec: DatasetSpec, name: str) -> tuple[Mapping[int, int], tuple[LabelRange, ...]]:
     """Return the label map of this name over the classes of `spec`, and its ranges.
 
-    The map of the official labels, the last of the layout, is the spec's own; others follow its order of classes.
+    The map of the official labels, the last of the layout, is the spec's own; others follow its
+    order of classes.
     """
     assert spec.layout is not None  # files have one
     official = spec.layout.labels[-1][1]

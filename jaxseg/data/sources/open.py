@@ -26,7 +26,7 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     fill: Sequence[float] = (),
 ) -> Source:
-    """Open a split, or several: 'train+val', 'train[:4]', 'train[100:]+extra*3' (extra three times).
+    """Open a split, or several: 'train+val', 'train[:4]', 'train[100:]+extra*3'.
 
     The data set `shapes` is written into the user's cache first.
 
