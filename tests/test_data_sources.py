@@ -75,9 +75,7 @@ def test_16_bit_label(folder):
 
 
 def test_resized_shape_comes_from_the_header(folder):
-    config = make_experiment(root=str(folder))
-    config.eval.resize = (48, 30)
-    samples = eval_samples(config)
+    samples = eval_samples(make_experiment(root=folder, evaluation=dict(resize=(48, 30))))
     assert samples.shape(0) == (30, 36) == samples[0]["image"].shape[:2] and samples[0][
         "label"
     ].shape == (20, 24)
@@ -113,8 +111,8 @@ def test_listed_layout(tmp_path):
     lists.mkdir(parents=True)
     for name, stem in (("train", "a"), ("aug", "b"), ("val", "c")):
         (lists / f"{name}.txt").write_text(f"{stem}\n")
-    pairs = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
-    assert [pair.name for pair in pairs] == ["a", "b"]
+    found = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
+    assert [pair.name for pair in found] == ["a", "b"]
     check(tmp_path, name="voc12aug")
     (lists / "val.txt").write_text("gone\n")
     refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")
