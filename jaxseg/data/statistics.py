@@ -46,7 +46,9 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
         squares = [np.square(channel - mean).sum() for channel, mean in zip(channels, means)]
         return np.array([channel.size for channel in channels]), means, np.array(squares)
 
-    count, mean, square = np.zeros((), np.int64), np.float64(0), np.float64(0)
+    count: np.ndarray = np.zeros((), np.int64)
+    mean: np.ndarray = np.zeros(())
+    square: np.ndarray = np.zeros(())
     indices = evenly_spaced(len(source), samples)
     # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all
     # digits of small deviations from a large mean.

@@ -99,7 +99,8 @@ def _make_info(spec: DatasetSpec, channels: int, dtypes: set[str]) -> "tfds.core
 
     image = tfds.features.Text()  # bytes, where TFDS has no feature for the images
     if dtypes in ({"uint8"}, {"uint16"}):
-        image = tfds.features.Image(shape=(None, None, channels), dtype=np.dtype(*dtypes))
+        (dtype,) = dtypes
+        image = tfds.features.Image(shape=(None, None, channels), dtype=np.dtype(dtype))
     label = tfds.features.Image(shape=(None, None, 1), encoding_format="png", use_colormap=True)
     return tfds.core.DatasetInfo(
         builder=DatasetIdentity(

@@ -84,7 +84,7 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
             return SourceSplit(split, tasks, state)
         except DataError as error:
             not_a_download = error
-            if not spec.layout.exists_in(Path(root)):
+            if spec.layout is None or not spec.layout.exists_in(Path(root)):
                 raise
     try:
         source = sources.open_source(spec, root, split, channels=channels or 3)
