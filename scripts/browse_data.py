@@ -10,7 +10,7 @@ A picture shows the image and, beside it, the label over the image.
 from absl import flags
 
 from jaxseg import cli, files
-from jaxseg.data.validate.browse import browse
+from jaxseg.browse import browse
 from jaxseg.experiments import open_experiment
 
 CONFIG = cli.define_config()

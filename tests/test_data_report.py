@@ -14,10 +14,11 @@ import pytest
 from helpers.data_helpers import make_experiment, make_folder, train_batches, write_png
 from PIL import Image
 
+from jaxseg import browse
 from jaxseg.config.schema import DatasetConfig, EvalConfig, from_dict
 from jaxseg.data import label_counts, statistics
 from jaxseg.data.catalog import get_spec, load_spec
-from jaxseg.data.validate import browse, formatting, report
+from jaxseg.data.validate import formatting, report
 from jaxseg.errors import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

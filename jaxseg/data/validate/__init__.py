@@ -1,1 +1,1 @@
-"""Checks, reports and pictures of data sets."""
+"""Checks and reports of data sets."""
