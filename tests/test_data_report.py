@@ -18,7 +18,7 @@ from jaxseg import browse
 from jaxseg.config.schema import DatasetConfig, EvalConfig, from_dict
 from jaxseg.data import label_counts, statistics
 from jaxseg.data.catalog import get_spec, load_spec
-from jaxseg.data.validate import formatting, report
+from jaxseg.data.validate import formatting, problems, report
 from jaxseg.errors import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -241,9 +241,9 @@ def test_a_warning(root, name):
 
 
 def test_every_kind_of_problem_is_tested():
-    assert {case[1] for case in (ERRORS | WARNINGS).values()} == set(report.KINDS)
-    assert all(report.KINDS[case[1]][0] for case in ERRORS.values())
-    assert not any(report.KINDS[case[1]][0] for case in WARNINGS.values())
+    assert {case[1] for case in (ERRORS | WARNINGS).values()} == set(problems.KINDS)
+    assert all(problems.KINDS[case[1]][0] for case in ERRORS.values())
+    assert not any(problems.KINDS[case[1]][0] for case in WARNINGS.values())
 
 
 def test_problems_are_collected_not_stopped_at(root):

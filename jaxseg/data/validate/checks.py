@@ -239,7 +239,7 @@ class SplitProblem(NamedTuple):
     """What is wrong with all labels of a split together.
 
     Attributes:
-        kind: Key of `report.KINDS`.
+        kind: Key of `problems.KINDS`.
         error: The error, which names the folder of the labels.
     """
 
@@ -251,7 +251,7 @@ class DegenerateLabels(NamedTuple):
     """Valid labels from which nothing useful would be learned.
 
     Attributes:
-        kind: Key of `report.KINDS`.
+        kind: Key of `problems.KINDS`.
         content: What the labels hold.
         hint: What to do about it.
     """
