@@ -85,7 +85,7 @@ def encode_noisy(image: np.ndarray, seed: int) -> bytes:
 def make_theirs(folder: Path) -> Callable[[int, Times], Any]:
     """(index, times) -> their sample; adds the CPU seconds of every stage to `times`."""
     import_mmseg()
-    import mmseg.datasets.transforms  # noqa: F401 - registers them
+    import mmseg.datasets.transforms
     import torch
     from mmseg.registry import TRANSFORMS
 
