@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers.narrow import narrow
-from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, cli, workdir
 from jaxseg.config import Experiment, defaults, get_experiment

@@ -1,6 +1,5 @@
 """Every field of a config has a type and a range; what cannot be meant is refused by name; old configs are completed."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import files, losses, workdir, zoo
+from jaxseg import files, losses, zoo
 from jaxseg.config import checks, defaults, experiment, fields, get_experiment, schema
-from jaxseg.errors import CheckpointError, ConfigError
+from jaxseg.errors import ConfigError
 from jaxseg.experiments import load_experiment
-from jaxseg.models import BACKBONES, HEADS, NECKS, arguments, create_model
+from jaxseg.models import BACKBONES, HEADS, NECKS, arguments
 from jaxseg.training import hints, loop, overfit
 from jaxseg.validation import SCHEMA, check_alone
 
