@@ -108,7 +108,7 @@ def _batch(experiment: Experiment, shape: tuple[int, ...]) -> dict[str, np.ndarr
     label = rng.integers(0, experiment.model.num_classes, shape, np.int32)
     label[rng.random(shape) < IGNORED] = IGNORE
     image = _photos(rng, (*shape, experiment.dataset.channels))
-    size = np.broadcast_to(np.int32(shape[2:]), (*shape[:2], 2))
+    size = np.broadcast_to(np.asarray(shape[2:], np.int32), (*shape[:2], 2))
     return {"image": image, "label": label, "size": size}
 
 

@@ -139,7 +139,7 @@ def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
 
 def _is_idle(pending: Sequence[Metrics]) -> bool:
     """Whether the devices have finished every step that they were given."""
-    return not pending or pending[-1]["loss"].is_ready()
+    return not pending or pending[-1]["loss"].is_ready()  # type: ignore[attr-defined]
 
 
 def _wait_for_devices(pending: Sequence[Metrics]) -> None:
@@ -249,7 +249,7 @@ def log_first_compile(step: Step, logger: TrainLogger) -> Step:
         if is_compiled:
             return step(state, batch)
         is_compiled = True
-        folder = jax.config.jax_compilation_cache_dir
+        folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         kept = f" (kept in {folder}: the next start is quick)" if folder else ""
         logger.message(f"compiling the training step{kept}")
         before = logger.seconds
