@@ -44,7 +44,7 @@ class Loss:
         outputs: Further outputs of the model, passed as keyword arguments of the same name.
         settings: Settings of the model ('align_corners'), passed as keyword arguments of the same
             name.
-        fields: Types and ranges of options that FIELDS does not describe for this loss.
+        fields: Types and ranges of options for which OPTIONS does not hold.
     """
 
     function: LossFunction
@@ -76,7 +76,7 @@ def _are_probabilities(*values: float) -> bool:
 
 
 # Types and ranges of options.
-FIELDS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "average": name_of("all", "valid"),
     "sigmoid": FLAG,
     "class_weight": Field(
@@ -162,7 +162,7 @@ def defaults_of(name: str | LossFunction | Loss) -> dict[str, Any]:
 def _fields(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return {field: node} of an entry of config.losses."""
     loss = find_loss(part.get("name", ""), f"{path}.name")
-    options = {option: loss.fields.get(option, FIELDS.get(option)) for option in loss.options()}
+    options = {option: loss.fields.get(option, OPTIONS.get(option)) for option in loss.options()}
     return {"name": TEXT, "target": TEXT, "weight": FACTOR} | options
 
 
