@@ -330,10 +330,11 @@ def complete_experiment(
         DataError: The data cannot be read, or has other classes than the run.
     """
     if not isinstance(experiment, Experiment):
-        experiment, _ = open_experiment(experiment, measured=False)
+        experiment, spec = open_experiment(experiment, measured=False)
     check_batch_size(experiment.batch_size, jax.device_count())
     experiment = restore_classes(workdir, experiment)
-    spec = spec or load_spec(experiment.dataset)
+    if spec is None or experiment.dataset.classes not in ((), spec.classes):
+        spec = load_spec(experiment.dataset)  # which maps labels to the classes of the run
     experiment = restore_measured_fields(workdir, experiment)
     experiment = measure(experiment, spec)
     check_experiment(workdir, experiment)
