@@ -30,6 +30,24 @@ WINDOW, STRIDE = (769, 769), (513, 513)  # in pixels, where the experiment evalu
 IGNORED = 0.05  # share of synthetic pixels without a class
 
 
+@dataclasses.dataclass(frozen=True)
+class SyntheticSpec:
+    """A data set of nameless classes, for `config.resolve.resolve`.
+
+    Attributes:
+        name: Name of the data set.
+        num_classes: Number of classes.
+    """
+
+    name: str
+    num_classes: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names: their numbers."""
+        return tuple(map(str, range(self.num_classes)))
+
+
 def without_measurements(experiment: Experiment) -> Experiment:
     """Fill in neutral values for what would be measured on the data: synthetic images have none.
 
