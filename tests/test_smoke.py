@@ -1,4 +1,4 @@
-"""The smoke subset: every third-party library is used once, at small sizes, from the scripts as a user runs them.
+"""The smoke subset: every third-party library once, at small sizes, mostly through the scripts.
 
     pytest -m smoke
 
@@ -22,11 +22,13 @@ from jaxseg.models import create_model, init_variables, list_models
 pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES = ("sky", "дорога", "Straße")  # beyond ASCII: their letters are looked up in Matplotlib's fonts
+CLASSES = (
+    "sky",
+    "дорога",
+    "Straße",
+)  # beyond ASCII: needs Matplotlib's fonts
 SIZE = (40, 48)
-NARROW = dict(
-    backbone=dict(base_channels=4, stem_channels=8), channels=8, num_classes=len(CLASSES)
-)
+NARROW = dict(backbone=dict(base_channels=4, stem_channels=8), channels=8, num_classes=len(CLASSES))
 FCN = (
     f"--config={ROOT}/configs/fcn.py:r10-d8_32x32_1k_b2_folder",
     "--config.model.backbone.base_channels=4",
@@ -58,13 +60,18 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder_root(tmp_path_factory):
-    """A `folder` data set of RGB images and labels in many formats: (root, train images, labels {split: [N, H, W]})."""
+    """Make a `folder` data set in many formats.
+
+    Returns root, training images [N, H, W, 3] and labels {split: [N, H, W]}.
+    """
     from imagecodecs import png_encode
     from PIL import Image
     from tifffile import imwrite
 
     root, rng = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
-    labels = {split: rng.choice([0, 1, 2, 255], (6, *SIZE)).astype(np.uint8) for split in ("train", "val")}
+    labels = {
+        split: rng.choice([0, 1, 2, 255], (6, *SIZE)).astype(np.uint8) for split in ("train", "val")
+    }
     all_pixels = {split: rng.integers(0, 256, (6, *SIZE, 3), np.uint8) for split in labels}
     for split, masks in labels.items():
         images, targets = root / "images" / split, root / "labels" / split
@@ -83,7 +90,9 @@ def folder_root(tmp_path_factory):
         (targets / f"{split}1.png").write_bytes(png_encode(masks[1]))
         Image.fromarray(masks[2].astype(np.uint16)).save(targets / f"{split}2.png")
         imwrite(targets / f"{split}3.tif", masks[3], compression="zstd")
-        imwrite(targets / f"{split}4.tif", masks[4].astype(np.int32), compression="zlib", predictor=2)
+        imwrite(
+            targets / f"{split}4.tif", masks[4].astype(np.int32), compression="zlib", predictor=2
+        )
         np.save(targets / f"{split}5.npy", masks[5])
     (root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     return root, all_pixels["train"], labels
@@ -145,7 +154,12 @@ def test_train_resume_evaluate_predict(run, workdir, tmp_path):
     assert metrics["step"] in (2, 3)  # the better one
     assert metrics["images"] == 6
     assert len(list((workdir / "pictures").glob("*.png"))) >= 2
-    run("predict", f"--checkpoint={workdir}", f"--input={ROOT}/docs/shapes_input.png", f"--output={tmp_path}")
+    run(
+        "predict",
+        f"--checkpoint={workdir}",
+        f"--input={ROOT}/docs/shapes_input.png",
+        f"--output={tmp_path}",
+    )
     from PIL import Image
 
     with Image.open(tmp_path / "shapes_input.png") as written:
@@ -163,7 +177,9 @@ def test_weights_go_to_mmsegmentation_and_back(run, workdir, tmp_path):
     segment = jaxseg.Predictor.from_checkpoint(workdir)
     written = load_file(file)
     variables = jaxseg.convert.from_mmseg(written, segment.model)
-    jax.tree.map(np.testing.assert_array_equal, variables, jax.tree.map(np.asarray, segment.variables))
+    jax.tree.map(
+        np.testing.assert_array_equal, variables, jax.tree.map(np.asarray, segment.variables)
+    )
     for name, value in jaxseg.convert.to_mmseg(variables).items():
         np.testing.assert_array_equal(value, written[name], err_msg=name)
 

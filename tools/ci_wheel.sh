@@ -34,7 +34,7 @@ if packed != wanted:
 EOF
 
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet "$wheel"
+"$work/venv/bin/pip" install --quiet --no-compile "$wheel"
 echo "-- wheel: light installation of $(du -sm "$work/venv" | cut -f1) MB after $SECONDS s"
 mkdir "$work/elsewhere" && cd "$work/elsewhere"
 cp "$checkout"/scripts/{benchmark,train,eval,predict}.py .
@@ -72,7 +72,7 @@ python benchmark.py --config="$configs/pspnet.py:r18-d8_64x64_1k_cityscapes" --w
     { cat benchmark.log; echo "error: benchmark.py needs more than the light installation" >&2; exit 1; }
 echo "-- wheel: models work without the training libraries after $SECONDS s"
 
-pip install --quiet "$wheel[train]"
+pip install --quiet --no-compile "$wheel[train]"
 echo "-- wheel: train extra installed, $(du -sm "$work/venv" | cut -f1) MB, after $SECONDS s"
 python train.py --config="$configs/quickstart.py" --workdir=run --config.steps=2 --config.batch_size=2 \
     --config.schedule.warmup_steps=1 --config.eval_every=2 --config.checkpoint_every=2 --config.dataset.val_split='val[:4]'

@@ -1,4 +1,4 @@
-"""MkDocs hooks: the site's pages that are Markdown files of the repository's root, and links between these and docs/."""
+"""MkDocs hooks: pages from the repository's root, and links between these and docs/."""
 
 import posixpath
 import re
@@ -9,7 +9,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^()\s]+)\)")
 
 
@@ -36,7 +40,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             here = posixpath.dirname(page.file.src_uri) or "."
             anchor = f"#{anchor}" if anchor else ""
             return f"{link['text']}({posixpath.relpath(there, here)}{anchor})"
-        # The site holds no source files: such a link becomes its text. A broken one stays, and MkDocs reports it.
-        return link["text"][1:-1] if (ROOT / path).exists() else link[0]
+        # The site holds no source files: a link to one becomes its text. Broken ones stay.
+        is_source = (ROOT / path).exists() and not link["text"].startswith("!")
+        return link["text"][1:-1] if is_source else link[0]
 
     return LINK.sub(rewrite, markdown)
