@@ -4,4 +4,6 @@ from jaxseg.config import experiment, fcn_auxiliary
 
 
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
-    return experiment("apcnet", variant, decode=dict(name="apc", pool_scales=(1, 2, 3, 6)), aux_0=fcn_auxiliary())
+    return experiment(
+        "apcnet", variant, decode=dict(name="apc", pool_scales=(1, 2, 3, 6)), aux_0=fcn_auxiliary()
+    )

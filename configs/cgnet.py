@@ -17,15 +17,25 @@ def get_config(variant: str = "680x680_60k_cityscapes"):
     return experiment(
         "cgnet",
         v,
-        backbone=dict(name="cgnet", widths=(32, 64, 128), blocks=(3, 21), dilations=(2, 4), reduction_factors=(8, 16)),
+        backbone=dict(
+            name="cgnet",
+            widths=(32, 64, 128),
+            blocks=(3, 21),
+            dilations=(2, 4),
+            reduction_factors=(8, 16),
+        ),
         decode=dict(name="fcn", in_index=-1, channels=256, num_convs=0, concat_input=False),
-        losses=dict(decode=dict(class_weight=CITYSCAPES_WEIGHTS if v.trained_on == "cityscapes" else ())),
+        losses=dict(
+            decode=dict(class_weight=CITYSCAPES_WEIGHTS if v.trained_on == "cityscapes" else ())
+        ),
         batch_size=16 if square else 32,
         changes=dict(
             eval_every=v.steps // 15,
             checkpoint_every=v.steps // 15,
             model=dict(dropout_rate=0.0, norm=dict(epsilon=1e-3)),
-            dataset=dict(image_mean=(72.39239876, 82.90891754, 73.15835921), image_std=(1.0, 1.0, 1.0))
+            dataset=dict(
+                image_mean=(72.39239876, 82.90891754, 73.15835921), image_std=(1.0, 1.0, 1.0)
+            )
             | (dict(photometric=False, cat_max_ratio=1.0) if square else {}),
             optimizer=dict(name="adam", learning_rate=1e-3),
         ),

@@ -9,4 +9,10 @@ from jaxseg.config import cross_entropy, experiment, fcn_auxiliary, parse_varian
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
     v = parse_variant("danet", variant)
     losses = dict(pam=cross_entropy(), cam=cross_entropy())
-    return experiment("danet", v, decode=dict(name="da", pam_channels=v.width(64)), aux_0=fcn_auxiliary(), losses=losses)
+    return experiment(
+        "danet",
+        v,
+        decode=dict(name="da", pam_channels=v.width(64)),
+        aux_0=fcn_auxiliary(),
+        losses=losses,
+    )

@@ -5,4 +5,6 @@ from jaxseg.config import aspp, experiment, fcn_auxiliary, ohem_if_multi_grid, p
 
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
     v = parse_variant("deeplabv3", variant)
-    return experiment("deeplabv3", v, decode=aspp(v), aux_0=fcn_auxiliary(), losses=ohem_if_multi_grid(v))
+    return experiment(
+        "deeplabv3", v, decode=aspp(v), aux_0=fcn_auxiliary(), losses=ohem_if_multi_grid(v)
+    )

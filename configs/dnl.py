@@ -9,6 +9,14 @@ from jaxseg.config import experiment, fcn_auxiliary, parse_variant
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
     v = parse_variant("dnl", variant)
     attention = dict(pattern="/(theta|phi)/", learning_rate=1.0, weight_decay=0.0)
-    multipliers = dict(attention=attention) if v.crop_size == (769, 769) and v.steps == 80000 else {}
+    multipliers = (
+        dict(attention=attention) if v.crop_size == (769, 769) and v.steps == 80000 else {}
+    )
     decode = dict(name="dnl", reduction=2, temperature=0.05)
-    return experiment("dnl", v, decode=decode, aux_0=fcn_auxiliary(), changes=dict(optimizer=dict(multipliers=multipliers)))
+    return experiment(
+        "dnl",
+        v,
+        decode=decode,
+        aux_0=fcn_auxiliary(),
+        changes=dict(optimizer=dict(multipliers=multipliers)),
+    )

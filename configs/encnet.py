@@ -7,5 +7,11 @@ from jaxseg.config import experiment, fcn_auxiliary
 
 
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
-    losses = dict(presence=dict(name="class_presence", target="", weight=0.2))
-    return experiment("encnet", variant, decode=dict(name="enc", num_codes=32), aux_0=fcn_auxiliary(), losses=losses)
+    losses = dict(presence=dict(name="se_loss", target="", weight=0.2))
+    return experiment(
+        "encnet",
+        variant,
+        decode=dict(name="enc", num_codes=32),
+        aux_0=fcn_auxiliary(),
+        losses=losses,
+    )

@@ -9,8 +9,12 @@ from jaxseg.config import ConfigError, experiment, fcn_auxiliary, joined_fcn, pa
 def get_config(variant: str = "r50-d8_512x1024_40k_cityscapes"):
     v = parse_variant("fcn", variant)
     if v.hrnet and v.d6:
-        raise ConfigError(f"'d6' in '{variant}' is a variant of the dilated backbones, not of HRNet.")
+        raise ConfigError(
+            f"'d6' in '{variant}' is a variant of the dilated backbones, not of HRNet."
+        )
     if v.hrnet:
         return experiment("fcn", v, decode=joined_fcn(), changes=dict(model=dict(dropout_rate=0.0)))
     dilation = 6 if v.d6 else 1
-    return experiment("fcn", v, decode=dict(name="fcn", dilation=dilation), aux_0=fcn_auxiliary(dilation=dilation))
+    return experiment(
+        "fcn", v, decode=dict(name="fcn", dilation=dilation), aux_0=fcn_auxiliary(dilation=dilation)
+    )

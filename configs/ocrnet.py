@@ -12,7 +12,12 @@ def get_config(variant: str = "hr18_512x1024_40k_cityscapes"):
         "ocrnet",
         v,
         stage_0=joined_fcn() if v.hrnet else fcn_auxiliary(channels=v.width(256)),
-        decode=dict(name="ocr", in_index=(0, 1, 2, 3) if v.hrnet else -1, channels=v.width(512), ocr_channels=v.width(256)),
+        decode=dict(
+            name="ocr",
+            in_index=(0, 1, 2, 3) if v.hrnet else -1,
+            channels=v.width(512),
+            ocr_channels=v.width(256),
+        ),
         losses=dict(stage_0=dict(weight=0.4)),
         changes=dict(model=dict(dropout_rate=0.0)) if v.hrnet else {},
     )

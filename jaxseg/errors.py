@@ -1,7 +1,7 @@
 """What jaxseg raises when something it was given cannot be used.
 
-Scripts show exactly these as one message and exit with 1; every other exception is a bug of jaxseg or of a library and
-keeps its traceback. Library users catch `JaxsegError`, or one of its kinds.
+Scripts show exactly these as one message and exit with 1; every other exception is a bug of jaxseg
+or of a library and keeps its traceback. Library users catch `JaxsegError`, or one of its kinds.
 """
 
 import contextlib
@@ -14,16 +14,23 @@ class JaxsegError(Exception):
     Attributes:
         problem: what is wrong, without the file and without the hint.
         file: the file, folder or address it is about, "" where there is none.
-        field: the config field ("dataset.root"), flag ("--output") or argument it is about, "" where there is none.
+        field: the config field ("dataset.root"), flag ("--output") or argument it is about, ""
+            where there is none.
         hint: what to do about it, "" where `problem` says so already.
     """
 
     def __init__(self, problem: str = "", *, file: object = "", field: str = "", hint: str = ""):
-        super().__init__(problem)  # the one positional argument, so that the error survives pickling between processes
+        super().__init__(
+            problem
+        )  # the one positional argument, so that the error survives pickling between processes
         self.problem, self.file, self.field, self.hint = problem, str(file), field, hint
 
     def __str__(self) -> str:
-        return (f"{self.file}: " if self.file else "") + self.problem + (f"; {self.hint}" if self.hint else "")
+        return (
+            (f"{self.file}: " if self.file else "")
+            + self.problem
+            + (f"; {self.hint}" if self.hint else "")
+        )
 
 
 class ConfigError(JaxsegError, ValueError):

@@ -1,19 +1,40 @@
 """Files and paths: `~` expanded, text read whatever wrote it, files that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
+
 from jaxseg.errors import ConfigError, DataError, JaxsegError
 
+log = logging.getLogger(__name__)
+
 # Byte-order marks, the longest first: UTF-32's begins with UTF-16's.
-MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
-# What systems put into people's folders. Names that begin with a dot are left out as well (`.ipynb_checkpoints`, `._x`).
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
+# What systems put into people's folders. Names that begin with a dot are left out as well
+# (`.ipynb_checkpoints`, `._x`).
+SYSTEM_FOLDERS = (
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "@Recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+)
 
 
 def expand(path: str | Path) -> Path:
@@ -67,14 +88,16 @@ class Tree(NamedTuple):
 def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -> Tree:
     """List the files of a folder as its owner sees them.
 
-    Hidden files and folders, those of SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out. Links are followed.
-    A real folder is listed once, under its own path where it lies inside, so links to a folder above, or to one that is
-    listed already, are left out.
+    Hidden files and folders, those of SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out.
+    Links are followed. A real folder is listed once, under its own path where it lies inside, so
+    links to a folder above, or to one that is listed already, are left out.
 
     Args:
         folder: where to look.
-        nested: list the folders in it, too; without this they count neither as files nor as left out.
-        without: a folder that is passed over in silence, such as the one that results are written to.
+        nested: list the folders in it, too; without this they count neither as files nor as left
+            out.
+        without: a folder that is passed over in silence, such as the one that results are written
+            to.
 
     Raises:
         DataError: a folder that cannot be listed.
@@ -118,7 +141,9 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _is_left_out(name: str, names: tuple[str, ...] = ()) -> bool:
-    return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
+    return (
+        name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
+    )
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -146,20 +171,26 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
     path = expand(path)
     if os.path.exists(path) and os.path.isdir(path) == is_file:
         wanted = ("a folder", "a file") if is_file else ("a file", "a folder")
-        raise ConfigError(f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}")
-    nearest = next(above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above))
+        raise ConfigError(
+            f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}"
+        )
+    nearest = next(
+        above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above)
+    )
     if nearest != path.absolute() and not nearest.is_dir():
         raise ConfigError(f"cannot be written, since {nearest} is a file", file=path, field=field)
     if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"cannot be written: there is no permission to write {nearest}", file=path, field=field)
+        raise ConfigError(
+            f"cannot be written: there is no permission to write {nearest}", file=path, field=field
+        )
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, that takes its place when the block ends without an error.
 
-    Whoever reads `path` sees the old file or the new one, never half of it; several processes may do this at once, and
-    the last one wins. The folder is made if it is missing.
+    Whoever reads `path` sees the old file or the new one, never half of it; several processes may
+    do this at once, and the last one wins. The folder is made if it is missing.
 
     Raises:
         JaxsegError: the file cannot be written.
@@ -178,14 +209,72 @@ def replacing(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+# What locking raises on network storage that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterator[None]:
+    """Hold a lock on making `path`, so that one process or thread makes it while the others wait.
+
+    The block must first check whether `path` is there by now. The lock is the file `.NAME.lock`
+    beside it, which is removed once `path` exists; the lock of a process that dies is released. The
+    folder is made if it is missing.
+
+    Args:
+        path: The file or folder to make.
+        waiting: Message that is logged once if the lock is held elsewhere.
+        wait: Wait for the lock; otherwise raise an error.
+
+    Raises:
+        JaxsegError: The lock file cannot be written, or the lock is held elsewhere and `wait` is
+            False.
+    """
+    path = Path(path)
+    lock = filelock.FileLock(path.with_name(f".{path.name[-48:]}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            if not wait:
+                raise JaxsegError("another process is writing it", file=path) from None
+            if waiting:
+                log.info("%s", waiting)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise JaxsegError(
+                f"cannot be written ({error.strerror or error})", file=path
+            ) from error
+        log.warning(
+            "%s cannot be locked (%s): see that no other process writes it", path, error.strerror
+        )
+    try:
+        yield
+    finally:
+        # A process that opened the lock file before it was removed gets its lock, and finds `path`
+        # there.
+        if path.exists():
+            with contextlib.suppress(OSError):  # on Windows the release removes it
+                Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:
     """Write JSON, whole or not at all.
 
     Args:
         path: the file.
         value: what is written.
-        strict: refuse numbers that are not finite, as JSON has none. Otherwise Python's `NaN` and `Infinity` are
-            written, which `json.loads` reads.
+        strict: refuse numbers that are not finite, as JSON has none. Otherwise Python's `NaN` and
+            `Infinity` are written, which `json.loads` reads.
     """
-    with replacing(path) as part:
+    with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=not strict) + "\n", encoding="utf-8")
+
+
+def cache_dir() -> Path:
+    """The user's cache folder; not created here."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return expand(os.environ.get("JAXSEG_CACHE") or Path(base) / "jaxseg")

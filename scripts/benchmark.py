@@ -1,30 +1,51 @@
-"""Time training, inference or the data pipeline; prints a JSON line for every precision and adds them to the list in --json.
+"""Time training, inference or the data pipeline.
 
-  python scripts/benchmark.py --config=configs/pspnet.py:r101-d8_512x1024_40k_cityscapes --what=train --precision=float32,bfloat16 --json=speed.json
-  python scripts/benchmark.py --config=configs/quickstart.py --what=data --config.dataset.num_workers=2
+Prints a JSON line for every precision and adds them to the list in --json.
 
-Synthetic images, but for --what=data. Fields are explained in jaxseg/benchmark.py.
+  python scripts/benchmark.py --config=configs/quickstart.py --what=train --json=speed.json python
+  scripts/benchmark.py --config=configs/quickstart.py --what=data --config.dataset.num_workers=2
+
+Images are synthetic, except for --what=data. Fields are explained in jaxseg/benchmark.
 """
 
 import json
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import flags
 
-from jaxseg import door, files
+from jaxseg import benchmark, cli, files
+from jaxseg.config.resolve import resolve
+from jaxseg.config.schema import DatasetConfig, from_dict
+from jaxseg.data.catalog import load_spec
+from jaxseg.validation import check_alone
 
-CONFIG = door.define_config()
+CONFIG = cli.define_config()
 WHAT = flags.DEFINE_enum("what", "train", ["train", "infer", "slide", "data"], "What to time.")
-PRECISION = flags.DEFINE_list("precision", [""], "float32, tf32, bfloat16, float16: one or several; default: the config's.")
-BATCH = flags.DEFINE_integer("batch", 0, "Images a device; default: 2 (train), 1 (infer, slide), the config's (data).", lower_bound=0)
-SIZE = flags.DEFINE_string("size", "", "HxW; default: the config's crop (train), 1024x2048 (infer, slide).")
+PRECISION = flags.DEFINE_list(
+    "precision", [""], "float32, tf32, bfloat16, float16: one or several; default: the config's."
+)
+BATCH = flags.DEFINE_integer(
+    "batch",
+    0,
+    "Images a device; default: 2 (train), 1 (infer, slide), the config's (data).",
+    lower_bound=0,
+)
+SIZE = flags.DEFINE_string(
+    "size", "", "HxW; default: the config's crop (train), 1024x2048 (infer, slide)."
+)
 DEVICES = flags.DEFINE_integer("devices", 1, "How many devices train.", lower_bound=1)
 WARMUP = flags.DEFINE_integer("warmup", 10, "Runs that do not count.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timings; their median is reported.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 1, "Runs in a timing, one after the other without waiting.", lower_bound=1)
-JSON = flags.DEFINE_string("json", "", "A file whose list of measurements grows; made if it is missing.")
+STEPS = flags.DEFINE_integer(
+    "steps", 1, "Runs in a timing, one after the other without waiting.", lower_bound=1
+)
+JSON = flags.DEFINE_string(
+    "json", "", "A file whose list of measurements grows; made if it is missing."
+)
 
 
 @flags.validator("size", message="give --size=HxW, for example 512x1024")
@@ -33,24 +54,50 @@ def _is_size(text: str) -> bool:
 
 
 def main(_: list[str]) -> None:
-    from jaxseg import benchmark
-    from jaxseg.config import resolve
-
+    """Measure every precision; exit with status 1 if one of them fails."""
     if JSON.value:
         files.check_output(JSON.value, "--json", is_file=True)
-    config, failed = resolve(CONFIG.value), False
     timing = benchmark.Timing(WARMUP.value, REPEATS.value, STEPS.value)
-    options = dict(batch=BATCH.value, size=tuple(map(int, SIZE.value.split("x"))) if SIZE.value else (), devices=DEVICES.value)
-    for name in PRECISION.value:
-        try:
-            row = benchmark.measure(config, WHAT.value, precision_name=name, timing=timing, **options)
-        except jax.errors.JaxRuntimeError as error:  # out of memory in one precision must not lose the others
-            failed, row = True, dict(config=config.name, what=WHAT.value, precision=name, error=str(error)[:300])
+    rows = data_rows(timing) if WHAT.value == "data" else model_rows(timing)
+    has_failed = False
+    for row in rows:
         print(json.dumps(row), flush=True)
+        has_failed |= "error" in row
         if JSON.value:
             benchmark.append(JSON.value, [row])
-    sys.exit(failed)
+    sys.exit(has_failed)
+
+
+def model_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
+    """Measure training or inference in each precision; a row with 'error' where JAX fails."""
+    config = check_alone(CONFIG.value)
+    spec = load_spec(from_dict(DatasetConfig, config.dataset))
+    experiment = benchmark.without_measurements(resolve(config, spec))
+    for name in PRECISION.value:
+        try:
+            yield benchmark.measure(
+                experiment,
+                WHAT.value,
+                precision_name=name,
+                batch=BATCH.value,
+                size=tuple(map(int, SIZE.value.split("x"))) if SIZE.value else None,
+                devices=DEVICES.value,
+                timing=timing,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            # Out of memory in one precision must not lose the others.
+            failure = {"config": experiment.name, "what": WHAT.value, "precision": name}
+            yield failure | {"error": str(error)[:300]}
+
+
+def data_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
+    """Measure the data pipeline."""
+    from jaxseg.benchmark.data import measure_data  # noqa: PLC0415 - needs cv2, grain
+    from jaxseg.experiments import open_experiment  # noqa: PLC0415 - needs cv2, grain
+
+    experiment, spec = open_experiment(CONFIG.value)
+    yield measure_data(experiment, spec, batch=BATCH.value, timing=timing)
 
 
 if __name__ == "__main__":
-    door.run(main)
+    cli.run(main)

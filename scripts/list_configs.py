@@ -9,7 +9,7 @@ A name is <file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is 
 
 from absl import flags
 
-from jaxseg import door, zoo
+from jaxseg import cli, zoo
 
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print README's overview instead.")
 
@@ -22,4 +22,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main, needs_config=False, positional=True)
+    cli.run_main(main, needs_config=False, positional=True)

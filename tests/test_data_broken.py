@@ -7,14 +7,16 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
 from test_data_report import ERRORS, cut_pixels, found, kinds, label, relabel, two_classes
 
 from jaxseg.config import get_experiment
-from jaxseg.data import checks, sources
-from jaxseg.data.datasets import DataError
-from jaxseg.train import train
+from jaxseg.data.sources import FolderSource
+from jaxseg.data.sources import open as open_module
+from jaxseg.data.validate import checks
+from jaxseg.errors import DataError
+from jaxseg.training.loop import train
 
 LABEL, IMAGE = "labels/train/t2.png", "images/train/t2.png"
 LARGE = (1000, 1100)  # more than a megapixel
@@ -125,7 +127,9 @@ def test_broken_data_stops_before_step_0(tmp_path, kind):
     with pytest.raises(DataError) as caught:
         train(config, workdir)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
-    assert "\n" not in str(caught.value) and not workdir.exists()  # one message, and nothing written
+    assert (
+        "\n" not in str(caught.value) and not workdir.exists()
+    )  # one message, and nothing written
 
 
 # --- check_data.py says the same --------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ def root(tmp_path, monkeypatch):
 
 
 def checked(root, **dataset):
-    checks.check(make_config(**(dict(root=str(root)) | dataset)))
+    check_experiment(make_experiment(root=root, **dataset))
 
 
 @pytest.mark.parametrize("name", ["all masks", "masks of val", "all ignored", "one class"])
@@ -172,11 +176,24 @@ def test_masks_are_meant_where_nobody_said_what_255_is(root):
 @pytest.mark.parametrize("train, refused", [((0, 1, 255), False), ((0, 255), True)])
 def test_cityscapes_of_class_0_and_ignored(tmp_path, train, refused):
     for split, values_ in (("train", train), ("val", (0, 255))):
-        write_png(tmp_path / f"leftImg8bit/{split}/a/a_1_leftImg8bit.png", np.full((8, 8, 3), len(split), np.uint8))
-        write_png(tmp_path / f"gtFine/{split}/a/a_1_gtFine_labelTrainIds.png", np.resize(np.uint8(values_), (8, 8)))
-    assert ("one class", "train") in kinds(found(tmp_path, name="cityscapes")) if refused else found(tmp_path, name="cityscapes").ok
+        write_png(
+            tmp_path / f"leftImg8bit/{split}/a/a_1_leftImg8bit.png",
+            np.full((8, 8, 3), len(split), np.uint8),
+        )
+        write_png(
+            tmp_path / f"gtFine/{split}/a/a_1_gtFine_labelTrainIds.png",
+            np.resize(np.uint8(values_), (8, 8)),
+        )
+    assert (
+        ("one class", "train") in kinds(found(tmp_path, name="cityscapes"))
+        if refused
+        else found(tmp_path, name="cityscapes").ok
+    )
     if refused:
-        with pytest.raises(DataError, match=r"split 'train' hold one class only, 'road' \(0\), e.g. .*: label the other classes too"):
+        with pytest.raises(
+            DataError,
+            match=r"split 'train' hold one class only, 'road' \(0\), e.g. .*: label the other classes too",
+        ):
             checked(tmp_path, name="cityscapes")
     else:
         checked(tmp_path, name="cityscapes")
@@ -207,14 +224,19 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
     caplog.set_level("INFO")
     cut_pixels(root)
     (root / "images/train/t2.png").write_bytes((root / "images/train/t2.png").read_bytes()[:-100])
-    (root / "images/train/t0.jpg").rename(root / "images/train/t1.jpg")  # of five the first, third and last are decoded
+    (root / "images/train/t0.jpg").rename(
+        root / "images/train/t1.jpg"
+    )  # of five the first, third and last are decoded
     (root / "images/train/t1.png").rename(root / "images/train/t0.png")
     monkeypatch.setattr(checks, "DECODED_PIXELS", 3 * 480)
     with pytest.raises(DataError, match=r"t2\.png: cannot be read"):
         checked(root)
     write_png(root / "images/train/t2.png", np.ones((20, 24, 3), np.uint8))
     checked(root)
-    assert "decoded 3 images of split train, of others read the header; scripts/check_data.py decodes all" in caplog.text
+    assert (
+        "decoded 3 images of split train, of others read the header; scripts/check_data.py decodes all"
+        in caplog.text
+    )
     label(root, "train/t1", 9)
     with pytest.raises(DataError, match=r"t1\.png: label value 9"):  # every label is read
         checked(root)
@@ -223,9 +245,17 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
 def test_the_check_reads_everything_once(root, monkeypatch):
     reads = Counter()
     for method in ("read_decoded", "read_label"):
-        original = getattr(sources.Files, method)
-        monkeypatch.setattr(sources.Files, method, lambda self, i, m=method, f=original: reads.update([(m, self.files[i])]) or f(self, i))
-    find = sources.find_pairs
-    monkeypatch.setattr(sources, "find_pairs", lambda spec, folder, split: reads.update([split]) or find(spec, folder, split))
+        original = getattr(FolderSource, method)
+        monkeypatch.setattr(
+            FolderSource,
+            method,
+            lambda self, i, m=method, f=original: reads.update([(m, self.files[i])]) or f(self, i),
+        )
+    find = open_module.find_pairs
+    monkeypatch.setattr(
+        open_module,
+        "find_pairs",
+        lambda spec, folder, split: reads.update([split]) or find(spec, folder, split),
+    )
     checked(root)
     assert len(reads) == 2 * 7 + 2 and set(reads.values()) == {1}

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.data import checks, records, statistics
-from jaxseg.data.datasets import DataError, default_palette, get_spec, list_datasets
+from jaxseg.data import statistics
+from jaxseg.data.catalog import default_palette, get_spec, list_datasets
 from jaxseg.data.decode import make_table, map_label
+from jaxseg.data.sources import records
+from jaxseg.data.validate import checks
+from jaxseg.errors import DataError
 
 NUM_CLASSES = {
     "shapes": 7, "cityscapes": 19, "dark_zurich": 19, "night_driving": 19, "ade20k": 150, "voc12": 21, "voc12aug": 21,
@@ -32,10 +35,19 @@ def test_spec_is_complete(name):
 
 def test_label_maps():
     assert get_spec("cityscapes").label_map[7] == 0 and get_spec("cityscapes").label_map[33] == 18
-    assert get_spec("cityscapes").label_map[29] == 255 and get_spec("cityscapes").palette[0] == (128, 64, 128)
+    assert get_spec("cityscapes").label_map[29] == 255 and get_spec("cityscapes").palette[0] == (
+        128,
+        64,
+        128,
+    )
     assert get_spec("ade20k").label_map[0] == 255 and get_spec("ade20k").label_map[150] == 149
-    assert 11 not in get_spec("coco_stuff164k").label_map and get_spec("coco_stuff164k").label_map[181] == 170
-    assert get_spec("mapillary_v1_65").label_map[65] == 255 and get_spec("camvid").label_map[11] == 255
+    assert (
+        11 not in get_spec("coco_stuff164k").label_map
+        and get_spec("coco_stuff164k").label_map[181] == 170
+    )
+    assert (
+        get_spec("mapillary_v1_65").label_map[65] == 255 and get_spec("camvid").label_map[11] == 255
+    )
 
 
 def test_unknown_name_gives_the_nearest():
@@ -63,7 +75,10 @@ def test_folder_classes(tmp_path):
         ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
         ("0 a\n0 b\n", "line 2: label value 0 of 'b' is that of 'a' too"),
         ("0 a\n" + "9" * 5000 + " b\n", "holds a number of 5000 digits"),
-        ("0 a\n4294967296 b\n", "line 2: label value 4294967296 is not within -2147483648..4294967295"),
+        (
+            "0 a\n4294967296 b\n",
+            "line 2: label value 4294967296 is not within -2147483648..4294967295",
+        ),
         ("\n".join(map(str, range(300))), "300 classes; at most 254"),
     ],
 )
@@ -76,7 +91,9 @@ def refused(root, message, file="classes.txt"):
     """The error about a file of a `folder`."""
     with pytest.raises(DataError) as caught:
         get_spec("folder", root)
-    assert Path(caught.value.file) == root / file and re.search(message, caught.value.problem), str(caught.value)
+    assert Path(caught.value.file) == root / file and re.search(message, caught.value.problem), str(
+        caught.value
+    )
     return caught.value
 
 
@@ -121,14 +138,20 @@ UNCLEAR = {
 def test_every_form_of_a_class_list(tmp_path, text):
     (tmp_path / "classes.txt").write_text(text, encoding="utf-8", newline="")
     spec = get_spec("folder", tmp_path)
-    assert {raw: spec.classes[index] for raw, index in spec.label_map.items() if index != 255} == FORMS[text]
+    assert {
+        raw: spec.classes[index] for raw, index in spec.label_map.items() if index != 255
+    } == FORMS[text]
 
 
 @pytest.mark.parametrize("text", COLORED)
 def test_every_form_of_a_class_list_with_colours(tmp_path, text):
     (tmp_path / "classes.txt").write_text(text)
     spec = get_spec("folder", tmp_path)
-    assert spec.classes == ("ground", "box") and spec.colors == ((1, 2, 3), (4, 5, 6)) and spec.label_map == {0: 0, 1: 1}
+    assert (
+        spec.classes == ("ground", "box")
+        and spec.colors == ((1, 2, 3), (4, 5, 6))
+        and spec.label_map == {0: 0, 1: 1}
+    )
 
 
 @pytest.mark.parametrize("text", UNCLEAR)
@@ -161,19 +184,49 @@ def mapped(root, text):
 
 
 def test_label_values_of_any_size(tmp_path):
-    spec = mapped(tmp_path, "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n-3--1 road\n-6..-5 road\n70000-70001 car\n")
-    assert spec.label_map == {-9999: 255, 2**32 - 1: 255, -(2**31): 255, 0: 0, -3: 1, -2: 1, -1: 1, -6: 1, -5: 1, 70000: 2, 70001: 2}
+    spec = mapped(
+        tmp_path,
+        "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n-3--1 road\n-6..-5 road\n70000-70001 car\n",
+    )
+    assert spec.label_map == {
+        -9999: 255,
+        2**32 - 1: 255,
+        -(2**31): 255,
+        0: 0,
+        -3: 1,
+        -2: 1,
+        -1: 1,
+        -6: 1,
+        -5: 1,
+        70000: 2,
+        70001: 2,
+    }
     assert spec.label_ranges == () and spec.official_ids == (0, -3, 70000)
 
 
 def test_long_ranges_stay_ranges(tmp_path):
-    spec = mapped(tmp_path, "1000-4294967295 ignore\n0 sky\n-2147483648--1 ignore\n1-300 road\n301 car\n")
+    spec = mapped(
+        tmp_path, "1000-4294967295 ignore\n0 sky\n-2147483648--1 ignore\n1-300 road\n301 car\n"
+    )
     assert spec.label_map == {0: 0, 301: 2}
-    assert spec.label_ranges == ((-(2**31), -1, 255), (1, 300, 1), (1000, 2**32 - 1, 255)) and spec.official_ids == (0, 1, 301)
+    assert spec.label_ranges == (
+        (-(2**31), -1, 255),
+        (1, 300, 1),
+        (1000, 2**32 - 1, 255),
+    ) and spec.official_ids == (0, 1, 301)
     (tmp_path / "dataset.json").write_text(spec.to_json())
-    assert records._read_spec(tmp_path / "dataset.json", "folder") == dataclasses.replace(spec, layout=None)
+    assert records._read_spec(tmp_path / "dataset.json", "folder") == dataclasses.replace(
+        spec, layout=None
+    )
     table = checks.format_label_map(spec)
-    assert all(text in table for text in ("1-300 -> 1 road", "301 -> 2 car", "-2147483648..-1,1000-4294967295 -> ignored"))
+    assert all(
+        text in table
+        for text in (
+            "1-300 -> 1 road",
+            "301 -> 2 car",
+            "-2147483648..-1,1000-4294967295 -> ignored",
+        )
+    )
 
 
 def test_labels_of_long_ranges_are_mapped(tmp_path):
@@ -223,9 +276,21 @@ def test_encodings(tmp_path, file):
 def test_encodings_of_what_lies_beside_records(tmp_path, encoding):
     spec = mapped(tmp_path, "0 sky\n1 road\n2 car\n")
     readers = {
-        "statistics.json": ('{"mean": [1], "std": [2], "of": "\u00e9"}', lambda: statistics.read_statistics(tmp_path), ((1.0,), (2.0,))),
-        "names.json": ('{"train": ["\u00e9"]}', lambda: records._names(tmp_path, spec, "train", 1), ["\u00e9"]),
-        "dataset.json": (spec.to_json().replace("sky", "\u00e9"), lambda: records._read_spec(tmp_path / "dataset.json", "folder").classes[0], "\u00e9"),
+        "statistics.json": (
+            '{"mean": [1], "std": [2], "of": "\u00e9"}',
+            lambda: statistics.read_statistics(tmp_path),
+            ((1.0,), (2.0,)),
+        ),
+        "names.json": (
+            '{"train": ["\u00e9"]}',
+            lambda: records._names(tmp_path, spec, "train", 1),
+            ["\u00e9"],
+        ),
+        "dataset.json": (
+            spec.to_json().replace("sky", "\u00e9"),
+            lambda: records._read_spec(tmp_path / "dataset.json", "folder").classes[0],
+            "\u00e9",
+        ),
     }
     for name, (text, read, value) in readers.items():
         (tmp_path / name).write_text(text, encoding=encoding)
@@ -245,13 +310,28 @@ def test_names_that_cannot_be_read(tmp_path, text):
 
 
 def test_folder_colours(tmp_path):
-    (tmp_path / "classes.txt").write_text("road 128 64 128\nVoid 0 0 0\nsky 1 2 3\nignore 255 255 255\n")
+    (tmp_path / "classes.txt").write_text(
+        "road 128 64 128\nVoid 0 0 0\nsky 1 2 3\nignore 255 255 255\n"
+    )
     spec = get_spec("folder", tmp_path)
-    assert spec.classes == ("road", "sky") and spec.colors == spec.palette == ((128, 64, 128), (1, 2, 3))
-    assert spec.ignored_colors == ((0, 0, 0), (255, 255, 255)) and spec.label_map == {0: 0, 1: 255, 2: 1, 3: 255}
+    assert spec.classes == ("road", "sky") and spec.colors == spec.palette == (
+        (128, 64, 128),
+        (1, 2, 3),
+    )
+    assert spec.ignored_colors == ((0, 0, 0), (255, 255, 255)) and spec.label_map == {
+        0: 0,
+        1: 255,
+        2: 1,
+        3: 255,
+    }
     assert json.loads(spec.to_json())["colors"] == [[128, 64, 128], [1, 2, 3]]
-    (tmp_path / "classes.txt").write_text("road 128 64 128\nvoid\nsky\n")  # its number is ignored without a colour, too
-    assert get_spec("folder", tmp_path).label_map == {0: 0, 1: 255, 2: 1} and get_spec("folder", tmp_path).colors == ()
+    (tmp_path / "classes.txt").write_text(
+        "road 128 64 128\nvoid\nsky\n"
+    )  # its number is ignored without a colour, too
+    assert (
+        get_spec("folder", tmp_path).label_map == {0: 0, 1: 255, 2: 1}
+        and get_spec("folder", tmp_path).colors == ()
+    )
 
 
 def test_folder_without_root_or_classes(tmp_path):

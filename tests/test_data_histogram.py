@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
-from data_helpers import make_folder, write_png
+from helpers.data_helpers import make_folder, write_png
 
-from jaxseg.data import histogram, statistics
-from jaxseg.data.datasets import DataError, get_spec
+from jaxseg.data import label_counts as histogram
+from jaxseg.data import statistics
+from jaxseg.data.catalog import get_spec
 from jaxseg.data.decode import Decoded
 from jaxseg.data.sources import open_source
+from jaxseg.errors import DataError
 
 
 class Images:
@@ -49,7 +51,9 @@ def test_counts_are_those_of_the_labels_and_read_once(root, monkeypatch):
     np.testing.assert_array_equal(counts, expected)
 
     again = folder_source(root)
-    monkeypatch.setattr(type(again), "read_label", lambda *_: pytest.fail("the labels were read again"))
+    monkeypatch.setattr(
+        type(again), "read_label", lambda *_: pytest.fail("the labels were read again")
+    )
     np.testing.assert_array_equal(histogram.count_labels(again, 3), expected)
 
 
@@ -75,17 +79,26 @@ def test_a_cache_that_cannot_be_written_stops_nothing(root, monkeypatch, caplog)
     (root / "file").touch()
     monkeypatch.setenv("JAXSEG_CACHE", str(root / "file"))  # no folder can be made below a file
     assert histogram.count_labels(folder_source(root), 3).shape == (5, 4)
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "set JAXSEG_CACHE to another folder" in caplog.text
+    assert [record.levelname for record in caplog.records] == [
+        "WARNING"
+    ] and "set JAXSEG_CACHE to another folder" in caplog.text
 
 
 def test_a_label_beyond_what_float32_counts():
     label = np.zeros((4097, 4097), np.uint8)
     label[0, :2] = 255, 1
-    assert histogram.count_pixels(label, 2).tolist() == [4097 * 4097 - 2, 1, 1]  # odd, so not a float32
+    assert histogram.count_pixels(label, 2).tolist() == [
+        4097 * 4097 - 2,
+        1,
+        1,
+    ]  # odd, so not a float32
 
 
 def test_counts_follow_repetitions(root):
-    once, counts = histogram.count_labels(folder_source(root), 3), histogram.count_labels(folder_source(root, "train[:2]*2+train[4:]"), 3)
+    once, counts = (
+        histogram.count_labels(folder_source(root), 3),
+        histogram.count_labels(folder_source(root, "train[:2]*2+train[4:]"), 3),
+    )
     np.testing.assert_array_equal(counts, once[[0, 1, 0, 1, 4]])
 
 
@@ -102,14 +115,21 @@ def test_a_bad_label_is_named_and_nothing_is_kept(root):
 def test_class_weights_by_hand():
     raw = [1 / math.log(1.02 + share) for share in (0.75, 0.25)]
     weights = histogram.class_weights(np.array([300, 0, 100]))
-    np.testing.assert_allclose(weights, [2 * raw[0] / sum(raw), 1, 2 * raw[1] / sum(raw)], rtol=1e-12)
+    np.testing.assert_allclose(
+        weights, [2 * raw[0] / sum(raw), 1, 2 * raw[1] / sum(raw)], rtol=1e-12
+    )
     assert histogram.class_weights(np.zeros(2, int)) == (1.0, 1.0)
 
 
 def test_repeat_factors_by_hand():
     # Of four images all hold class 0, one class 1, two class 2; class 3 is nowhere: r = 1, sqrt(t * 4), sqrt(t * 2).
     counts = np.array([[5, 0, 0, 0], [5, 1, 1, 0], [5, 0, 9, 0], [5, 0, 0, 0]])
-    assert histogram.repeat_factors(counts, 1.0).tolist() == [1, 2, 1, 1]  # sqrt(4) = 2, sqrt(2) = 1.41
+    assert histogram.repeat_factors(counts, 1.0).tolist() == [
+        1,
+        2,
+        1,
+        1,
+    ]  # sqrt(4) = 2, sqrt(2) = 1.41
     assert histogram.repeat_factors(counts, 4.0).tolist() == [2, 4, 3, 2]  # 2; 4; sqrt(8) = 2.83
     assert histogram.repeat_factors(counts[:, :3], 0.0).tolist() == [1, 1, 1, 1]
     assert histogram.repeat_factors(np.ones((2, 3), int), 0.1).tolist() == [1, 1]
@@ -119,7 +139,9 @@ def test_repeat_factors_by_hand():
 # --- Statistics -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype, channels, offset", [("uint8", 3, 0), ("uint16", 5, 40000), ("float32", 1, 1e6)])
+@pytest.mark.parametrize(
+    "dtype, channels, offset", [("uint8", 3, 0), ("uint16", 5, 40000), ("float32", 1, 1e6)]
+)
 def test_statistics_are_numpys_over_all_pixels(dtype, channels, offset):
     rng = np.random.default_rng(0)
     sizes = [(7, 9), (3, 2), (8, 8)]
@@ -146,7 +168,9 @@ def test_a_constant_channel_can_be_normalised(caplog):
 def test_a_value_that_is_no_number_is_refused(value):
     images = [np.zeros((2, 3, 2), np.float32) for _ in range(3)]
     images[2][1, 2, 0] = value
-    with pytest.raises(DataError, match=rf"image2: holds {value} .*row 1, column 2, channel 0.*write a number"):
+    with pytest.raises(
+        DataError, match=rf"image2: holds {value} .*row 1, column 2, channel 0.*write a number"
+    ):
         statistics.image_statistics(Images(images))
 
 
@@ -158,14 +182,19 @@ def test_statistics_need_no_labels(root):
 def test_statistics_of_other_channels_are_refused(tmp_path):
     statistics.write_statistics(tmp_path, (1.5, 2.0), (0.25, 0.5))
     assert statistics.read_statistics(tmp_path, 2)
-    with pytest.raises(DataError, match=r"statistics.json: 2 channels, but config.dataset.channels=5; .*--channels=5 --statistics"):
+    with pytest.raises(DataError) as caught:
         statistics.read_statistics(tmp_path, 5)
+    assert caught.value.file == str(tmp_path / "statistics.json")
+    assert "2 channels" in caught.value.problem and "channels=5" in caught.value.problem
 
 
 def test_statistics_file_returns_what_was_written(tmp_path):
     assert statistics.read_statistics(tmp_path) is None
     file = statistics.write_statistics(tmp_path, (1.5, 2.0), (0.25, 1 / 3))
-    assert file == tmp_path / "statistics.json" and statistics.read_statistics(tmp_path) == ((1.5, 2.0), (0.25, 1 / 3))
+    assert file == tmp_path / "statistics.json" and statistics.read_statistics(tmp_path) == (
+        (1.5, 2.0),
+        (0.25, 1 / 3),
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["statistics.json"]
 
 
@@ -187,10 +216,15 @@ def test_a_malformed_statistics_file_says_how_to_write_it(tmp_path, content, wro
     (tmp_path / "statistics.json").write_text(text)
     with pytest.raises(DataError) as caught:
         statistics.read_statistics(tmp_path)
-    assert wrong in str(caught.value) and "statistics.json" in str(caught.value)
-    assert f"python scripts/check_data.py --root={tmp_path} --statistics" in str(caught.value)
+    assert wrong in caught.value.problem and "check_data.py" in caught.value.hint
+    assert caught.value.file == str(tmp_path / "statistics.json")
 
 
-def test_statistics_that_cannot_be_written_are_given_as_overrides(tmp_path):
-    with pytest.raises(DataError, match=r"--config.dataset.image_mean='\(1.5,\)' --config.dataset.image_std='\(2,\)'"):
-        statistics.write_statistics(tmp_path / "missing", (1.5,), (2.0,))
+def test_statistics_that_cannot_be_written_are_given_as_config_fields(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(DataError) as caught:
+            statistics.write_statistics(root, (1.5,), (2.0,))
+        assert caught.value.file == str(root / "statistics.json")
+        assert "image_mean=(1.5,)" in caught.value.hint and "image_std=(2,)" in caught.value.hint
+    assert not (tmp_path / "missing").exists()

@@ -2,23 +2,32 @@
 
 import numpy as np
 import pytest
-from data_helpers import make_config, write_png
+from helpers.data_helpers import check_experiment, make_experiment, write_png
 
-from jaxseg.data import datasets, sources
+from jaxseg import constants
+from jaxseg.data import catalog, sources
+from jaxseg.data.builtin import BUILTIN, named_label_map
 
-LAYOUTS = [(name, number) for name in sorted(datasets.SPECS) for number in range(len(datasets.SPECS[name]) - 1)]
+LAYOUTS = [
+    (name, number)
+    for name in sorted(BUILTIN)
+    for number in range(len(BUILTIN[name].layouts))
+]
 
 
 @pytest.mark.parametrize("name, number", LAYOUTS)
 def test_every_layout_reads_a_miniature(tmp_path, name, number):
     """Every split's folders, two images each, labels of the last class and of what is ignored; found by the root alone."""
-    layout = datasets.SPECS[name][number + 1]
+    layout = BUILTIN[name].layouts[number]
     for split in ("train", "val"):
         for part in layout.parts(split):
             ids = raw_ids(name, layout)
             for stem in ("one", "two"):
                 image, label = (
-                    tmp_path / pattern.replace("{split}", part).replace("{stem}", f"city/{stem}" if layout.nested else stem)
+                    tmp_path
+                    / pattern.replace("{split}", part).replace(
+                        "{stem}", f"city/{stem}" if layout.nested else stem
+                    )
                     for pattern in (layout.images, layout.labels[-1][0])
                 )
                 write_png(image, np.zeros((4, 6, 3), np.uint8))
@@ -27,9 +36,9 @@ def test_every_layout_reads_a_miniature(tmp_path, name, number):
                 listing = tmp_path / layout.listing.replace("{split}", part)
                 listing.parent.mkdir(parents=True, exist_ok=True)
                 listing.write_text("one\ntwo\n")
-    spec = datasets.get_spec(name, tmp_path)
+    spec = catalog.get_spec(name, tmp_path)
     assert spec.layout == layout
-    datasets.check(make_config(name, root=str(tmp_path)))
+    check_experiment(make_experiment(name, root=str(tmp_path)))
     for split in ("train", "val"):
         source = sources.open_source(spec, tmp_path, split)
         image, label = source.read(1)
@@ -39,6 +48,10 @@ def test_every_layout_reads_a_miniature(tmp_path, name, number):
 
 def raw_ids(name, layout):
     """{raw id: class} of the first class, of the last and, where there is one, of an ignored id, in this layout's labels."""
-    ids = datasets.label_map(layout.labels[-1][1], datasets.get_spec(name).num_classes)
-    wanted = (0, datasets.get_spec(name).num_classes - 1, datasets.IGNORE)
-    return {next(raw for raw, index in ids.items() if index == one): one for one in wanted if one in ids.values()}
+    ids = named_label_map(layout.labels[-1][1], catalog.get_spec(name).num_classes)
+    wanted = (0, catalog.get_spec(name).num_classes - 1, constants.IGNORE)
+    return {
+        next(raw for raw, index in ids.items() if index == one): one
+        for one in wanted
+        if one in ids.values()
+    }

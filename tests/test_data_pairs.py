@@ -9,12 +9,15 @@ import unicodedata
 import cv2
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
 
-from jaxseg.data import checks, datasets, listing, official, pairs, report
+from jaxseg.data import catalog
+from jaxseg.data.prepare import raw_datasets
+from jaxseg.data.sources import listing, pairs
+from jaxseg.data.validate import checks, report
 from jaxseg.errors import DataError
-from jaxseg.predict import find_images
+from jaxseg.inference.files import find_images
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 OTHER_KINDS = {
@@ -35,7 +38,10 @@ def folder(tmp_path):
 
 def found(root, split="train"):
     """{stem: name of the label} of a split."""
-    return {pair.name: pair.label.name for pair in pairs.find_pairs(datasets.get_spec("folder", root), root, split)}
+    return {
+        pair.name: pair.label.name
+        for pair in pairs.find_pairs(catalog.get_spec("folder", root), root, split)
+    }
 
 
 def refused(root, split="train"):
@@ -67,8 +73,10 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
     (folder / "images/train" / name).write_bytes(encode(suffix))
     shutil.copy(folder / "labels/train/t0.png", folder / f"labels/train/{stem}.png")
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png", stem: f"{stem}.png"}
-    assert [file.name for file in find_images(folder / "images/train")] == sorted(["t0.png", "t1.png", name])
-    datasets.check(make_config(root=str(folder)))
+    assert [file.name for file in find_images(folder / "images/train")] == sorted(
+        ["t0.png", "t1.png", name]
+    )
+    check_experiment(make_experiment(root=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +95,11 @@ def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
     assert [file.name for file in find_images(folder / "images/train")] == ["t0.png", "t1.png"]
     with caplog.at_level(logging.INFO):
-        datasets.check(make_config(root=str(folder)))
+        check_experiment(make_experiment(root=str(folder)))
     kind = next((f" ({kind})" for kind in DOCUMENTS if name.endswith(kind)), "")
-    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+    assert [
+        record.getMessage() for record in caplog.records if "left out" in record.getMessage()
+    ] == [
         f"{folder / 'images/train'}: left out 1 (hidden, no image, or listed already): {name}{kind}"
     ]
 
@@ -117,9 +127,12 @@ def test_a_broken_link(folder):
     file.symlink_to("/nowhere/gone.png")
     error = refused(folder)
     assert error.file == str(file) and "/nowhere/gone.png" in error.problem
-    config = make_config(root=str(folder))
+    experiment = make_experiment(root=folder)
+    spec = catalog.load_spec(experiment.dataset)
     assert [
-        (problem.kind, problem.file) for problem in report.check_data(config).problems if problem.kind != "leak"
+        (problem.kind, problem.file)
+        for problem in report.check_data(experiment.dataset, experiment.eval, spec).problems
+        if problem.kind != "leak"
     ] == [("damaged image", str(file))]
     file.rename(file.with_suffix(".txt"))
     assert len(found(folder)) == 2
@@ -129,15 +142,17 @@ def test_a_broken_link_of_another_data_set(tmp_path):
     (tmp_path / "images/training").mkdir(parents=True)
     (tmp_path / "images/training/a.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(DataError, match="a.jpg: is a broken link to nowhere.jpg"):
-        pairs.find_images(datasets.get_spec("ade20k", tmp_path), tmp_path, "training")
+        pairs.find_images(catalog.get_spec("ade20k", tmp_path), tmp_path, "training")
 
 
 def test_what_is_left_out_of_another_data_set(tmp_path):
     for name in ("a.jpg", "b.png", "notes.txt"):
         (tmp_path / "images/training").mkdir(parents=True, exist_ok=True)
         (tmp_path / "images/training" / name).touch()
-    line = pairs.left_out(datasets.get_spec("ade20k", tmp_path), tmp_path, "training")
-    assert line.endswith("images/training: left out 2 (hidden, not *.jpg, or listed already): b.png, notes.txt")
+    line = pairs.left_out(catalog.get_spec("ade20k", tmp_path), tmp_path, "training")
+    assert line.endswith(
+        "images/training: left out 2 (hidden, not *.jpg, or listed already): b.png, notes.txt"
+    )
 
 
 def test_circles_and_hidden_copies(folder):
@@ -145,9 +160,12 @@ def test_circles_and_hidden_copies(folder):
     (folder / "labels/train/loop").symlink_to(folder / "labels/train")
     for part in ("images", "labels"):
         (folder / part / "train/.ipynb_checkpoints").mkdir()
-        shutil.copy(folder / part / "train/t0.png", folder / part / "train/.ipynb_checkpoints/t0-checkpoint.png")
+        shutil.copy(
+            folder / part / "train/t0.png",
+            folder / part / "train/.ipynb_checkpoints/t0-checkpoint.png",
+        )
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
-    assert pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train") == []
+    assert pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train") == []
 
 
 def test_modalities_that_share_labels_by_links(folder):
@@ -159,7 +177,7 @@ def test_modalities_that_share_labels_by_links(folder):
         (folder / "images/train" / name).symlink_to(folder / "images" / images)
         (folder / "labels/train" / name).symlink_to(folder / "labels/both")
     assert sorted(found(folder)) == ["rgb/t0", "rgb/t1", "thermal/t0", "thermal/t1"]
-    assert pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train") == []
+    assert pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train") == []
 
 
 def test_predictions_of_an_earlier_run_are_no_input(tmp_path):
@@ -172,33 +190,38 @@ def test_official_downloads_are_walked_alike(tmp_path):
     for name in ("a.png", ".b.png", "sub/c.png", "__MACOSX/d.png"):
         write_png(tmp_path / name, np.zeros((4, 4), np.uint8))
     (tmp_path / "sub/loop").symlink_to(tmp_path)
-    assert sorted(official._index(tmp_path)) == ["a.png", "c.png"]
+    assert sorted(raw_datasets._index_files(tmp_path)) == ["a.png", "c.png"]
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "label", ["t0.PNG", "t0.png.png", "t0_mask.png", "t0_label.tif", "t0_gt.npy", "t0_segmentation.png"]
+    "label",
+    ["t0.PNG", "t0.png.png", "t0_mask.png", "t0_label.tif", "t0_gt.npy", "t0_segmentation.png"],
 )
 def test_names_of_labels(folder, label):
     (folder / "labels/train/t0.png").rename(folder / "labels/train" / label)
     assert found(folder) == {"t0": label, "t1": "t1.png"}
-    assert pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train") == []
+    assert pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train") == []
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("nested", [False, True])
 def test_unicode_forms(folder, forms, nested):
-    image, label = (unicodedata.normalize(form, "stra\u00dfe/caf\u00e9" if nested else "caf\u00e9") for form in forms)
     image, label = (
-        name.replace("stra", unicodedata.normalize(form, "\u00e9")) for name, form in zip((image, label), forms)
+        unicodedata.normalize(form, "stra\u00dfe/caf\u00e9" if nested else "caf\u00e9")
+        for form in forms
+    )
+    image, label = (
+        name.replace("stra", unicodedata.normalize(form, "\u00e9"))
+        for name, form in zip((image, label), forms)
     )
     for part, name in (("images", image), ("labels", label)):
         (folder / part / f"train/{name}.png").parent.mkdir(exist_ok=True)
         (folder / part / "train/t0.png").rename(folder / part / f"train/{name}.png")
     assert len(found(folder)) == 2
-    assert pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train") == []
+    assert pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train") == []
 
 
 def test_a_label_is_not_taken_from_another_image(folder):
@@ -214,13 +237,15 @@ def test_two_labels_of_one_image(folder):
     shutil.copy(folder / "labels/train/t0_mask.png", folder / "labels/train/t0_gt.png")
     error = refused(folder)
     assert (
-        error.file.endswith("images/train/t0.png") and "t0_mask.png" in error.problem and "t0_gt.png" in error.problem
+        error.file.endswith("images/train/t0.png")
+        and "t0_mask.png" in error.problem
+        and "t0_gt.png" in error.problem
     )
     shutil.copy(
         folder / "labels/train/t0_gt.png", folder / "labels/train/t0.png"
     )  # the exact name wins, the others are told
     assert found(folder)["t0"] == "t0.png"
-    unused = pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train")
+    unused = pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train")
     assert [file.name for file in unused] == ["t0_gt.png", "t0_mask.png"]
 
 
@@ -236,7 +261,11 @@ def test_two_labels_of_one_image(folder):
 def test_what_lies_where_a_label_is_missing(folder, label, hint):
     (folder / "labels/train/t0.png").rename(folder / "labels/train" / label)
     text = str(refused(folder))
-    assert "labels/train/t0.png is missing" in text and hint in text and (hint or "There is" not in text)
+    assert (
+        "labels/train/t0.png is missing" in text
+        and hint in text
+        and (hint or "There is" not in text)
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".ppm", ".webp", ".jp2"])
@@ -256,16 +285,24 @@ def test_labels_beside_the_images(folder):
     for file in (folder / "labels/train").iterdir():
         file.rename(folder / f"images/train/{file.stem}_mask.png")
     (folder / "labels/train").rmdir()
-    assert "Labels seem to lie beside the images (t0_mask.png): move them there" in str(refused(folder))
+    assert "Labels seem to lie beside the images (t0_mask.png): move them there" in str(
+        refused(folder)
+    )
 
 
-@pytest.mark.parametrize("other", ["Images/train", "images/training", "image/train", "images/Train"])
+@pytest.mark.parametrize(
+    "other", ["Images/train", "images/training", "image/train", "images/Train"]
+)
 def test_folders_of_other_names(folder, other):
     moved = folder / "moved"
     (folder / "images").rename(moved)
     (folder / other).parent.mkdir(exist_ok=True)
     (moved / "train").rename(folder / other)
-    wrong, right = (other.split("/")[0], "images") if not other.startswith("images") else (other.split("/")[1], "train")
+    wrong, right = (
+        (other.split("/")[0], "images")
+        if not other.startswith("images")
+        else (other.split("/")[1], "train")
+    )
     assert f"{wrong}: if it is this one, rename it to {right}" in str(refused(folder))
 
 
@@ -274,9 +311,14 @@ def test_labels_that_no_image_has(folder):
         write_png(folder / "labels/train/x.png", np.zeros((4, 4), np.uint8))
         (folder / "labels/train" / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "labels/train/t0.png", folder / "labels/train" / name)
-    unused = pairs.unused_labels(datasets.get_spec("folder", folder), folder, "train")
-    assert [str(file.relative_to(folder)) for file in unused] == ["labels/train/sub/y.tif", "labels/train/x.png"]
-    split = checks.find_splits(make_config(root=str(folder), train_split="train[:1]"))[0]
+    unused = pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train")
+    assert [str(file.relative_to(folder)) for file in unused] == [
+        "labels/train/sub/y.tif",
+        "labels/train/x.png",
+    ]
+    experiment = make_experiment(root=folder, train_split="train[:1]")
+    spec = catalog.load_spec(experiment.dataset)
+    split = checks.find_splits(experiment.dataset, experiment.eval, spec)[0]
     assert len(split.unused_labels()) == 2  # the rest of the split's images still own their labels
 
 
@@ -294,7 +336,10 @@ LISTS = {
 @pytest.fixture
 def voc(tmp_path):
     for name in ("a0", "a1", "a2", "my photo"):
-        for file, mode in ((f"JPEGImages/{name}.jpg", "RGB"), (f"SegmentationClass/{name}.png", "L")):
+        for file, mode in (
+            (f"JPEGImages/{name}.jpg", "RGB"),
+            (f"SegmentationClass/{name}.png", "L"),
+        ):
             (tmp_path / file).parent.mkdir(exist_ok=True)
             Image.new(mode, (4, 4)).save(tmp_path / file)
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
@@ -303,14 +348,18 @@ def voc(tmp_path):
 
 def listed(root, text, encoding="utf-8"):
     (root / "ImageSets/Segmentation/train.txt").write_text(text, encoding=encoding, newline="")
-    return [pair.name for pair in pairs.find_pairs(datasets.get_spec("voc12", root), root, "train")]
+    return [pair.name for pair in pairs.find_pairs(catalog.get_spec("voc12", root), root, "train")]
 
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_lists_of_images(voc, kind):
     assert listed(voc, LISTS[kind]) == ["a0", "a1", "a2"]
-    line = pairs.left_out(datasets.get_spec("voc12", voc), voc, "train")
-    assert line.endswith("train.txt: lists 2 more than once, which count once: a0, a1") if kind == "twice" else not line
+    line = pairs.left_out(catalog.get_spec("voc12", voc), voc, "train")
+    assert (
+        line.endswith("train.txt: lists 2 more than once, which count once: a0, a1")
+        if kind == "twice"
+        else not line
+    )
 
 
 def test_a_list_with_blanks_in_names(voc):
@@ -332,7 +381,10 @@ def test_a_list_that_cannot_be_read(voc, encoding):
 def test_a_listed_image_that_is_missing(voc):
     with pytest.raises(DataError) as caught:
         listed(voc, "a0\na7.jpg\n")
-    assert caught.value.file == str(voc / "JPEGImages/a7.jpg") and "train.txt lists it" in caught.value.problem
+    assert (
+        caught.value.file == str(voc / "JPEGImages/a7.jpg")
+        and "train.txt lists it" in caught.value.problem
+    )
 
 
 def test_stems():

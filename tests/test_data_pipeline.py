@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder
+from helpers.data_helpers import eval_samples, make_experiment, make_folder, train_batches
 
-from jaxseg.data import pipeline
-from jaxseg.data.datasets import DataError
+from jaxseg.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +21,12 @@ def root(tmp_path_factory):
 
 def take(config, count, **arguments):
     """The first batches, as one dict of [count, rows, ...]."""
-    batches = pipeline.train_batches(config, **({"devices": 1} | arguments))
+    batches = train_batches(config, **({"devices": 1} | arguments))
     taken = [next(batches) for _ in range(count)]
     batches.close()
-    return {key: np.stack([b[key].reshape(-1, *b[key].shape[2:]) for b in taken]) for key in taken[0]}
+    return {
+        key: np.stack([b[key].reshape(-1, *b[key].shape[2:]) for b in taken]) for key in taken[0]
+    }
 
 
 def same(a, b):
@@ -35,7 +36,7 @@ def same(a, b):
 
 
 def test_shapes_and_types(root):
-    batch = next(pipeline.train_batches(make_config(root=root), devices=2))
+    batch = next(train_batches(make_experiment(root=root), devices=2))
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
         "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.uint8), "size": ((2, 2, 2), np.int32),
     }  # fmt: skip
@@ -43,7 +44,7 @@ def test_shapes_and_types(root):
 
 
 def test_devices_and_processes_share_out_the_same_batches(root):
-    config = make_config(root=root)
+    config = make_experiment(root=root)
     whole = take(config, 3)
     same(whole, take(config, 3, devices=4))
     parts = [take(config, 3, devices=2, process_index=p, process_count=2) for p in range(2)]
@@ -51,12 +52,12 @@ def test_devices_and_processes_share_out_the_same_batches(root):
 
 
 def test_starting_later_goes_on_the_same(root):
-    config = make_config(root=root)
+    config = make_experiment(root=root)
     same({key: value[4:] for key, value in take(config, 7).items()}, take(config, 3, start=4))
 
 
 def test_position_counts_batches_taken(root):
-    batches = pipeline.train_batches(make_config(root=root), devices=1, start=5)
+    batches = train_batches(make_experiment(root=root), devices=1, start=5)
     assert batches.position == 5
     next(batches), next(batches)
     assert batches.position == 7
@@ -64,13 +65,15 @@ def test_position_counts_batches_taken(root):
 
 
 def test_seed_changes_order_and_augmentation(root):
-    one, other = (pipeline.train_batches(make_config(root=root, seed=seed), devices=1) for seed in (1, 2))
+    one, other = (
+        train_batches(make_experiment(root=root, seed=seed), devices=1) for seed in (1, 2)
+    )
     assert [one.names(k) for k in range(5)] != [other.names(k) for k in range(5)]
     assert (next(one)["image"] != next(other)["image"]).any()
 
 
 def test_every_epoch_shows_all_in_another_order(root):
-    names = pipeline.train_batches(make_config(root=root, batch_size=5), devices=1).names
+    names = train_batches(make_experiment(root=root, batch_size=5), devices=1).names
     epochs = [names(k) for k in range(6)]
     files = [f"{root}/images/train/t{index}.png" for index in range(5)]
     assert all(sorted(epoch) == files for epoch in epochs)
@@ -78,7 +81,7 @@ def test_every_epoch_shows_all_in_another_order(root):
 
 
 def test_names_are_of_the_rows(root):
-    config = make_config(
+    config = make_experiment(
         root=root,
         batch_size=3,
         crop_size=(20, 24),
@@ -87,8 +90,8 @@ def test_names_are_of_the_rows(root):
         flip=0.0,
         photometric=False,
     )
-    batches = pipeline.train_batches(config, devices=1)
-    samples = pipeline.eval_samples(config, "train")
+    batches = train_batches(config, devices=1)
+    samples = eval_samples(config, "train")
     for k in range(4):
         batch = next(batches)
         for row, name in enumerate(batches.names(k)):
@@ -98,17 +101,19 @@ def test_names_are_of_the_rows(root):
 
 
 def test_a_batch_larger_than_the_data_set(root):
-    batches = pipeline.train_batches(make_config(root=root, batch_size=12), devices=1)
+    batches = train_batches(make_experiment(root=root, batch_size=12), devices=1)
     assert next(batches)["image"].shape[1] == 12 and len(set(batches.names(0))) == 5
 
 
 def test_batch_must_divide(root):
-    with pytest.raises(DataError, match="config.batch_size=4 is global and must divide among 3 devices"):
-        pipeline.train_batches(make_config(root=root), devices=3)
+    with pytest.raises(
+        DataError, match="config.batch_size=4 is global and must divide among 3 devices"
+    ):
+        train_batches(make_experiment(root=root), devices=3)
 
 
 def test_samples_refuse_an_index_outside(root):
-    samples = pipeline.eval_samples(make_config(root=root))
+    samples = eval_samples(make_experiment(root=root))
     assert len(samples) == 2 == len(list(samples))
     with pytest.raises(IndexError):
         samples[2]
@@ -117,10 +122,9 @@ def test_samples_refuse_an_index_outside(root):
 WORKERS = """
 import sys
 import numpy as np
-from data_helpers import make_config
-from jaxseg.data import pipeline
+from helpers.data_helpers import make_experiment, train_batches
 if __name__ == "__main__":
-    batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=2), devices=1, start=1)
+    batches = train_batches(make_experiment(root=sys.argv[1], num_workers=2), devices=1, start=1)
     np.savez(sys.argv[2], **{f"{key}{k}": value for k in range(3) for key, value in next(batches).items()})
     batches.close()
     loaded = [name for name in ("tensorflow", "torch", "jaxseg.models") if name in sys.modules]
@@ -140,7 +144,7 @@ def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     stored = np.load(tmp_path / "out.npz")
-    here = pipeline.train_batches(make_config(root=root), devices=1, start=1)
+    here = train_batches(make_experiment(root=root), devices=1, start=1)
     for k in range(3):
         for key, value in next(here).items():
             np.testing.assert_array_equal(value, stored[f"{key}{k}"])
@@ -149,10 +153,9 @@ def test_worker_processes_give_the_same_and_tensorflow_stays_out(root, tmp_path)
 
 KILLED = """
 import multiprocessing, sys, time
-from data_helpers import make_config
-from jaxseg.data import pipeline
+from helpers.data_helpers import make_experiment, train_batches
 if __name__ == "__main__":
-    batches = pipeline.train_batches(make_config(root=sys.argv[1], num_workers=1), devices=1)
+    batches = train_batches(make_experiment(root=sys.argv[1], num_workers=1), devices=1)
     next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
@@ -167,8 +170,18 @@ def is_running(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_workers_end_with_a_killed_run(root, tmp_path):
     (tmp_path / "main.py").write_text(KILLED)
-    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    run = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), root], env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {
+        "PYTHONPATH": ":".join(p for p in sys.path if p),
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+    }
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py"), root],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert workers and all(map(is_running, workers))
     run.kill()

@@ -11,13 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_helpers import make_config, make_folder, write_png
-from ml_collections import ConfigDict
+from helpers.data_helpers import make_experiment, make_folder, train_batches, write_png
 from PIL import Image
 
-from jaxseg.data import browse, histogram, pipeline, report, statistics
-from jaxseg.data.datasets import DataError
-from jaxseg.presets import DATASET, EVALUATION
+from jaxseg.config.schema import DatasetConfig, EvalConfig, from_dict
+from jaxseg.data import label_counts, statistics
+from jaxseg.data.catalog import get_spec, load_spec
+from jaxseg.data.validate import browse, formatting, report
+from jaxseg.errors import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -29,7 +30,8 @@ def root(tmp_path, monkeypatch):
 
 
 def found(root, **dataset):
-    return report.check_data(ConfigDict(dict(dataset=DATASET | dict(name="folder", root=str(root)) | dataset, eval=EVALUATION)))
+    config = from_dict(DatasetConfig, dict(name="folder", root=str(root)) | dataset)
+    return report.check_data(config, EvalConfig(), load_spec(config))
 
 
 def kinds(result):
@@ -37,7 +39,7 @@ def kinds(result):
 
 
 def last_line(result):
-    return report.as_text(result).splitlines()[-1]
+    return formatting.as_text(result).splitlines()[-1]
 
 
 # --- Breaking a folder ------------------------------------------------------------------------------------------------
@@ -45,7 +47,10 @@ def last_line(result):
 
 def label(root, name, *values):
     """Write a label that holds these values."""
-    write_png(root / f"labels/{name}.png", np.resize(np.array(values), (20, 24)).astype(np.uint16 if max(values) > 255 else np.uint8))
+    write_png(
+        root / f"labels/{name}.png",
+        np.resize(np.array(values), (20, 24)).astype(np.uint16 if max(values) > 255 else np.uint8),
+    )
 
 
 def values(root):
@@ -71,7 +76,9 @@ def split_files(root, pattern, how):
 
 
 def relabel(root, split, *values_):
-    split_files(root, f"labels/{split}/*", lambda file: label(root, f"{split}/{file.stem}", *values_))
+    split_files(
+        root, f"labels/{split}/*", lambda file: label(root, f"{split}/{file.stem}", *values_)
+    )
 
 
 def nested(root):
@@ -89,7 +96,9 @@ def two_classes(root):
 def colors(root):
     (root / "classes.txt").write_text("sky 10 20 30\nroad 40 50 60\ncar 70 80 90\n")
     table = np.uint8([[10, 20, 30], [40, 50, 60], [70, 80, 90]])
-    split_files(root, "labels/*/*", lambda file: write_png(file, table[np.arange(480).reshape(20, 24) % 3]))
+    split_files(
+        root, "labels/*/*", lambda file: write_png(file, table[np.arange(480).reshape(20, 24) % 3])
+    )
     write_png(root / "labels/train/t2.png", np.full((20, 24, 3), (41, 50, 60), np.uint8))
 
 
@@ -100,7 +109,9 @@ def five_channels(root):
 
 def nodata(root):
     ramp = np.linspace(0, 1, 20 * 24 * 3, dtype=np.float32).reshape(20, 24, 3)
-    split_files(root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), ramp), file.unlink()))
+    split_files(
+        root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), ramp), file.unlink())
+    )
     image = ramp.copy()
     image[0] = -9999
     np.save(root / "images/train/t2.npy", image)
@@ -108,7 +119,9 @@ def nodata(root):
 
 def nan(root, size=(20, 24)):
     image = np.zeros((20, 24, 3), np.float32)
-    split_files(root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), image), file.unlink()))
+    split_files(
+        root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), image), file.unlink())
+    )
     image = np.zeros((*size, 3), np.float32)
     image[3, 4, 1] = np.nan
     write_png(root / "labels/val/v1.png", np.indices(size).sum(0, np.uint8) % 3)
@@ -138,7 +151,7 @@ ERRORS = {
     "range": (nodata, "range", "train", 1, "t2.npy: holds -9999 in 24 pixels of channel 0 (first at row 0, column 0)"),
     "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
     "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
-    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: Expecting"),
+    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: is no JSON (Expecting"),
     "std 0": (lambda r: statistics.write_statistics(r, (1, 1, 1), (1, 0, 1)), "statistics", "train", 1, "json: std 0.0 is not above 0"),
     "statistics of 5": (
         lambda r: statistics.write_statistics(r, [1] * 5, [1] * 5), "statistics", "train", 1, "5 channels, but config.dataset.channels=3"
@@ -181,14 +194,27 @@ WARNINGS = {
 
 def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
     result = found(root)
-    text = report.as_text(result)
-    assert result.ok and not result.problems and last_line(result) == "ok: training can start, 0 warnings"
-    assert "5 pairs" in text and "24x20 (5)" in text and "3 channels uint8 (5)" in text and "  2 car " in text
+    text = formatting.as_text(result)
+    assert (
+        result.ok
+        and not result.problems
+        and last_line(result) == "ok: training can start, 0 warnings"
+    )
+    assert (
+        "5 pairs" in text
+        and "24x20 (5)" in text
+        and "3 channels uint8 (5)" in text
+        and "  2 car " in text
+    )
     totals = result.splits[0].totals()
-    np.testing.assert_allclose(result.weights, histogram.class_weights(totals[:3]))
+    np.testing.assert_allclose(result.weights, label_counts.class_weights(totals[:3]))
     assert "--config.losses.decode.class_weight='(" in text
-    monkeypatch.setattr(type(result.splits[0].source), "read_label", lambda *_: pytest.fail("the labels were read again"))
-    np.testing.assert_array_equal(histogram.count_labels(result.splits[0].source, 3).sum(0), totals)
+    monkeypatch.setattr(
+        type(result.splits[0].source),
+        "read_label",
+        lambda *_: pytest.fail("the labels were read again"),
+    )
+    np.testing.assert_array_equal(label_counts.count_labels(result.splits[0].source, 3).sum(0), totals)
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -196,7 +222,9 @@ def test_an_error(root, name):
     damage, kind, split, count, words = ERRORS[name]
     damage(root)
     result = found(root)
-    assert kinds(result)[kind, split] == count and words in report.as_text(result), report.as_text(result)
+    assert kinds(result)[kind, split] == count and words in formatting.as_text(result), formatting.as_text(
+        result
+    )
     assert not result.ok and last_line(result).startswith("NOT OK: training would go wrong: ")
 
 
@@ -205,7 +233,9 @@ def test_a_warning(root, name):
     damage, kind, split, count, words = WARNINGS[name]
     damage(root)
     result = found(root)
-    assert kinds(result) == {(kind, split): count} and words in report.as_text(result), report.as_text(result)
+    assert kinds(result) == {(kind, split): count} and words in formatting.as_text(result), (
+        formatting.as_text(result)
+    )
     assert result.ok and last_line(result).startswith("ok: training can start, 1 warning")
 
 
@@ -225,19 +255,26 @@ def test_problems_are_collected_not_stopped_at(root):
     assert kinds(result).keys() == {
         ("shared name", "train"), ("value", "train"), ("value", "val"), ("damaged image", "train"), ("missing label", "train"), ("missing label", "val"),
     }  # fmt: skip
-    assert "999" in report.as_text(result) and not list(root.parent.glob("cache/labels/*"))
+    assert "999" in formatting.as_text(result) and not list(root.parent.glob("cache/labels/*"))
 
 
 def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
     relabel(root, "train", 9)
     result = found(root)
-    text = report.as_text(result)
-    assert "and 2 more (--json=FILE lists all)" in text and "t2.png: label value 9" in text and "t3.png: label" not in text
+    text = formatting.as_text(result)
+    assert (
+        "and 2 more (--json=FILE lists all)" in text
+        and "t2.png: label value 9" in text
+        and "t3.png: label" not in text
+    )
     assert text.count("change the value") == 1  # the fix is told once
-    facts = json.loads(report.as_json(result))
+    facts = json.loads(formatting.as_json(result))
     files = [problem["file"] for problem in facts["problems"] if problem["kind"] == "value"]
     assert [Path(file).stem for file in files] == ["t0", "t1", "t2", "t3", "t4"] and not facts["ok"]
-    assert facts["splits"]["val"]["pairs"] == 2 and sum(facts["splits"]["val"]["pixels"]) + facts["splits"]["val"]["ignored"] == 960
+    assert (
+        facts["splits"]["val"]["pairs"] == 2
+        and sum(facts["splits"]["val"]["pixels"]) + facts["splits"]["val"]["ignored"] == 960
+    )
 
 
 def test_slices_repetitions_and_sums_of_splits(root):
@@ -247,7 +284,9 @@ def test_slices_repetitions_and_sums_of_splits(root):
     assert kinds(found(root, train_split="train*3")) == {("damaged label", "train"): 1}
     (root / "labels/train/t0.png").write_bytes((root / "labels/train/t1.png").read_bytes())
     leaky = found(root, train_split="train + val")
-    assert kinds(leaky) == {("leak", "val"): 2} and "v1.png: training reads this file, too; take it out" in report.as_text(leaky)
+    assert kinds(leaky) == {
+        ("leak", "val"): 2
+    } and "v1.png: training reads this file, too; take it out" in formatting.as_text(leaky)
     (root / "labels/train/t3.png").unlink()
     broken = found(root, train_split="train + val")
     assert kinds(broken) == {("missing label", "train"): 1, ("leak", "val"): 2}
@@ -257,9 +296,11 @@ def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
     other = make_folder(tmp_path / "other", train=3)
     label(other, "train/t1", 0, 8)
     result = found(root, concat=dict(more=dict(name="folder", root=str(other), repeat=2)))
-    assert kinds(result)["value", "train, concat.more"] == 1 and [split.title for split in result.splits][1:] == ["train, concat.more", "val"]
+    assert kinds(result)["value", "train, concat.more"] == 1 and [
+        split.title for split in result.splits
+    ][1:] == ["train, concat.more", "val"]
     expected = result.splits[0].totals() + 2 * result.splits[1].totals()
-    np.testing.assert_allclose(result.weights, histogram.class_weights(expected[:3]))
+    np.testing.assert_allclose(result.weights, label_counts.class_weights(expected[:3]))
     (other / "classes.txt").write_text("sky\nroad\nbus\n")
     with pytest.raises(DataError, match="number 2 is 'bus'") as caught:
         found(root, concat=dict(more=dict(name="folder", root=str(other))))
@@ -269,30 +310,42 @@ def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
 def test_one_class_in_an_official_label_is_no_mistake(tmp_path):
     for split, count in (("training", 3), ("validation", 2)):
         for index in range(count):
-            write_png(tmp_path / f"images/{split}/{split}{index}.jpg", np.full((8, 8, 3), 40 * index + count, np.uint8))
-            ids = np.resize(np.uint8([0, 1] if index else [1, 2, 3]), (8, 8))  # 0 is ignored, 1 is the first class
+            write_png(
+                tmp_path / f"images/{split}/{split}{index}.jpg",
+                np.full((8, 8, 3), 40 * index + count, np.uint8),
+            )
+            ids = np.resize(
+                np.uint8([0, 1] if index else [1, 2, 3]), (8, 8)
+            )  # 0 is ignored, 1 is the first class
             write_png(tmp_path / f"annotations/{split}/{split}{index}.png", ids)
     assert {kind for kind, _ in kinds(found(tmp_path, name="ade20k"))} == {"absent"}
 
 
 def test_records_are_checked_too(monkeypatch, tmp_path):
-    from jaxseg.data import shapes
+    from jaxseg.data.sources import shapes
 
     monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLITS", {split: 4 for split in shapes.SPLITS})
     result = found("", name="shapes")
-    assert len(result.splits[1].counts) and not any(problem.kind.startswith("damaged") for problem in result.problems)
+    assert len(result.splits[1].counts) and not any(
+        problem.kind.startswith("damaged") for problem in result.problems
+    )
 
 
-def test_statistics_are_written_and_a_failure_is_told(root):
+def test_statistics_are_written_and_a_failure_is_reported(root):
     config = report.folder_config(str(root))
-    result = report.check_data(config, write_statistics=True)
+
+    def write():
+        return report.check_data(config, EvalConfig(), load_spec(config), write_statistics=True)
+
+    result = write()
     assert statistics.read_statistics(root) == statistics.image_statistics(result.splits[0].source)
-    assert f"Wrote {root}/statistics.json, which train.py reads: mean (" in report.as_text(result)
+    text = formatting.as_text(result)
+    assert f"Wrote {root}/statistics.json, which train.py reads: mean (" in text
     cut(root / "labels/train/t0.png")  # which statistics do not need
-    assert report.check_data(config, write_statistics=True).statistics
+    assert write().statistics
     cut(root / "images/train/t1.png")
-    result = report.check_data(config, write_statistics=True)
+    result = write()
     assert ("statistics", "train") in kinds(result) and result.statistics is None
 
 
@@ -301,13 +354,26 @@ def test_statistics_are_written_and_a_failure_is_told(root):
 
 def run(script, *args):
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, str(SCRIPTS / script), *map(str, args)], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
 
 
 def test_check_script_exits_by_what_it_found(root, tmp_path):
-    good = run("check_data.py", f"--root={root}", f"--json={tmp_path / 'report.json'}", "--statistics")
-    assert good.returncode == 0 and good.stdout.splitlines()[-1] == "ok: training can start, 0 warnings", good.stderr
-    assert json.loads((tmp_path / "report.json").read_text())["ok"] and (root / "statistics.json").is_file()
+    good = run(
+        "check_data.py", f"--root={root}", f"--json={tmp_path / 'report.json'}", "--statistics"
+    )
+    assert (
+        good.returncode == 0
+        and good.stdout.splitlines()[-1] == "ok: training can start, 0 warnings"
+    ), good.stderr
+    assert (
+        json.loads((tmp_path / "report.json").read_text())["ok"]
+        and (root / "statistics.json").is_file()
+    )
     values(root)
     variant = f"--config={SCRIPTS.parent}/configs/pspnet.py:r18-d8_240x320_2k_folder"
     bad = run("check_data.py", variant, f"--config.dataset.root={root}")
@@ -323,46 +389,61 @@ def test_check_script_needs_a_folder_or_a_config():
 # --- Browsing ---------------------------------------------------------------------------------------------------------
 
 
-def browse_config(root, **dataset):
-    return make_config(**(DATASET | dict(name="folder", root=str(root), crop_size=(16, 20), dtype="uint8") | dataset))
+def write_pictures(experiment, output, count, raw=False):
+    spec = load_spec(experiment.dataset)
+    return browse.browse(experiment, spec, output, count, raw=raw)
 
 
-def test_browse_shows_what_training_sees(root, tmp_path, monkeypatch):
-    config = browse_config(root, ratio_range=(0.4, 0.4), cat_max_ratio=1.0)
+@pytest.fixture
+def panels(monkeypatch):
+    """(photo, label) of every panel that is drawn."""
     seen = []
-    monkeypatch.setattr(browse, "panel", lambda photo, label, spec, title: seen.append((photo, label)) or np.zeros((4, 4, 3), np.uint8))
-    files = browse.browse(config, tmp_path / "look", 6)
-    batches = pipeline.train_batches(config, devices=1)
+
+    def panel(photo, label, spec, title):
+        seen.append((photo, label))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(browse, "panel", panel)
+    return seen
+
+
+def test_browse_shows_what_training_sees(root, tmp_path, panels):
+    experiment = make_experiment(root=root, ratio_range=(0.4, 0.4), cat_max_ratio=1.0)
+    files = write_pictures(experiment, tmp_path / "look", 6)
+    batches = train_batches(experiment, devices=1)
     batch = next(batches)
     rows = [{key: value[0, row] for key, value in batch.items()} for row in range(4)]
-    for (photo, mask), row in zip(seen, rows):
+    for (photo, mask), row in zip(panels, rows):
         height, width = row["size"]
-        assert photo.shape == (height, width, 3) and height < 16 and width < 20  # the padding is not shown
+        assert photo.shape == (height, width, 3)
+        assert height < 16 and width < 20  # the padding is not shown
         np.testing.assert_array_equal(photo, row["image"][:height, :width])
         np.testing.assert_array_equal(mask, row["label"][:height, :width])
     names = [Path(file).stem for file in batches.names(0)]
     batches.close()
     assert [file.stem for file in files[:4]] == [f"{i:03d}_{name}" for i, name in enumerate(names)]
-    assert len(seen) == 6 and files[-1].name == "sheet.png" and all(file.is_file() for file in files)
+    assert len(panels) == 6 and files[-1].name == "sheet.png"
+    assert all(file.is_file() for file in files)
 
 
-def test_browse_raw_shows_the_files(root, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(browse, "panel", lambda photo, label, spec, title: seen.append(photo) or np.zeros((4, 4, 3), np.uint8))
-    files = browse.browse(browse_config(root), tmp_path / "look", 3, raw=True)
-    for photo, file in zip(seen, files):
+def test_browse_raw_shows_the_files(root, tmp_path, panels):
+    files = write_pictures(make_experiment(root=root), tmp_path / "look", 3, raw=True)
+    for (photo, _), file in zip(panels, files):
         stem = file.stem.split("_")[1]
-        np.testing.assert_array_equal(photo, cv2.imread(str(root / f"images/train/{stem}.png"))[..., ::-1])
+        expected = cv2.imread(str(root / f"images/train/{stem}.png"))[..., ::-1]
+        np.testing.assert_array_equal(photo, expected)
 
 
 def test_a_panel_and_a_sheet_have_room_for_all(root):
-    from jaxseg.data.datasets import get_spec
-
     spec = get_spec("folder", root)
     photo, mask = np.full((30, 90, 3), 7, np.uint8), np.zeros((30, 90), np.int32)
     picture = browse.panel(photo, mask, spec, "title")
-    assert picture.shape[1] == 2 * 450 + browse.GAP and (picture[30, 30] == 7).all()  # enlarged five times
+    assert (
+        picture.shape[1] == 2 * 450 + browse.GAP and (picture[30, 30] == 7).all()
+    )  # enlarged five times
     cells = [np.zeros((20 + i, 40, 3), np.uint8) for i in range(5)]
     sheet = browse.sheet(cells, [mask], spec)
-    assert sheet.shape[1] == 4 * (40 + 2 * browse.GAP) and sheet.shape[0] > 2 * (24 + 2 * browse.GAP)
+    assert sheet.shape[1] == 4 * (40 + 2 * browse.GAP) and sheet.shape[0] > 2 * (
+        24 + 2 * browse.GAP
+    )
     assert Image.fromarray(sheet).size == sheet.shape[1::-1]

@@ -4,13 +4,19 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxseg.data import photometric, transforms
-from jaxseg.data.datasets import DataError
-from jaxseg.data.transforms import Augment
+from jaxseg.data.augment import photometric, transforms
+from jaxseg.data.augment.transforms import Augment
+from jaxseg.errors import DataError
 
-IMAGE = np.uint8([[[200, 30, 60], [12, 240, 130]], [[90, 90, 90], [255, 0, 128]], [[5, 77, 250], [128, 200, 3]]])
+IMAGE = np.uint8(
+    [[[200, 30, 60], [12, 240, 130]], [[90, 90, 90], [255, 0, 128]], [[5, 77, 250], [128, 200, 3]]]
+)
 # MMSegmentation 1.2.2 on this image: brightness +20.5, saturation 1.4, hue -11, then contrast 0.7.
-DISTORTED = [[[154, 0, 81], [0, 178, 30]], [[77, 77, 77], [178, 0, 160]], [[0, 119, 178], [154, 154, 0]]]
+DISTORTED = [
+    [[154, 0, 81], [0, 178, 30]],
+    [[77, 77, 77], [178, 0, 160]],
+    [[0, 119, 178], [154, 154, 0]],
+]
 # OpenCV before 5 rounds positions to 1/32 pixel, so there two noisy neighbours mix by up to 1/64 otherwise, in each direction.
 EXACT = int(cv2.__version__.split(".")[0]) >= 5
 
@@ -44,7 +50,9 @@ def noise(shape, dtype=np.uint8, seed=0):
 
 def blocks(classes=4, side=16, shape=(3, 4), seed=1):
     """A label of square blocks."""
-    return np.kron(np.random.default_rng(seed).integers(0, classes, shape), np.ones((side, side))).astype(np.uint8)
+    return np.kron(
+        np.random.default_rng(seed).integers(0, classes, shape), np.ones((side, side))
+    ).astype(np.uint8)
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
@@ -67,12 +75,17 @@ def test_rescaled_size(size, target, expected):
 
 def test_random_target_is_one_ratio_cut_to_integers():
     assert transforms.random_target(Script(0.5), (360, 480), (2048, 512), (0.5, 2.0)) == (2560, 640)
-    assert transforms.random_target(Script(0.1), (90, 61), (0, 0), (0.5, 2.0)) == (58, 39)  # 0.65 * 90, 0.65 * 61
+    assert transforms.random_target(Script(0.1), (90, 61), (0, 0), (0.5, 2.0)) == (
+        58,
+        39,
+    )  # 0.65 * 90, 0.65 * 61
 
 
 def test_resize_is_opencv_bilinear():
     image = noise((9, 12, 3))
-    np.testing.assert_array_equal(transforms.resize_image(image, (24, 18)), cv2.resize(image, (24, 18)))
+    np.testing.assert_array_equal(
+        transforms.resize_image(image, (24, 18)), cv2.resize(image, (24, 18))
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 200])  # OpenCV takes no more than 128 at once
@@ -89,35 +102,44 @@ def test_resize_takes_any_number_of_channels(channels):
 def test_crop_tries_until_no_class_fills_it():
     label = np.zeros((8, 8), np.uint8)
     label[:, 6:] = 1
-    view, seen = transforms.random_view(Script(0, 0, 1, 1, 2, 4, 9, 9), label, (8, 8), (4, 4), 0.75)
+    view, seen = transforms.random_window(
+        Script(0, 0, 1, 1, 2, 4, 9, 9), label, (8, 8), (4, 4), 0.75
+    )
     assert view.corner == (2, 4) and view.shape == (4, 4)  # all 0, all 0, half and half
     np.testing.assert_array_equal(seen, label[2:6, 4:])
 
 
 def test_crop_tries_on_the_resized_label():
     label = np.uint8([[0, 0, 0, 1]] * 4)
-    view, seen = transforms.random_view(Script(0, 0, 1, 4, 9), label, (8, 8), (4, 4), 0.75)
+    view, seen = transforms.random_window(Script(0, 0, 1, 4, 9), label, (8, 8), (4, 4), 0.75)
     assert view.corner == (1, 4) and seen.tolist() == [[0, 0, 1, 1]] * 4
 
 
 def test_crop_takes_the_eleventh_box_as_it_is():
     script = Script(*[value for k in range(11) for value in (0, k % 3)], "not drawn")
-    view, _ = transforms.random_view(script, np.zeros((4, 6), np.uint8), (4, 6), (4, 4), 0.75)
+    view, _ = transforms.random_window(script, np.zeros((4, 6), np.uint8), (4, 6), (4, 4), 0.75)
     assert view.corner == (0, 1) and script.draws == ["not drawn"]
 
 
 def test_crop_without_ratio_draws_once():
-    assert transforms.random_view(Script(2, 3), np.zeros((8, 8), np.uint8), (8, 8), (4, 4))[0].corner == (2, 3)
+    assert transforms.random_window(Script(2, 3), np.zeros((8, 8), np.uint8), (8, 8), (4, 4))[
+        0
+    ].corner == (2, 3)
 
 
 def test_crop_of_a_small_image():
-    view, seen = transforms.random_view(Script(0, 1), np.zeros((3, 9), np.uint8), (3, 9), (4, 8))
+    view, seen = transforms.random_window(Script(0, 1), np.zeros((3, 9), np.uint8), (3, 9), (4, 8))
     assert view.corner == (0, 1) and view.shape == seen.shape == (3, 8)
 
 
 def test_crop_lies_around_its_pixel():
     label = np.arange(100, dtype=np.uint8).reshape(10, 10)
-    corners = {transforms.random_view(np.random.default_rng(s), label, (20, 20), (6, 8), pixel=(0, 5))[0].corner for s in range(300)}
+    corners = {
+        transforms.random_window(np.random.default_rng(s), label, (20, 20), (6, 8), pixel=(0, 5))[
+            0
+        ].corner
+        for s in range(300)
+    }
     # Row 0 and column 5 are row 1 and column 11 of the resized image, so corners are rows 0 to 1 and columns 4 to 11.
     assert corners == {(row, column) for row in (0, 1) for column in range(4, 12)}
 
@@ -125,9 +147,16 @@ def test_crop_lies_around_its_pixel():
 def test_a_turned_crop_mostly_keeps_its_pixel():
     label = np.zeros((40, 50), np.uint8)
     label[20:22, 25:27] = 7
-    views = [transforms.random_view(np.random.default_rng(s), label, (80, 100), (30, 30), angle=45.0, pixel=(20, 25)) for s in range(100)]
+    views = [
+        transforms.random_window(
+            np.random.default_rng(s), label, (80, 100), (30, 30), angle=45.0, pixel=(20, 25)
+        )
+        for s in range(100)
+    ]
     assert all(0 <= 41 - view.corner[0] < 30 and 0 <= 51 - view.corner[1] < 30 for view, _ in views)
-    assert 70 < sum((seen == 7).any() for _, seen in views) < 100  # an octagon of 83 % of the square stays
+    assert (
+        70 < sum((seen == 7).any() for _, seen in views) < 100
+    )  # an octagon of 83 % of the square stays
 
 
 @pytest.mark.parametrize(
@@ -171,7 +200,10 @@ def test_cutout_by_hand():
 
 def test_pad_fills_at_the_bottom_and_the_right():
     image, label = transforms.pad(np.ones((1, 2, 2), np.uint16), np.ones((1, 2), np.uint8), (2, 3))
-    assert image[..., 1].tolist() == [[1, 1, 0], [0, 0, 0]] and label.tolist() == [[1, 1, 255], [255] * 3]
+    assert image[..., 1].tolist() == [[1, 1, 0], [0, 0, 0]] and label.tolist() == [
+        [1, 1, 255],
+        [255] * 3,
+    ]
 
 
 # --- All of it --------------------------------------------------------------------------------------------------------
@@ -190,10 +222,14 @@ def resize_then_crop(rng, image, label, crop_size):
     size = int(width * scale + 0.5), int(height * scale + 0.5)
     image, label = cv2.resize(image, size), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
     for _ in range(11):
-        top, left = (int(rng.integers(max(side - crop, 0) + 1)) for side, crop in zip(label.shape, crop_size))
+        top, left = (
+            int(rng.integers(max(side - crop, 0) + 1)) for side, crop in zip(label.shape, crop_size)
+        )
         box = slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
         counts = np.bincount(label[box].ravel())[:255]
-        if (size[0] <= crop_size[1] and size[1] <= crop_size[0]) or ((counts > 0).sum() > 1 and counts.max() / counts.sum() < 0.75):
+        if (size[0] <= crop_size[1] and size[1] <= crop_size[0]) or (
+            (counts > 0).sum() > 1 and counts.max() / counts.sum() < 0.75
+        ):
             break
     turned = slice(None, None, -1 if rng.random() < 0.5 else 1)
     return image[box][:, turned], label[box][:, turned]
@@ -204,7 +240,9 @@ def test_augment_is_resize_then_crop():
     augment = Augment((40, 50), **CITYSCAPES)
     for seed in range(60):
         out, ids, size = augment(np.random.default_rng(seed), image, label)
-        expected, expected_ids = resize_then_crop(np.random.default_rng(seed), image, label, (40, 50))
+        expected, expected_ids = resize_then_crop(
+            np.random.default_rng(seed), image, label, (40, 50)
+        )
         assert size == expected_ids.shape and out.shape == (40, 50, 3) and out.dtype == np.uint8
         height, width = size
         np.testing.assert_array_equal(ids[:height, :width], expected_ids)
@@ -223,11 +261,15 @@ def test_scales_and_positions_are_uniform():
         out, _, _ = augment(rng, image, label)
         scale = 10 / (out[12, 12, 0] - out[2, 12, 0])
         scales.append(scale)
-        corner = (out[4, 4] + 0.5) * scale - 4.5  # pixels within the corner are clamped at the image's border
+        corner = (
+            out[4, 4] + 0.5
+        ) * scale - 4.5  # pixels within the corner are clamped at the image's border
         places.append(corner / (64 * scale - 16))
     for values in ((np.array(scales) - 0.5) / 1.5, *np.array(places).T):
         ends = np.sort(values)
-        assert np.abs(ends - np.linspace(0, 1, 2000)).max() < 0.045  # Kolmogorov-Smirnov, p = 0.0006
+        assert (
+            np.abs(ends - np.linspace(0, 1, 2000)).max() < 0.045
+        )  # Kolmogorov-Smirnov, p = 0.0006
 
 
 def test_label_follows_the_image():
@@ -238,7 +280,9 @@ def test_label_follows_the_image():
     outside = 0
     for seed in range(60):
         augment = Augment((40, 50), **CITYSCAPES, **moves)
-        out, ids, (height, width) = augment(np.random.default_rng(seed), image, label, lambda: (image, label))
+        out, ids, (height, width) = augment(
+            np.random.default_rng(seed), image, label, lambda: (image, label)
+        )
         out, ids = out[:height, :width, 0].astype(int), ids[:height, :width]
         seen = ids != 255
         assert (np.abs(out - (ids * 60 + 20)) <= 1)[seen].mean() > 0.75
@@ -249,12 +293,16 @@ def test_label_follows_the_image():
 
 def test_rotate_draws_its_angle_and_ignores_what_is_outside():
     image, label = np.full((40, 60, 1), 200, np.uint8), np.zeros((40, 60), np.uint8)
-    out, ids, size = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(Script(0.0, 0.0, 29.0, 0, 0), image, label)
+    out, ids, size = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(
+        Script(0.0, 0.0, 29.0, 0, 0), image, label
+    )
     assert size == (40, 60)
     filled = out[..., 0] == 0
     assert filled.any() and (ids[filled] == 255).all() and (ids[out[..., 0] == 200] == 0).all()
     assert (ids[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and ids[20, 30] == 0
-    _, other, _ = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(Script(0.0, 0.0, -29.0, 0, 0), image, label)
+    _, other, _ = Augment((40, 60), rotate=1.0, rotate_degrees=30.0)(
+        Script(0.0, 0.0, -29.0, 0, 0), image, label
+    )
     np.testing.assert_array_equal(other, ids[::-1])
     out, ids, _ = Augment((40, 60), rotate=0.5)(Script(0.0, 0.6, 0, 0), image, label)
     np.testing.assert_array_equal(out, image)
@@ -264,30 +312,51 @@ def test_rotate_draws_its_angle_and_ignores_what_is_outside():
     "fields, ids, pixels",
     [
         (dict(flip=1.0), [[1, 0, 255], [3, 2, 255], [255] * 3], [[2, 1, 0], [4, 3, 0], [0] * 3]),
-        (dict(vertical_flip=1.0), [[2, 3, 255], [0, 1, 255], [255] * 3], [[3, 4, 0], [1, 2, 0], [0] * 3]),
+        (
+            dict(vertical_flip=1.0),
+            [[2, 3, 255], [0, 1, 255], [255] * 3],
+            [[3, 4, 0], [1, 2, 0], [0] * 3],
+        ),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 200])
 def test_flips_turn_both_and_keep_padding_at_the_end(fields, ids, pixels, channels):
     image = np.uint16([[1, 2], [3, 4]])[..., None].repeat(channels, -1)
-    out, label, size = Augment((3, 3), **fields)(np.random.default_rng(0), image, np.uint8([[0, 1], [2, 3]]))
+    out, label, size = Augment((3, 3), **fields)(
+        np.random.default_rng(0), image, np.uint8([[0, 1], [2, 3]])
+    )
     assert size == (2, 2) and label.tolist() == ids
-    assert out.shape == (3, 3, channels) and all(out[..., c].tolist() == pixels for c in (0, channels - 1))
+    assert out.shape == (3, 3, channels) and all(
+        out[..., c].tolist() == pixels for c in (0, channels - 1)
+    )
 
 
 @pytest.mark.parametrize("rotate", [0.0, 1.0])
 def test_class_crop_holds_every_class_in_turn(rotate):
     label = np.zeros((80, 90), np.uint8)
     label[5, 5], label[60, 70] = 1, 2  # two pixels of 7200
-    augment = Augment((16, 20), ratio_range=(1.0, 2.0), class_crop=1.0, rotate=rotate, rotate_degrees=45.0)
-    held = [set(np.unique(augment(np.random.default_rng(seed), np.zeros((80, 90, 1), np.uint8), label)[1])) for seed in range(150)]
+    augment = Augment(
+        (16, 20), ratio_range=(1.0, 2.0), class_crop=1.0, rotate=rotate, rotate_degrees=45.0
+    )
+    held = [
+        set(
+            np.unique(
+                augment(np.random.default_rng(seed), np.zeros((80, 90, 1), np.uint8), label)[1]
+            )
+        )
+        for seed in range(150)
+    ]
     rare = [ids & {1, 2} for ids in held]
-    assert min(rare.count({1}), rare.count({2})) > (15 if rotate else 30) and rare.count(set()) > 30  # a third each, less what turns out
+    assert (
+        min(rare.count({1}), rare.count({2})) > (15 if rotate else 30) and rare.count(set()) > 30
+    )  # a third each, less what turns out
 
 
 def test_class_crop_of_ignored_pixels_only_is_a_plain_crop():
     label = np.full((9, 9), 255, np.uint8)
-    assert Augment((4, 4), class_crop=1.0)(np.random.default_rng(0), label[..., None], label)[2] == (4, 4)
+    assert Augment((4, 4), class_crop=1.0)(np.random.default_rng(0), label[..., None], label)[
+        2
+    ] == (4, 4)
 
 
 def test_cutout_and_clahe_by_name_leave_the_label():
@@ -302,12 +371,16 @@ def test_cutout_and_clahe_by_name_leave_the_label():
 
 def test_photometric_by_name():
     draws = [0.9, 0.1, 20.5, 0.1, 0.7, 0.1, 1.4, 0.1, -11]
-    out, _, _ = Augment((3, 2), photometric=True)(Script(0.0, 0, 0, *draws), IMAGE, np.zeros((3, 2), np.uint8))
+    out, _, _ = Augment((3, 2), photometric=True)(
+        Script(0.0, 0, 0, *draws), IMAGE, np.zeros((3, 2), np.uint8)
+    )
     assert out.tolist() == DISTORTED
 
 
 def test_mosaic_joins_four_samples():
-    samples = iter([(np.full((50, 50, 1), v, np.uint16), np.full((50, 50), v, np.uint8)) for v in (2, 3, 4)])
+    samples = iter(
+        [(np.full((50, 50, 1), v, np.uint16), np.full((50, 50), v, np.uint8)) for v in (2, 3, 4)]
+    )
     first = np.full((50, 50, 1), 1, np.uint16), np.full((50, 50), 1, np.uint8)
     # It happens; they meet at row 10 of 32, column 30 of 40; then a ratio and a corner each.
     script = Script(0.1, 10, 30, *[0.0, 0, 0] * 4)
@@ -321,7 +394,9 @@ def test_mosaic_joins_four_samples():
 
 def test_mosaic_of_small_images_ignores_the_rest():
     sample = np.full((3, 5, 2), 9, np.float32), np.zeros((3, 5), np.uint8)
-    out, ids, size = Augment((32, 40), mosaic=1.0)(np.random.default_rng(0), *sample, lambda: sample)
+    out, ids, size = Augment((32, 40), mosaic=1.0)(
+        np.random.default_rng(0), *sample, lambda: sample
+    )
     assert size == (32, 40) and (ids == 0).sum() == 4 * 15 and (ids == 255).sum() == 32 * 40 - 60
     np.testing.assert_array_equal(out[..., 1] == 9, ids == 0)
 
@@ -330,7 +405,9 @@ def test_mosaic_meets_in_the_middle_half():
     sample = np.zeros((40, 40, 1), np.uint8), np.zeros((40, 40), np.uint8)
     other = sample[0], sample[1] + 1
     for seed in range(40):
-        _, ids, _ = Augment((16, 20), mosaic=1.0)(np.random.default_rng(seed), *sample, lambda: other)
+        _, ids, _ = Augment((16, 20), mosaic=1.0)(
+            np.random.default_rng(seed), *sample, lambda: other
+        )
         height, width = (ids[:, 0] == 0).sum(), (ids[0] == 0).sum()
         assert 4 <= height <= 12 and 5 <= width <= 15 and (ids == 0).sum() == height * width
 
@@ -340,7 +417,9 @@ def test_mosaic_says_what_it_cannot_do():
     augment = Augment((8, 8), mosaic=1.0)
     with pytest.raises(DataError, match="mosaic needs other samples"):
         augment(np.random.default_rng(0), image, label)
-    with pytest.raises(DataError, match="one is uint8 of 1 channels and another uint16 of 1; convert them"):
+    with pytest.raises(
+        DataError, match="one is uint8 of 1 channels and another uint16 of 1; convert them"
+    ):
         augment(np.random.default_rng(0), image, label, lambda: (image.astype(np.uint16), label))
 
 
@@ -351,7 +430,9 @@ def test_any_image_goes_through_all_of_it(dtype, channels):
     image.setflags(write=False)  # as of a file that is mapped into memory
     fields = EVERYTHING | dict(clahe=0.0) if dtype == np.float32 else EVERYTHING
     for seed in range(12):
-        out, ids, size = Augment((40, 50), **fields)(np.random.default_rng(seed), image, label, lambda: (image, label))
+        out, ids, size = Augment((40, 50), **fields)(
+            np.random.default_rng(seed), image, label, lambda: (image, label)
+        )
         assert out.shape == (40, 50, channels) and out.dtype == dtype
         assert ids.shape == (40, 50) and ids.dtype == np.uint8 and size[0] <= 40 and size[1] <= 50
 
@@ -359,7 +440,10 @@ def test_any_image_goes_through_all_of_it(dtype, channels):
 def test_a_sample_is_a_function_of_its_seed():
     image, label = noise((48, 64, 3)), blocks()
     before = image.copy(), label.copy()
-    augment, others = Augment((16, 16), **EVERYTHING), [(noise((48, 64, 3), seed=s), blocks(seed=s)) for s in range(5)]
+    augment, others = (
+        Augment((16, 16), **EVERYTHING),
+        [(noise((48, 64, 3), seed=s), blocks(seed=s)) for s in range(5)],
+    )
 
     def sample(seed):
         rng = np.random.default_rng(seed)

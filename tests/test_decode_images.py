@@ -11,11 +11,16 @@ from PIL import Image
 
 from jaxseg.data.decode import ImageOptions, decode, decode_image, inspect_image
 from jaxseg.data.decode.images import turn
-from jaxseg.data.statistics import check_finite, check_range, image_statistics
+from jaxseg.data.statistics import image_statistics
+from jaxseg.data.values import check_finite, check_range
 from jaxseg.errors import DataError
 
 PIXELS = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-PHOTO = cv2.resize(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8), (300, 200), interpolation=cv2.INTER_CUBIC)
+PHOTO = cv2.resize(
+    np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8),
+    (300, 200),
+    interpolation=cv2.INTER_CUBIC,
+)
 TIFF_RGB = dict(photometric="rgb")
 
 
@@ -84,17 +89,24 @@ def test_a_label_of_channels_and_grey_turn_alike():
     data = encoded(PHOTO[..., 0], "JPEG", exif=exif(6))
     assert decode_image(data, "x", 1).shape == (300, 200, 1) and turn(PIXELS, 8).shape == (8, 6, 3)
     rgba = np.dstack([PIXELS, PIXELS[..., 0]])
-    np.testing.assert_array_equal(decode_image(encoded(rgba, "PNG", exif=exif(3)), "x", 4), rgba[::-1, ::-1])
+    np.testing.assert_array_equal(
+        decode_image(encoded(rgba, "PNG", exif=exif(3)), "x", 4), rgba[::-1, ::-1]
+    )
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------------
 
-HALF = {False: encoded(PHOTO, "JPEG", quality=90), True: encoded(PHOTO, "JPEG", quality=90, progressive=True)}
+HALF = {
+    False: encoded(PHOTO, "JPEG", quality=90),
+    True: encoded(PHOTO, "JPEG", quality=90, progressive=True),
+}
 NOISE = np.random.default_rng(1).integers(0, 256, 1500, np.uint8).tobytes()
 DAMAGE = {
     "hole": lambda d: d[: len(d) // 2] + bytes(1500) + d[len(d) // 2 + 1500 :],
     "zero tail": lambda d: d[: len(d) // 2] + bytes(len(d) - len(d) // 2),
-    "zero tail with an end": lambda d: d[: len(d) // 2] + bytes(len(d) - len(d) // 2 - 2) + b"\xff\xd9",
+    "zero tail with an end": lambda d: (
+        d[: len(d) // 2] + bytes(len(d) - len(d) // 2 - 2) + b"\xff\xd9"
+    ),
     "noise": lambda d: d[: len(d) // 2] + NOISE + d[len(d) // 2 + 1500 :],
     "cut": lambda d: d[: len(d) // 2],
     "cut with an end": lambda d: d[: len(d) // 2] + b"\xff\xd9",
@@ -112,7 +124,12 @@ def test_damaged_jpegs_are_told(kind, progressive):
 
 
 def test_whole_jpegs_are_opencvs_pixels():
-    for data in (*HALF.values(), HALF[False] + bytes(100), encoded(PHOTO[..., 0], "JPEG"), encoded(PHOTO, "JPEG", subsampling=2)):
+    for data in (
+        *HALF.values(),
+        HALF[False] + bytes(100),
+        encoded(PHOTO[..., 0], "JPEG"),
+        encoded(PHOTO, "JPEG", subsampling=2),
+    ):
         expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         np.testing.assert_array_equal(decode_image(data, "x"), expected)
         np.testing.assert_array_equal(decode_image(memoryview(data), "x"), expected)
@@ -134,7 +151,9 @@ def test_tiff_images_are_the_numbers_stored():
         data = tiff(values, **options)
         image, header = decode_image(data, "x", 1), inspect_image(data, "x", 1)
         np.testing.assert_array_equal(image[..., 0], values)
-        assert header.dtype == image.dtype.name == ("uint16" if values.dtype == np.uint16 else "uint8")
+        assert (
+            header.dtype == image.dtype.name == ("uint16" if values.dtype == np.uint16 else "uint8")
+        )
 
 
 @pytest.mark.parametrize("photometric", ["separated", "cielab"])
@@ -147,18 +166,32 @@ def test_tiffs_whose_values_are_no_light_are_told(photometric):
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_an_animation_is_no_image(kind):
-    data = encoded(PIXELS, kind, save_all=True, append_images=[Image.fromarray(255 - PIXELS)], lossless=True)
+    data = encoded(
+        PIXELS, kind, save_all=True, append_images=[Image.fromarray(255 - PIXELS)], lossless=True
+    )
     for function in (decode, inspect_image):
         with pytest.raises(DataError, match="holds 2 pictures"):
             function(data, "x")
 
 
 def test_more_pixels_than_allowed_are_refused_by_the_header():
-    huge = b"\x89PNG\r\n\x1a\n" + bytes([0, 0, 0, 13]) + b"IHDR" + (100000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + bytes(4)
+    huge = (
+        b"\x89PNG\r\n\x1a\n"
+        + bytes([0, 0, 0, 13])
+        + b"IHDR"
+        + (100000).to_bytes(4, "big") * 2
+        + b"\x08\x02\0\0\0"
+        + bytes(4)
+    )
     with pytest.raises(DataError, match="10000000000 pixels") as caught:
         decode(huge, "bomb.png")
     assert (caught.value.file, caught.value.field) == ("bomb.png", "dataset.max_pixels")
-    for data in (encoded(PHOTO, "JPEG"), encoded(PHOTO, "BMP"), encoded(PHOTO, "PNG"), tiff(PHOTO, **TIFF_RGB)):
+    for data in (
+        encoded(PHOTO, "JPEG"),
+        encoded(PHOTO, "BMP"),
+        encoded(PHOTO, "PNG"),
+        tiff(PHOTO, **TIFF_RGB),
+    ):
         decode(data, "x", ImageOptions(max_pixels=60000))
         decode(data, "x", ImageOptions(max_pixels=0))
         with pytest.raises(DataError, match="60000 pixels, more than 59999"):
@@ -180,14 +213,23 @@ def test_missing_data_are_marked_and_left_out(value, dtype, text, declared):
     tags = [] if declared else [(42113, 2, 0, text or str(value), True)]
     data = tiff(values, **TIFF_RGB, extratags=tags)
     image = decode(data, "x", ImageOptions(nodata=(value,) if declared else ()))
-    assert image.empty.sum() == 8 and image.empty[0].all() and image.missing.sum() == 25 and image.missing[1, 0, 1]
+    assert (
+        image.empty.sum() == 8
+        and image.empty[0].all()
+        and image.missing.sum() == 25
+        and image.missing[1, 0, 1]
+    )
     filled = image.filled((7.0, 8.0, 9.0))
     assert (filled[0] == (7, 8, 9)).all() and filled[1, 0, 1] == 8
     np.testing.assert_array_equal(filled[2:], values[2:].astype(image.pixels.dtype))
     check_finite(filled, "x")
     valid = values[1:].astype(np.float64)
     mean = image.filled().astype(np.float64)[0].mean(0)
-    np.testing.assert_allclose(mean[[0, 2]], valid[..., [0, 2]].mean((0, 1)), atol=0.5 if image.pixels.dtype != np.float32 else 1e-4)
+    np.testing.assert_allclose(
+        mean[[0, 2]],
+        valid[..., [0, 2]].mean((0, 1)),
+        atol=0.5 if image.pixels.dtype != np.float32 else 1e-4,
+    )
     assert decode(data, "x", ImageOptions(nodata=("none",))).missing is None
 
 
@@ -209,26 +251,56 @@ def test_statistics_leave_missing_data_out():
     holed = values.copy()
     holed[:3], holed[4, 4, 2] = -9999, -9999
     options = ImageOptions(nodata=(-9999,))
-    source = Images(decode(tiff(values, **TIFF_RGB), "a"), decode(tiff(holed, **TIFF_RGB), "b", options))
+    source = Images(
+        decode(tiff(values, **TIFF_RGB), "a"), decode(tiff(holed, **TIFF_RGB), "b", options)
+    )
     mean, std = image_statistics(source)
     for channel in range(3):
-        kept = np.concatenate([values[..., channel].ravel(), holed[..., channel][holed[..., channel] > -9999]]).astype(np.float64)
-        np.testing.assert_allclose((mean[channel], std[channel]), (kept.mean(), kept.std()), rtol=1e-9)
+        kept = np.concatenate(
+            [values[..., channel].ravel(), holed[..., channel][holed[..., channel] > -9999]]
+        ).astype(np.float64)
+        np.testing.assert_allclose(
+            (mean[channel], std[channel]), (kept.mean(), kept.std()), rtol=1e-9
+        )
 
 
 def test_an_image_without_any_data_is_filled():
-    image = decode(tiff(np.full((6, 8, 3), -9999, np.float32), **TIFF_RGB), "x", ImageOptions(nodata=(-9999,)))
-    assert image.empty.all() and (image.filled() == 0).all() and (image.filled((1, 2, 3)) == (1, 2, 3)).all()
+    image = decode(
+        tiff(np.full((6, 8, 3), -9999, np.float32), **TIFF_RGB), "x", ImageOptions(nodata=(-9999,))
+    )
+    assert (
+        image.empty.all()
+        and (image.filled() == 0).all()
+        and (image.filled((1, 2, 3)) == (1, 2, 3)).all()
+    )
 
 
-@pytest.mark.parametrize("value, dtype", [(-9999, "f4"), (-3.4e38, "f4"), (1e36, "f4"), (-32768, "f4"), (65535, "u2"), (-99999, "f4"), (-100, "f4")])
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (-9999, "f4"),
+        (-3.4e38, "f4"),
+        (1e36, "f4"),
+        (-32768, "f4"),
+        (65535, "u2"),
+        (-99999, "f4"),
+        (-100, "f4"),
+    ],
+)
 def test_values_hugely_outside_of_the_rest_are_told(value, dtype):
-    values = np.random.default_rng(0).random((6, 8, 3)).astype("f4") * (1 if dtype == "f4" else 4000)
+    values = np.random.default_rng(0).random((6, 8, 3)).astype("f4") * (
+        1 if dtype == "f4" else 4000
+    )
     values = values.astype(dtype)
     values[:2, :, 1] = value
-    with pytest.raises(DataError, match=re.escape(f"{np.array(value, dtype):.9g} in 16 pixels of channel 1")) as caught:
+    with pytest.raises(
+        DataError, match=re.escape(f"{np.array(value, dtype):.9g} in 16 pixels of channel 1")
+    ) as caught:
         check_range(values, "x")
-    assert caught.value.field == "dataset.nodata" and f"nodata={np.array(value, dtype):.9g}" in caught.value.hint
+    assert (
+        caught.value.field == "dataset.nodata"
+        and f"nodata={np.array(value, dtype):.9g}" in caught.value.hint
+    )
     check_range(values, "x", ("none",))
 
 

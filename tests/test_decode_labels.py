@@ -10,12 +10,19 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxseg.data.datasets import FOLDER, DatasetSpec
+from jaxseg.data.catalog import FOLDER
 from jaxseg.data.decode import decode_label, make_table, map_label
+from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 
 LABEL = (np.arange(48).reshape(6, 8) % 3).astype(np.uint8)
-SPEC = DatasetSpec("folder", ("ground", "box", "disc"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), {0: 0, 1: 1, 2: 2}, FOLDER)
+SPEC = DatasetSpec(
+    "folder",
+    ("ground", "box", "disc"),
+    ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+    {0: 0, 1: 1, 2: 2},
+    FOLDER,
+)
 COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
 COLORED = dataclasses.replace(SPEC, colors=COLORS, ignored_colors=((9, 9, 9),))
 
@@ -50,15 +57,21 @@ def grey_png(values, bits):
     rows = b""
     for row in values:
         text = "".join(f"{value:0{bits}b}" for value in row)
-        rows += b"\0" + int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+        rows += b"\0" + int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(
+            -(-len(text) // 8), "big"
+        )
     header = struct.pack(">IIBBBBB", *values.shape[::-1], bits, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    parts = (
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def classes(data, spec=SPEC):
-    return map_label(decode_label(data, "x", spec), make_table(spec.label_map, spec.label_ranges), spec, "x")
+    return map_label(
+        decode_label(data, "x", spec), make_table(spec.label_map, spec.label_ranges), spec, "x"
+    )
 
 
 STORED = {
@@ -139,7 +152,11 @@ def test_what_cannot_be_a_label_is_named_for_what_it_is(kind):
     data, told = REFUSED[kind]
     with pytest.raises(DataError) as caught:
         classes(two_pictures() if data is None else data)
-    assert caught.value.file == "x" and told in caught.value.problem and "damaged" not in str(caught.value)
+    assert (
+        caught.value.file == "x"
+        and told in caught.value.problem
+        and "damaged" not in str(caught.value)
+    )
 
 
 def test_overviews_and_masks_are_no_pages():
@@ -160,7 +177,17 @@ def with_nodata(value, dtype, text=None):
     return tiff(values, extratags=[(42113, 2, 0, text or str(value), True)])
 
 
-@pytest.mark.parametrize("value, dtype", [(-9999, "i2"), (2**32 - 1, "u4"), (-3.4028234663852886e38, "f4"), (float("nan"), "f4"), (7, "u1"), (255, "u1")])
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (-9999, "i2"),
+        (2**32 - 1, "u4"),
+        (-3.4028234663852886e38, "f4"),
+        (float("nan"), "f4"),
+        (7, "u1"),
+        (255, "u1"),
+    ],
+)
 def test_the_files_own_nodata_value_is_ignored(value, dtype):
     label = classes(with_nodata(value, dtype))
     assert (label[0] == 255).all()
@@ -175,19 +202,34 @@ def test_a_nodata_value_that_is_a_class_has_to_be_explained():
     assert (classes(with_nodata(0, "u1"), explained)[0] == 0).all()
     ignored = dataclasses.replace(SPEC, label_map={0: 255, 1: 0, 2: 1, 3: 2}, explicit_map=True)
     assert (classes(with_nodata(0, "u1"), ignored)[0] == 255).all()
-    masks = dataclasses.replace(SPEC, label_map={0: 0, 1: 1, 2: 2, 255: 1}, explicit_map=True)  # 255 is a class here
+    masks = dataclasses.replace(
+        SPEC, label_map={0: 0, 1: 1, 2: 2, 255: 1}, explicit_map=True
+    )  # 255 is a class here
     assert (classes(with_nodata(200, "u1"), masks)[0] == 255).all()
 
 
 # --- Values and maps --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value, dtype", [(-9999, "i2"), (-1, "i4"), (-100, "i8"), (2**32 - 1, "u4"), (2**32 + 1, "i8"), (-2, "i1"), (70000, "f8")])
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (-9999, "i2"),
+        (-1, "i4"),
+        (-100, "i8"),
+        (2**32 - 1, "u4"),
+        (2**32 + 1, "i8"),
+        (-2, "i1"),
+        (70000, "f8"),
+    ],
+)
 def test_unknown_values_are_told_as_they_are(value, dtype):
     values = LABEL.astype(dtype)
     values[2, 3:5] = value
     for data in (npy(values), tiff(values)):
-        with pytest.raises(DataError, match=rf"label value {value}, 2 pixels, first at row 2, column 3, is neither"):
+        with pytest.raises(
+            DataError, match=rf"label value {value}, 2 pixels, first at row 2, column 3, is neither"
+        ):
             classes(data)
         mapped = dataclasses.replace(SPEC, label_map=SPEC.label_map | {value: 255})
         np.testing.assert_array_equal(classes(data, mapped) == 255, values == value)
@@ -200,7 +242,11 @@ def test_maps_equal_a_dictionary(dtype):
     ids = {0: 0, 1: 1, 2: 2, 300: 1, 65535: 2, 65536: 0, -7: 1, 2**31: 2}
     ranges = ((-(2**31), -1000, 255), (100000, 2**32 - 1, 1)) if dtype != "u1" else ()
     ids = {raw: index for raw, index in ids.items() if not any(a <= raw <= b for a, b, _ in ranges)}
-    edges = [v + d for v in (0, 255, 300, 65535, 65536, -7, -1000, 100000, 2**31, info.min, info.max) for d in (-1, 0, 1)]
+    edges = [
+        v + d
+        for v in (0, 255, 300, 65535, 65536, -7, -1000, 100000, 2**31, info.min, info.max)
+        for d in (-1, 0, 1)
+    ]
     values = np.array(sorted({v for v in edges if info.min <= v <= info.max}), dtype)[None]
     spec = dataclasses.replace(SPEC, label_map=ids, label_ranges=ranges)
 
@@ -222,17 +268,24 @@ def test_maps_equal_a_dictionary(dtype):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF"])
 def test_a_palette_of_declared_colours_is_read_by_colour(kind):
     order = (COLORS[2], COLORS[0], (9, 9, 9))  # index 0 is disc, 1 ground, 2 ignored
-    np.testing.assert_array_equal(classes(picture(indexed(LABEL, order), kind), COLORED), np.array([2, 0, 255])[LABEL])
+    np.testing.assert_array_equal(
+        classes(picture(indexed(LABEL, order), kind), COLORED), np.array([2, 0, 255])[LABEL]
+    )
 
 
 def test_a_palette_tiff_of_declared_colours_is_read_by_colour():
     colormap = np.zeros((3, 256), np.uint16)
     colormap[:, :3] = np.array((COLORS[1], COLORS[2], COLORS[0])).T * 257
-    np.testing.assert_array_equal(classes(tiff(LABEL, photometric="palette", colormap=colormap), COLORED), np.array([1, 2, 0])[LABEL])
+    np.testing.assert_array_equal(
+        classes(tiff(LABEL, photometric="palette", colormap=colormap), COLORED),
+        np.array([1, 2, 0])[LABEL],
+    )
 
 
 def test_another_palette_is_told_with_the_reading_that_fits():
-    with pytest.raises(DataError, match=r"index 1 \(16 pixels\) has the colour \(5, 6, 7\)") as caught:
+    with pytest.raises(
+        DataError, match=r"index 1 \(16 pixels\) has the colour \(5, 6, 7\)"
+    ) as caught:
         classes(picture(indexed(LABEL, (COLORS[0], (5, 6, 7), COLORS[2])), "PNG"), COLORED)
     assert "take the colours out of classes.txt" in caught.value.hint  # 0, 1 and 2 are classes
     with pytest.raises(DataError, match="are not all class numbers") as caught:

@@ -1,12 +1,16 @@
 """Home folders, text in any encoding, and folders as their owners see them."""
 
+import logging
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from jaxseg import cache, checkpoint, files
-from jaxseg.errors import DataError
+from jaxseg import checkpoint, files
+from jaxseg.errors import DataError, JaxsegError
 
 
 def touch(root, *names):
@@ -24,7 +28,9 @@ def names(root, found):
 
 def test_home_folders(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert files.expand("~/a/~b") == Path("/home/ann/a/~b") and files.expand(Path("~")) == Path("/home/ann")
+    assert files.expand("~/a/~b") == Path("/home/ann/a/~b") and files.expand(Path("~")) == Path(
+        "/home/ann"
+    )
     assert files.expand("~root/x") == Path(os.path.expanduser("~root/x")) != Path("~root/x")
     assert files.expand("a~/x") == Path("a~/x")
 
@@ -32,7 +38,7 @@ def test_home_folders(monkeypatch):
 def test_home_in_the_librarys_own_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("JAXSEG_CACHE", "~/cache")
-    assert cache.cache_dir() == tmp_path / "cache"
+    assert files.cache_dir() == tmp_path / "cache"
     touch(tmp_path, "run/config.json", "run/checkpoints/5/x")
     assert checkpoint.find_workdir("~/run") == (tmp_path / "run", None)
     assert checkpoint.find_workdir("~/run/checkpoints/5") == (tmp_path / "run", "5")
@@ -88,7 +94,10 @@ def test_what_systems_and_editors_leave_behind(tmp_path):
         "#a.png#", ".DS_Store", "._a.png", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "a.png~", "lost+found", "sub/.git",
     }  # fmt: skip
     assert names(tmp_path, files.walk(tmp_path, nested=False).files) == ["a.png", "notes.txt"]
-    assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == ["a.png", "notes.txt"]
+    assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == [
+        "a.png",
+        "notes.txt",
+    ]
 
 
 def test_circles_of_links_end(tmp_path):
@@ -105,9 +114,13 @@ def test_circles_of_links_end(tmp_path):
         (root / link).symlink_to(target)
     tree = files.walk(root)
     assert names(root, tree.files) == ["a.png", "one/b.png", "two/c.png"]
-    assert names(root, tree.left_out) == ["above", "one/other", "one/up", "self", "two/other"] and names(
-        root, tree.broken
-    ) == ["knot"]
+    assert names(root, tree.left_out) == [
+        "above",
+        "one/other",
+        "one/up",
+        "self",
+        "two/other",
+    ] and names(root, tree.broken) == ["knot"]
 
 
 def test_folders_behind_links_are_listed_once(tmp_path):
@@ -130,3 +143,67 @@ def test_a_folder_that_cannot_be_listed(tmp_path):
     with pytest.raises(DataError) as caught:
         files.walk(tmp_path / "nowhere")
     assert caught.value.file == str(tmp_path / "nowhere")
+
+
+# --- Locks ------------------------------------------------------------------------------------------------------------
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_only_one_thread_makes_a_file(tmp_path):
+    target, made, inside = tmp_path / "sub/a.txt", [], []
+
+    def make():
+        with files.locked(target):
+            inside.append(1)
+            assert len(inside) == 1
+            if not target.exists():
+                made.append(1)
+                with files.atomic_path(target) as part:
+                    part.write_text("x")
+            inside.pop()
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and not inside and os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_held_lock_is_waited_for_with_one_message(tmp_path, caplog):
+    target, order = tmp_path / "a.txt", []
+
+    def make():
+        with files.locked(target, waiting="waiting for a.txt"):
+            order.append("second")
+
+    caplog.set_level(logging.INFO, "jaxseg")
+    with files.locked(target, waiting="never logged"):
+        thread = threading.Thread(target=make)
+        thread.start()
+        while not caplog.messages:
+            thread.join(0.01)
+        with pytest.raises(JaxsegError) as caught, files.locked(target, wait=False):
+            pass
+        order.append("first")
+    thread.join()
+    assert caught.value.file == str(target)
+    assert order == ["first", "second"] and caplog.messages == ["waiting for a.txt"]
+    assert hidden(tmp_path) == [".a.txt.lock"]  # nothing was made: the next one locks the same file
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = f"from jaxseg import files; import os\nwith files.locked({str(tmp_path / 'a')!r}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    with files.locked(tmp_path / "a", wait=False):
+        assert hidden(tmp_path) == [".a.lock"]
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JaxsegError) as caught, files.locked(tmp_path / "file/a"):
+        pass
+    assert caught.value.file == str(tmp_path / "file/a")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.config import get_experiment
+from jaxseg.config.builders import get_experiment
 from jaxseg.models import HEADS
 from jaxseg.models.heads.cc import CrissCrossAttention
 from jaxseg.models.heads.dm import filter_per_sample
@@ -39,18 +39,30 @@ def _random(*shape):
 
 def _filled(init, *arguments):
     """Variables of init(key, *arguments) with nothing at 0, so that blocks that start as identity do something."""
-    shapes = jax.eval_shape(lambda: init({"params": jax.random.key(0), "points": jax.random.key(0)}, *arguments))
+    shapes = jax.eval_shape(
+        lambda: init({"params": jax.random.key(0), "points": jax.random.key(0)}, *arguments)
+    )
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         positive = path[-1].key in ("scale", "var")
-        return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape) if positive else 0.3 * rng.standard_normal(leaf.shape), jnp.float32)
+        return jnp.asarray(
+            rng.uniform(0.5, 1.5, leaf.shape)
+            if positive
+            else 0.3 * rng.standard_normal(leaf.shape),
+            jnp.float32,
+        )
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def _head(name, dtype=jnp.float32):
-    return HEADS[name](num_classes=K, channels=8, layer=Layers(dropout_rate=0.0, dtype=dtype), **OPTIONS.get(name, {}))
+    return HEADS[name](
+        num_classes=K,
+        channels=8,
+        layer=Layers(dropout_rate=0.0, dtype=dtype),
+        **OPTIONS.get(name, {}),
+    )
 
 
 def _inputs(dtype=jnp.float32):
@@ -62,12 +74,23 @@ def test_scores_are_float32_of_every_class_and_jit_changes_nothing(name):
     features, previous = _inputs()
     variables = _filled(functools.partial(_head(name).init, train=False), features, previous)
 
-    apply, apply_low = (functools.partial(_head(name, dtype).apply, train=False) for dtype in (jnp.float32, jnp.bfloat16))
+    apply, apply_low = (
+        functools.partial(_head(name, dtype).apply, train=False)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     logits, out = apply(variables, features, previous)
-    for a, b in zip(jax.tree.leaves((logits, out)), jax.tree.leaves(jax.jit(apply)(variables, features, previous))):
+    for a, b in zip(
+        jax.tree.leaves((logits, out)),
+        jax.tree.leaves(jax.jit(apply)(variables, features, previous)),
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     low, low_out = jax.eval_shape(apply_low, variables, *_inputs(jnp.bfloat16))
-    assert logits.ndim == 4 and logits.shape[0] == 2 and logits.shape[-1] == K and logits.shape == low.shape
+    assert (
+        logits.ndim == 4
+        and logits.shape[0] == 2
+        and logits.shape[-1] == K
+        and logits.shape == low.shape
+    )
     assert all(x.dtype == jnp.float32 for x in [logits, low, *out.values(), *low_out.values()])
 
 
@@ -80,30 +103,54 @@ def test_training_reaches_every_kernel_and_is_finite(name):
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def step(params):
-        apply = functools.partial(_head(name).apply, {"params": params, **state}, features, previous, train=True)
-        (logits, out), changed = apply(mutable=["batch_stats", "bases"], rngs={"points": jax.random.key(0)})
+        apply = functools.partial(
+            _head(name).apply, {"params": params, **state}, features, previous, train=True
+        )
+        (logits, out), changed = apply(
+            mutable=["batch_stats", "bases"], rngs={"points": jax.random.key(0)}
+        )
         return sum(jnp.square(x).sum() for x in [logits, *out.values()]), changed
 
     gradients, changed = step(variables["params"])
     for path, leaf in jax.tree_util.tree_leaves_with_path((gradients, changed)):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
-    still = {jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(gradients) if p[-1].key == "kernel" and not g.any()}
+    still = {
+        jax.tree_util.keystr(p)
+        for p, g in jax.tree_util.tree_leaves_with_path(gradients)
+        if p[-1].key == "kernel" and not g.any()
+    }
     assert still == ({"['ema_mid_conv']['conv']['kernel']"} if name == "ema" else set())
     assert jax.tree.structure(changed) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize("name, key, shape", [("da", "pam", (2, 4, 5, K)), ("da", "cam", (2, 4, 5, K)), ("enc", "presence", (2, K))])
+@pytest.mark.parametrize(
+    "name, key, shape",
+    [("da", "pam", (2, 4, 5, K)), ("da", "cam", (2, 4, 5, K)), ("enc", "presence", (2, K))],
+)
 def test_what_heads_add_for_their_losses(name, key, shape):
-    out = jax.eval_shape(lambda: _head(name).init_with_output(jax.random.key(0), *_inputs(), train=False))[0][1]
+    out = jax.eval_shape(
+        lambda: _head(name).init_with_output(jax.random.key(0), *_inputs(), train=False)
+    )[0][1]
     assert out[key].shape == shape
 
 
 def test_criss_cross_attends_to_row_and_column_and_to_itself_once():
     x, module = _random(2, 3, 4, 8), CrissCrossAttention(LAYER)
     variables = _filled(module.init, x)
-    kernels = {name: np.asarray(p["kernel"][0, 0], np.float64) for name, p in variables["params"].items() if name != "gamma"}
-    biases = {name: np.asarray(p["bias"], np.float64) for name, p in variables["params"].items() if name != "gamma"}
-    query, key, value = (np.asarray(x, np.float64) @ kernels[n] + biases[n] for n in ("query_conv", "key_conv", "value_conv"))
+    kernels = {
+        name: np.asarray(p["kernel"][0, 0], np.float64)
+        for name, p in variables["params"].items()
+        if name != "gamma"
+    }
+    biases = {
+        name: np.asarray(p["bias"], np.float64)
+        for name, p in variables["params"].items()
+        if name != "gamma"
+    }
+    query, key, value = (
+        np.asarray(x, np.float64) @ kernels[n] + biases[n]
+        for n in ("query_conv", "key_conv", "value_conv")
+    )
     expected = np.array(x, np.float64)
     for b, i, j in np.ndindex(2, 3, 4):
         seen = [(k, j) for k in range(3) if k != i] + [(i, k) for k in range(4)]
@@ -114,8 +161,16 @@ def test_criss_cross_attends_to_row_and_column_and_to_itself_once():
 
 
 def _largest_array(jaxpr) -> int:
-    sizes = [v.aval.size for equation in jaxpr.eqns for v in equation.outvars if hasattr(v.aval, "size")]
-    inner = [_largest_array(j) for e in jaxpr.eqns for p in e.params.values() for j in [getattr(p, "jaxpr", p)] if hasattr(j, "eqns")]
+    sizes = [
+        v.aval.size for equation in jaxpr.eqns for v in equation.outvars if hasattr(v.aval, "size")
+    ]
+    inner = [
+        _largest_array(j)
+        for e in jaxpr.eqns
+        for p in e.params.values()
+        for j in [getattr(p, "jaxpr", p)]
+        if hasattr(j, "eqns")
+    ]
     return max([*sizes, *inner], default=0)
 
 
@@ -158,13 +213,22 @@ def test_every_sample_is_filtered_by_its_own_filter(size):
 
 def test_emanets_bases_are_the_same_on_four_devices_as_on_one():
     x = _random(8, 3, 4, 6)
-    modules = [EMAttention(Layers(axis_name=axis), num_bases=4, num_stages=3, momentum=0.1) for axis in (None, "batch")]
+    modules = [
+        EMAttention(Layers(axis_name=axis), num_bases=4, num_stages=3, momentum=0.1)
+        for axis in (None, "batch")
+    ]
     variables = _filled(functools.partial(modules[0].init, train=False), x)
     one, changed = modules[0].apply(variables, x, train=True, mutable=["bases"])
     apply = functools.partial(modules[1].apply, train=True, mutable=["bases"])
-    four, updates = jax.pmap(lambda x: apply(variables, x), axis_name="batch")(x.reshape(4, 2, 3, 4, 6))
+    four, updates = jax.pmap(lambda x: apply(variables, x), axis_name="batch")(
+        x.reshape(4, 2, 3, 4, 6)
+    )
     np.testing.assert_allclose(four.reshape(one.shape), one, atol=1e-5)
-    np.testing.assert_allclose(updates["bases"]["bases"], np.broadcast_to(changed["bases"]["bases"], (4, 1, 6, 4)), atol=1e-6)
+    np.testing.assert_allclose(
+        updates["bases"]["bases"],
+        np.broadcast_to(changed["bases"]["bases"], (4, 1, 6, 4)),
+        atol=1e-6,
+    )
     moved = (changed["bases"]["bases"] - 0.9 * variables["bases"]["bases"]) / 0.1
     np.testing.assert_allclose(jnp.linalg.norm(moved, axis=1), np.ones((1, 4)), rtol=1e-5)
 
@@ -180,6 +244,10 @@ def test_emanets_bases_are_the_same_on_four_devices_as_on_one():
 def test_published_recipes_spare_parameters_from_weight_decay(name, still, decayed):
     params = {"decode_head": {key: {"conv": {"kernel": jnp.ones(2)}} for key in (*still, *decayed)}}
     optimizer, _ = make_optimizer(get_experiment(name))
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    moved = {key: bool(leaf["conv"]["kernel"].any()) for key, leaf in updates["decode_head"].items()}
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    moved = {
+        key: bool(leaf["conv"]["kernel"].any()) for key, leaf in updates["decode_head"].items()
+    }
     assert moved == dict.fromkeys(still, False) | dict.fromkeys(decayed, True)

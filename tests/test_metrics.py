@@ -34,7 +34,9 @@ def test_equals_brute_force(seed):
     rng = np.random.default_rng(seed)
     classes = tuple("abcdefg")
     label = rng.choice([0, 1, 2, 4, 255], size=(3, 16, 20))  # 3, 5 and 6 are absent from the truth
-    prediction = np.where(rng.random(label.shape) < 0.6, np.minimum(label, 5), rng.integers(0, 6, label.shape))
+    prediction = np.where(
+        rng.random(label.shape) < 0.6, np.minimum(label, 5), rng.integers(0, 6, label.shape)
+    )
     prediction[prediction == 4] = 2  # 4 is never found; 6 is absent from both
     confusion = jax.jit(metrics.confusion_matrix, static_argnums=2)(prediction, label, 7)
     assert confusion.dtype == np.int32
@@ -86,6 +88,9 @@ def test_table_names_absent_classes():
     table = metrics.format_table(metrics.summarize(confusion, ("road", "car", "bus", "train")))
     lines = {line.split()[0]: line for line in table.splitlines()}
     assert "85.71" in lines["road"] and "105" in lines["road"] and "absent" not in lines["car"]
-    assert lines["bus"].endswith("absent from the ground truth, yet predicted") and " 0.00" in lines["bus"]
+    assert (
+        lines["bus"].endswith("absent from the ground truth, yet predicted")
+        and " 0.00" in lines["bus"]
+    )
     assert lines["train"].endswith("absent from the ground truth")
     assert "mIoU" in table.splitlines()[-1]

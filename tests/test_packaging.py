@@ -28,6 +28,9 @@ LIGHT = (
     "jaxseg.metrics",
     "jaxseg.optim",
     "jaxseg.precision",
+    "jaxseg.config",
+    "jaxseg.weights.mmseg",
+    "jaxseg.weights.state_dict",
 )
 
 

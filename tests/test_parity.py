@@ -23,7 +23,9 @@ def _check(folder, name, train=True):
 
 @pytest.mark.parametrize("name", _cases(STORED))
 def test_agrees_with_mmsegmentation(name):
-    _check(STORED, name, train="r18" in name or name.startswith("fast_scnn"))  # the larger ones' gradients compile for minutes: -m zoo
+    _check(
+        STORED, name, train="r18" in name or name.startswith("fast_scnn")
+    )  # the larger ones' gradients compile for minutes: -m zoo
 
 
 @pytest.mark.zoo

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.predictor_helpers import make_float_predictor, make_predictor, random_image
 from PIL import Image
-from predictor_helpers import make_float_predictor, make_predictor, random_image
 
 from jaxseg.errors import DataError, ImageTypeError
 
@@ -52,7 +52,10 @@ def test_images_that_are_not_finite_are_refused_with_the_place(value, method):
     segment = getattr(make_float_predictor(), method)
     with pytest.raises(DataError) as error:
         segment(holed)
-    assert f"holds {value} (2 values" in error.value.problem and "row 2, column 3, channel 1" in error.value.problem
+    assert (
+        f"holds {value} (2 values" in error.value.problem
+        and "row 2, column 3, channel 1" in error.value.problem
+    )
     with pytest.raises(DataError) as error:
         segment([image, image, holed])
     assert error.value.field == error.value.file == "image[2]"
@@ -61,7 +64,10 @@ def test_images_that_are_not_finite_are_refused_with_the_place(value, method):
 def test_arrays_of_any_layout_are_images():
     """Views with negative strides, JAX's arrays, the other byte order."""
     image = random_image(9, 8, 3)
-    np.testing.assert_array_equal(make_predictor(resize=(18, 16))(image[:, ::-1][:, ::-1]), make_predictor(resize=(18, 16))(image))
+    np.testing.assert_array_equal(
+        make_predictor(resize=(18, 16))(image[:, ::-1][:, ::-1]),
+        make_predictor(resize=(18, 16))(image),
+    )
     np.testing.assert_array_equal(make_predictor()(image[..., ::-1]), image[..., ::-1].argmax(-1))
     np.testing.assert_array_equal(make_predictor()(jnp.asarray(image)), image.argmax(-1))
     swapped = image.astype(np.float32).astype(">f4")
@@ -78,7 +84,10 @@ def test_missing_values_are_255_and_the_rest_is_predicted():
     for segment, given in (
         (make_float_predictor(nodata=(np.nan,)), holed),
         (make_float_predictor(), np.ma.masked_invalid(holed)),
-        (make_float_predictor(nodata=(-9999,)), np.where(np.isnan(holed), np.float32(-9999), holed)),
+        (
+            make_float_predictor(nodata=(-9999,)),
+            np.where(np.isnan(holed), np.float32(-9999), holed),
+        ),
     ):
         mask = segment(given)
         assert mask.dtype == np.int32

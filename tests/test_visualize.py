@@ -1,6 +1,7 @@
 """Pictures: sizes, colours, and label files that hold the ids."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -48,6 +49,17 @@ def test_image_of_another_size_is_resized_to_the_mask():
     assert visualize.overlay(image, mask, PALETTE, CLASSES).shape[1] == 600
 
 
+def test_any_image_becomes_a_picture():
+    image = np.random.default_rng(0).integers(0, 60000, (9, 8, 5)).astype(np.uint16)
+    rgb = visualize.to_rgb(image)
+    assert rgb.shape == (9, 8, 3) and rgb.dtype == np.uint8
+    assert rgb.min() == 0 and rgb.max() == 255
+    grey = visualize.to_rgb(image[..., :2].astype(np.float32))
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    same = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    np.testing.assert_array_equal(visualize.to_rgb(same), same)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (1024, 2048)])
 def test_panel_has_three_columns(size):
     image, mask = scene(*size)
@@ -70,7 +82,9 @@ def test_save_picture_makes_its_folder(tmp_path):
     assert path.name == "city-0001.png" and path.is_file()
 
 
-@pytest.mark.parametrize("mask", [np.full((4, 4), 3), np.full((4, 4), -1), np.zeros((4, 4)), np.zeros((4, 4, 1), int)])
+@pytest.mark.parametrize(
+    "mask", [np.full((4, 4), 3), np.full((4, 4), -1), np.zeros((4, 4)), np.zeros((4, 4, 1), int)]
+)
 def test_masks_that_are_none_are_refused(mask):
     with pytest.raises(DataError) as error:
         visualize.colorize(mask, PALETTE)
@@ -85,7 +99,13 @@ def test_nothing_but_ignored_pixels():
 # --- Names in any script ----------------------------------------------------------------------------------------------
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-NAMES = {"chinese": "道路", "japanese": "ひこうき", "korean": "도로", "hindi": "सड़क", "mixed": "road 道路"}
+NAMES = {
+    "chinese": "道路",
+    "japanese": "ひこうき",
+    "korean": "도로",
+    "hindi": "सड़क",
+    "mixed": "road 道路",
+}
 
 
 def font_with(text, path):
@@ -117,7 +137,11 @@ def strip(name):
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_name_that_no_font_can_show_is_its_number(name, system_fonts, tmp_path):
-    system_fonts += [font_with(name[:-1], tmp_path / "most.ttf"), str(tmp_path / "absent.ttf"), str(tmp_path / "broken.ttf")]
+    system_fonts += [
+        font_with(name[:-1], tmp_path / "most.ttf"),
+        str(tmp_path / "absent.ttf"),
+        str(tmp_path / "broken.ttf"),
+    ]
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     assert fonts.choose_font(name, 14) is None
     np.testing.assert_array_equal(strip(name), strip("class 0"))
@@ -125,7 +149,10 @@ def test_a_name_that_no_font_can_show_is_its_number(name, system_fonts, tmp_path
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_font_of_the_system_that_has_every_letter_is_taken(name, system_fonts, tmp_path):
-    system_fonts += [font_with(name[:-1], tmp_path / "most.ttf"), font_with(name, tmp_path / "all.ttf")]
+    system_fonts += [
+        font_with(name[:-1], tmp_path / "most.ttf"),
+        font_with(name, tmp_path / "all.ttf"),
+    ]
     assert fonts.choose_font(name, 14).path == str(tmp_path / "all.ttf")
     assert (strip(name) != strip("class 0")).any()
 
@@ -137,7 +164,10 @@ def test_other_alphabets_need_no_font_of_the_system(name, system_fonts):
 
 def test_english_names_need_no_other_font(monkeypatch):
     monkeypatch.setattr(fonts, "_find_font", lambda letters: pytest.fail("searched"))
-    assert fonts.choose_font("traffic light, 100% (it's)", 14).getname() == ImageFont.load_default(14).getname()
+    assert (
+        fonts.choose_font("traffic light, 100% (it's)", 14).getname()
+        == ImageFont.load_default(14).getname()
+    )
 
 
 def test_joiners_and_variation_selectors_need_no_glyph(system_fonts, tmp_path):
@@ -148,9 +178,17 @@ def test_joiners_and_variation_selectors_need_no_glyph(system_fonts, tmp_path):
 def test_fonts_of_placeholders_are_left_out_and_plain_ones_come_first(monkeypatch):
     from matplotlib import font_manager
 
-    files = ["/f/LastResort.otf", "/f/NotoSansCJK-Bold.ttc", "/f/NotoSansCJK-Regular.ttc", "/f/AdobeBlank.otf"]
+    files = [
+        "/f/LastResort.otf",
+        "/f/NotoSansCJK-Bold.ttc",
+        "/f/NotoSansCJK-Regular.ttc",
+        "/f/AdobeBlank.otf",
+    ]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
-    assert fonts._system_fonts.__wrapped__() == ("/f/NotoSansCJK-Regular.ttc", "/f/NotoSansCJK-Bold.ttc")
+    assert fonts._system_fonts.__wrapped__() == (
+        "/f/NotoSansCJK-Regular.ttc",
+        "/f/NotoSansCJK-Bold.ttc",
+    )
 
 
 def test_system_fonts_are_found(monkeypatch, tmp_path):
@@ -176,3 +214,16 @@ def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
 def test_a_long_name_is_written(tmp_path):
     path = visualize.save_picture(tmp_path, "n" * 250, np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_matplotlib_other_names_are_numbers(monkeypatch, caplog):
+    """It is an optional dependency."""
+    for cached in (fonts._default_letters, fonts._find_font, fonts._log_missing):
+        cached.cache_clear()
+    for name in ("matplotlib", "matplotlib.ft2font"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for _ in range(2):
+        np.testing.assert_array_equal(strip("дорога"), strip("class 0"))
+    assert (strip("road") != strip("class 0")).any()
+    assert len(caplog.records) == 1 and "matplotlib" in caplog.text
+    fonts._log_missing.cache_clear()

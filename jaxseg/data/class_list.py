@@ -15,9 +15,11 @@ from typing import Any
 from jaxseg.errors import DataError
 from jaxseg.files import read_text
 
-IGNORE = 255
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
-IGNORED_NAMES = ("ignore", "void")  # no classes but ignored; so is labelme's __ignore__, which has no number
+IGNORED_NAMES = (
+    "ignore",
+    "void",
+)  # no classes but ignored; so is labelme's __ignore__, which has no number
 LABELME_IGNORE = "__ignore__"
 SMALLEST, LARGEST = -(2**31), 2**32 - 1  # of a label value: int32 and uint32
 # Headings of columns that hold names or label values, and of those that hold colours, without blanks and signs.
@@ -27,17 +29,27 @@ NAME_OR_NUMBER = tuple(
     "category categories categoryname".split()
 )
 COLORS = dict(
-    r="r", red="r", g="g", green="g", b="b", blue="b", color="rgb", colour="rgb", rgb="rgb", hex="rgb"
+    r="r",
+    red="r",
+    g="g",
+    green="g",
+    b="b",
+    blue="b",
+    color="rgb",
+    colour="rgb",
+    rgb="rgb",
+    hex="rgb",
 )
 INTEGER = re.compile(r"[+-]?\d+")
 # 'road:128,64,128:part,part:action', all but the name may be missing.
 CVAT = re.compile(r"(?P<name>[^:]+):(?P<color>\d+,\d+,\d+|):[^:]*:[^:]*")
 HEX = re.compile(r"(?P<name>.*?)[\s,;:|]+#(?P<hex>[0-9a-fA-F]{6})")
 PAINTED = re.compile(r"(?P<name>.*?\S)[\s,;:|=]+[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?")
-COLOR_FIRST = re.compile(r"[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?[\s,;:|=]+(?P<name>(?!\d+\b).*\D.*)")
+COLOR_FIRST = re.compile(
+    r"[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?[\s,;:|=]+(?P<name>(?!\d+\b).*\D.*)"
+)
 NUMBER_FIRST = re.compile(r"(?P<number>[+-]?\d+)(?:\s*[,;:|=\t]\s*|[.)]\s+|\s+)(?P<name>\S.*)")
 NUMBER_LAST = re.compile(r"(?P<name>.*?[^\s,;:|=])(?:\s*[,;:|=\t]\s*|\s+)(?P<number>[+-]?\d+)")
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,9 @@ def read_classes(file: Path) -> list[Line]:
             file=file,
             hint="write the class names into it, one a line, the first is label value 0",
         )
-    found = _literal(file, text) or _table(file, lines) or _one_line(lines) or _plain_lines(file, lines)
+    found = (
+        _literal(file, text) or _table(file, lines) or _one_line(lines) or _plain_lines(file, lines)
+    )
     found = _number(file, found)
     _check(file, found)
     return found
@@ -96,7 +110,11 @@ def read_list(file: Path) -> str:
     """The text of a file whose numbers are label values and colours; DataError for numbers that are far from these."""
     text = read_text(file)
     if long := re.search(r"\d{20,}", text):
-        raise DataError(f"holds a number of {len(long[0])} digits", file=file, hint=f"label values are at most {LARGEST}")
+        raise DataError(
+            f"holds a number of {len(long[0])} digits",
+            file=file,
+            hint=f"label values are at most {LARGEST}",
+        )
     return text
 
 
@@ -108,7 +126,9 @@ def _clean(line: str) -> str:
 
 def _unquote(name: str) -> str:
     name = name.strip()
-    return name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
+    return (
+        name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
+    )
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -127,7 +147,9 @@ def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
         lines = rest
     elif first == str(len(rest)) and not any(INTEGER.fullmatch(line) for _, line in rest):
         raise DataError(
-            f"line {at}: '{first}' is the number of classes, not a class", file=file, hint="remove the line"
+            f"line {at}: '{first}' is the number of classes, not a class",
+            file=file,
+            hint="remove the line",
         )
     colors = [_split_color(line)[1] for _, line in lines]
     lines = [(at, _split_color(line)[0]) for at, line in lines]
@@ -135,14 +157,19 @@ def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
     if numbered[0][1] is None and any(NUMBER_FIRST.fullmatch(name) for _, name in lines):
         at, name = next((at, name) for at, name in lines if not NUMBER_FIRST.fullmatch(name))
         hint = f"write the label value before every name, `0 {name}`, or before none"
-        raise DataError(f"line {at}: '{name}' has no number, but other lines have one", file=file, hint=hint)
+        raise DataError(
+            f"line {at}: '{name}' has no number, but other lines have one", file=file, hint=hint
+        )
     found = []
     for (at, line), (name, number), color in zip(lines, numbered, colors):
         name, color = (
             (name, color) if color or number is None else _split_color(name)
         )  # of `0 128 64 128 road`
         unclear = (
-            number is not None and color and NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
+            number is not None
+            and color
+            and NUMBER_LAST.fullmatch(line)
+            and not NUMBER_FIRST.fullmatch(line)
         )
         if unclear or re.search(r"[,;|\t]\s*[\d.]+$|(?:[\s,;]+\d*\.\d+){3}$", name):
             hint = "write `0 road 128 64 128`: label value, name, colour; or add a line of headings, `name,id,r,g,b`"
@@ -180,7 +207,9 @@ def _one_line(lines: Sequence[tuple[int, str]]) -> list[Line]:
     (at, line), *rest = lines
     names = [_unquote(name) for name in re.split(r"[,;\t|]", line)]
     return (
-        [] if rest or len(names) < 2 or re.search(r"\d", line) else [Line(at, name) for name in names if name]
+        []
+        if rest or len(names) < 2 or re.search(r"\d", line)
+        else [Line(at, name) for name in names if name]
     )
 
 
@@ -190,10 +219,13 @@ def _number(file: Path, found: list[Line]) -> list[Line]:
         return found
     if marked := [line for line in found[1:] if line.name == LABELME_IGNORE]:
         hint = "put it first, where it has no number, or number all lines"
-        raise DataError(f"line {marked[0].at}: {LABELME_IGNORE} is not the first class", file=file, hint=hint)
+        raise DataError(
+            f"line {marked[0].at}: {LABELME_IGNORE} is not the first class", file=file, hint=hint
+        )
     first = -1 if found and found[0].name == LABELME_IGNORE else 0
     return [
-        dataclasses.replace(line, number=number, counted=True) for number, line in enumerate(found, first)
+        dataclasses.replace(line, number=number, counted=True)
+        for number, line in enumerate(found, first)
     ]
 
 
@@ -221,7 +253,9 @@ def _check(file: Path, found: Sequence[Line]) -> None:
                 hint="names must differ",
             )
         if not SMALLEST <= line.number <= LARGEST:
-            raise DataError(f"{here}label value {line.number} is not within {SMALLEST}..{LARGEST}", file=file)
+            raise DataError(
+                f"{here}label value {line.number} is not within {SMALLEST}..{LARGEST}", file=file
+            )
         if line.color and max(line.color) > 255:
             raise DataError(
                 f"{here}colour {line.color} of '{line.name}' is not within 0..255",
@@ -244,9 +278,12 @@ def _check(file: Path, found: Sequence[Line]) -> None:
 
 def _is_heading(line: str) -> bool:
     """Whether all words of a line are such as stand above a table, and not only those of colours."""
-    cells = ([_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+"))
+    cells = (
+        [_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+")
+    )
     return any(
-        {*NAME_OR_NUMBER, *COLORS}.issuperset(words) and not COLORS.keys() >= set(words) for words in cells
+        {*NAME_OR_NUMBER, *COLORS}.issuperset(words) and not COLORS.keys() >= set(words)
+        for words in cells
     )
 
 
@@ -264,19 +301,24 @@ def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
         return []
     rows = [
         [cell.strip() for cell in row]
-        for row in csv.reader((line for _, line in rest), delimiter=separator, skipinitialspace=True)
+        for row in csv.reader(
+            (line for _, line in rest), delimiter=separator, skipinitialspace=True
+        )
     ]
     for (number, _), row in zip(rest, rows):
         if len(row) != len(heads):
             raise DataError(
-                f"line {number}: {len(row)} columns, where line {at} has {len(heads)} headings", file=file
+                f"line {number}: {len(row)} columns, where line {at} has {len(heads)} headings",
+                file=file,
             )
     columns = dict(zip(heads, zip(*rows)))
     numeric = {head for head, cells in columns.items() if all(map(INTEGER.fullmatch, cells))}
     names = [head for head in columns if head in NAME_OR_NUMBER and head not in numeric]
     numbers = [head for head in columns if head in NAME_OR_NUMBER and head in numeric]
     if len(names) != 1 or len(numbers) > 1 or len(columns) != len(heads):
-        problem = f"line {at}: it is not clear which column holds the name and which the label value"
+        problem = (
+            f"line {at}: it is not clear which column holds the name and which the label value"
+        )
         raise DataError(problem, file=file, hint="keep one column of each: `id,name`")
     paint = {COLORS[head]: cells for head, cells in columns.items() if head in COLORS}
     colors = (
@@ -284,9 +326,9 @@ def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
         if all(c in paint for c in "rgb")
         else [(cell,) for cell in paint.get("rgb", ())]
     )
-    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [()] * len(
-        rows
-    )
+    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [
+        ()
+    ] * len(rows)
     values = map(int, columns[numbers[0]]) if numbers else [None] * len(rows)
     return [
         Line(number, _unquote(name), color, value)
@@ -300,7 +342,9 @@ def _read_color(file: Path, at: int, cells: Sequence[str]) -> tuple[int, ...]:
     if found := re.fullmatch(r"#?([0-9a-fA-F]{6})", text.strip()):
         return tuple(bytes.fromhex(found[1]))
     if len(_integers(text)) != 3 or re.search(r"\d\.\d|-", text):
-        raise DataError(f"line {at}: '{text}' is no colour", file=file, hint="write 128 64 0 or #804000")
+        raise DataError(
+            f"line {at}: '{text}' is no colour", file=file, hint="write 128 64 0 or #804000"
+        )
     return _integers(text)
 
 
@@ -326,7 +370,9 @@ def _literal(file: Path, text: str) -> list[Line]:
     try:
         return _entries(value)
     except (KeyError, TypeError, ValueError, AttributeError):
-        problem = "is no list of class names, of entries with `name` and `id`, or of numbers with names"
+        problem = (
+            "is no list of class names, of entries with `name` and `id`, or of numbers with names"
+        )
         raise DataError(problem, file=file, hint="write one class name a line") from None
 
 
@@ -351,7 +397,9 @@ def _entries(value: Any) -> list[Line]:
 def _entry_color(color: Any) -> tuple[int, ...]:
     """[128, 64, 0] or '#804000' -> (128, 64, 0)."""
     color = (
-        tuple(bytes.fromhex(color.removeprefix("#"))) if isinstance(color, str) else tuple(map(int, color))
+        tuple(bytes.fromhex(color.removeprefix("#")))
+        if isinstance(color, str)
+        else tuple(map(int, color))
     )
     if len(color) not in (0, 3):
         raise ValueError

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxseg.data.class_list import IGNORE, IGNORED_NAMES, LARGEST, SMALLEST, read_list
+from jaxseg.constants import IGNORE
+from jaxseg.data.class_list import IGNORED_NAMES, LARGEST, SMALLEST, read_list
 from jaxseg.errors import DataError
 
 Range = tuple[int, int, int]  # first and last label value, class number or IGNORE
@@ -32,7 +33,9 @@ def read_label_map(file: Path, classes: Sequence[str]) -> list[Range]:
     """
     if not file.is_file():
         return []
-    lines = [(at, line.split("#")[0].strip()) for at, line in enumerate(read_list(file).splitlines(), 1)]
+    lines = [
+        (at, line.split("#")[0].strip()) for at, line in enumerate(read_list(file).splitlines(), 1)
+    ]
     lines = [(at, line) for at, line in lines if line]
     ranges = [_map_line(file, at, line, classes) for at, line in lines]
     in_order = sorted(zip(ranges, (at for at, _ in lines)))
@@ -57,8 +60,14 @@ def _map_line(file: Path, at: int, line: str, classes: Sequence[str]) -> Range:
     found = MAP_LINE.fullmatch(line)
     if not found or not found["name"].strip():
         hint = "write `7 road`, `0-6 ignore` or `-10..-1 ignore`"
-        raise DataError(f"line {at}: '{line}' is not a label value and a class", file=file, hint=hint)
-    first, last, name = int(found["first"]), int(found["last"] or found["first"]), found["name"].strip()
+        raise DataError(
+            f"line {at}: '{line}' is not a label value and a class", file=file, hint=hint
+        )
+    first, last, name = (
+        int(found["first"]),
+        int(found["last"] or found["first"]),
+        found["name"].strip(),
+    )
     if first > last or first < SMALLEST or last > LARGEST:
         wrong = (
             f"ends below where it begins, at {first}"

@@ -8,12 +8,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg.data.decode import mark_missing
-from jaxseg.data.statistics import check_finite
+from jaxseg.data.values import check_finite
 from jaxseg.errors import DataError, ImageTypeError
 
-FINITE_HINT = (
-    "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
-)
+FINITE_HINT = "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
 
 
 def prepare_image(image: Any, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
@@ -33,7 +31,9 @@ def prepare_image(image: Any, data: ConfigDict) -> tuple[np.ndarray, np.ndarray 
     decoded = mark_missing(np.asarray(image), tuple(data.get("nodata", ())))
     if np.ma.is_masked(image):
         masked = np.ma.getmaskarray(image)
-        decoded = decoded._replace(missing=masked if decoded.missing is None else decoded.missing | masked)
+        decoded = decoded._replace(
+            missing=masked if decoded.missing is None else decoded.missing | masked
+        )
     pixels = decoded.filled(data.image_mean)
     check_finite(pixels, "", FINITE_HINT)
     return pixels, decoded.empty
@@ -49,7 +49,8 @@ def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
     what = f"[H, W, {channels}]{' (RGB)' if channels == 3 else ''}"
     if not isinstance(image, np.ndarray | jax.Array):
         raise ImageTypeError(
-            f"an image must be a numpy array {expected} {what}, not {type(image).__name__}", hint=_as_array(image)
+            f"an image must be a numpy array {expected} {what}, not {type(image).__name__}",
+            hint=_as_array(image),
         )
     if image.dtype.newbyteorder("=") != expected:
         values = (
@@ -62,10 +63,13 @@ def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
             hint=f"give it {values}; it normalises them itself",
         )  # fmt: skip
     if image.ndim == 4:
-        raise DataError(f"an image must have the shape {what}, not {image.shape}", hint="give several as a list")
+        raise DataError(
+            f"an image must have the shape {what}, not {image.shape}", hint="give several as a list"
+        )
     if image.ndim != 3 or image.shape[2] != channels or not min(image.shape):
         raise DataError(
-            f"an image must have the shape {what}, not {image.shape}", hint=_as_shape(image.shape, channels)
+            f"an image must have the shape {what}, not {image.shape}",
+            hint=_as_shape(image.shape, channels),
         )
 
 
@@ -73,7 +77,9 @@ def _as_array(image: Any) -> str:
     if isinstance(image, Image.Image):
         return 'numpy.asarray(image.convert("RGB")) is one'
     return (
-        "jaxseg.predict.predict_files segments files" if hasattr(image, "__fspath__") or isinstance(image, str) else ""
+        "jaxseg.predict.predict_files segments files"
+        if hasattr(image, "__fspath__") or isinstance(image, str)
+        else ""
     )
 
 
@@ -87,4 +93,6 @@ def _as_shape(shape: tuple[int, ...], channels: int) -> str:
         )
     if len(shape) == 3 and shape[0] == channels:
         return "image.transpose(1, 2, 0) has its channels last"
-    return "image[..., :3] leaves the transparency out" if shape[2:] == (4,) and channels == 3 else ""
+    return (
+        "image[..., :3] leaves the transparency out" if shape[2:] == (4,) and channels == 3 else ""
+    )

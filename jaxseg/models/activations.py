@@ -7,11 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import Initializer
-
-
-def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector [C] shaped to meet the last of `ndim` axes (rank promotion is explicit here)."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
+from jaxseg.ops import per_channel
 
 
 class PReLU(nn.Module):

@@ -47,7 +47,9 @@ class Initializer:
             return constant(shape, self.scale)
         if self.kind == "range":
             return self.low + (self.scale - self.low) * 0.5 * (uniform(shape) + 1)
-        return self._bound(shape) * (normal(shape) if self.kind in ("normal", "kaiming") else uniform(shape))
+        return self._bound(shape) * (
+            normal(shape) if self.kind in ("normal", "kaiming") else uniform(shape)
+        )
 
     def __call__(self, key, shape, dtype=jnp.float32):
         drawn = _DRAWN.get()
@@ -55,8 +57,14 @@ class Initializer:
             value = jnp.zeros(shape, dtype)
             drawn[id(value)] = (value, self)
             return value
-        normal, uniform = functools.partial(jax.random.normal, key), functools.partial(jax.random.uniform, key)
-        return jnp.asarray(self._draw(shape, jnp.full, normal, lambda s: uniform(s, minval=-1.0, maxval=1.0)), dtype)
+        normal, uniform = (
+            functools.partial(jax.random.normal, key),
+            functools.partial(jax.random.uniform, key),
+        )
+        return jnp.asarray(
+            self._draw(shape, jnp.full, normal, lambda s: uniform(s, minval=-1.0, maxval=1.0)),
+            dtype,
+        )
 
     def sample(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
         """The same distribution drawn by NumPy, float32."""
@@ -65,4 +73,8 @@ class Initializer:
 
 
 KAIMING, TORCH, XAVIER = Initializer("kaiming"), Initializer("torch"), Initializer("xavier")
-ZEROS, ONES, CLASSIFIER = Initializer("constant", 0.0), Initializer("constant", 1.0), Initializer("normal", 0.01)
+ZEROS, ONES, CLASSIFIER = (
+    Initializer("constant", 0.0),
+    Initializer("constant", 1.0),
+    Initializer("normal", 0.01),
+)

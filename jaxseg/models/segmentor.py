@@ -10,12 +10,21 @@ from jaxseg.models.layers import Layers
 
 def head_order(names) -> list[str]:
     """Auxiliary heads, then the cascade's stages in order, then `decode`."""
-    return sorted(names, key=lambda name: (name == "decode", name.startswith("stage_"), int(name.rpartition("_")[2]) if "_" in name else 0))
+    return sorted(
+        names,
+        key=lambda name: (
+            name == "decode",
+            name.startswith("stage_"),
+            int(name.rpartition("_")[2]) if "_" in name else 0,
+        ),
+    )
 
 
 def head_path(name: str, names) -> str:
     """Where MMSegmentation keeps a head's parameters: 'decode_head', 'decode_head.0', 'auxiliary_head', 'auxiliary_head.1', ..."""
-    auxiliary, stages = ([n for n in names if n.startswith(prefix)] for prefix in ("aux_", "stage_"))
+    auxiliary, stages = (
+        [n for n in names if n.startswith(prefix)] for prefix in ("aux_", "stage_")
+    )
     if name.startswith("aux_"):
         return "auxiliary_head" if len(auxiliary) == 1 else f"auxiliary_head.{int(name[4:])}"
     if not stages:
@@ -37,7 +46,9 @@ class Segmentor(nn.Module):
     neck: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         features = self.backbone(name="backbone")(images.astype(self.layer.dtype), train=train)
         if self.neck is not None:
             features = self.neck(name="neck")(features, train=train)

@@ -1,19 +1,52 @@
 """What a file is, told by its bytes, and what its header says: format, orientation, losses, number of pictures."""
 
+import io
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
-from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the formats beyond preinit's
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from jaxseg.errors import DataError
 
 # Threads read files while others import TFDS, which replaces __import__ for a while: what is imported at first use must
 # be there before.
 Image.preinit()
-Image.MAX_IMAGE_PIXELS = None  # check_pixels is the limit: aerial photos are larger than what Pillow takes for an attack
+# Formats that Pillow opens for us, by their classes: Image.open has a limit of its own (Image.MAX_IMAGE_PIXELS, which is
+# the program's to set), and aerial photos exceed it. `check_pixels` is our limit.
+OPENERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
 # What Pillow raises for damaged files: its own errors, and what its parsing runs into.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,12 +65,30 @@ SIGNATURES = {name: re.compile(start, re.DOTALL) for name, start in {
     "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg",
     "HDF5": rb"\x89HDF", "ZIP": rb"PK\x03\x04",
 }.items()}  # fmt: skip
-LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}  # version of a LERC blob -> where its tolerance stands
-IMAGE_FORMATS = ("JPEG", "PNG", "NPY", "TIFF", "GIF", "BMP", "WebP", "PNM", "JPEG 2000")  # which `decode_image` reads
+LERC_TOLERANCE = {
+    2: 34,
+    3: 38,
+    4: 42,
+    5: 42,
+    6: 50,
+}  # version of a LERC blob -> where its tolerance stands
+IMAGE_FORMATS = (
+    "JPEG",
+    "PNG",
+    "NPY",
+    "TIFF",
+    "GIF",
+    "BMP",
+    "WebP",
+    "PNM",
+    "JPEG 2000",
+)  # which `decode_image` reads
 NO_PICTURES = ("PDF", "PostScript", "SVG", "HDF5", "ZIP")  # whatever these hold, it is no photo
 
 ORIENTATION = 0x0112  # the EXIF tag
-EXIF_WITHIN = 1 << 18  # bytes of a JPEG in which EXIF is looked for; it is the first or second segment
+EXIF_WITHIN = (
+    1 << 18
+)  # bytes of a JPEG in which EXIF is looked for; it is the first or second segment
 NODATA_TAG = 42113  # GDAL's, of TIFF: the value of pixels without data
 
 
@@ -45,6 +96,24 @@ def tell_format(data: bytes) -> str:
     """The format of a file's bytes, of which the first `HEAD` are enough: "JPEG", "PNG", ..., "" if it is none known."""
     head = bytes(data[:HEAD])
     return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
+
+
+def open_picture(data: bytes | Path, kind: str) -> Image.Image:
+    """Open an encoded picture with Pillow, without its limit of pixels.
+
+    Args:
+        data: The file's bytes, or its path.
+        kind: What `tell_format` gives.
+
+    Raises:
+        UNREADABLE: Pillow cannot read it; UnidentifiedImageError if it is not of this format.
+    """
+    if kind not in OPENERS:
+        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+    try:
+        return OPENERS[kind](data if isinstance(data, Path) else io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open does
+        raise UnidentifiedImageError(str(error)) from error
 
 
 def exif_orientation(data: bytes) -> int:
@@ -69,7 +138,11 @@ def exif_orientation(data: bytes) -> int:
 
 def _jpeg_exif(data: bytes) -> Iterator[bytes]:
     at = 2
-    while at + 4 <= min(len(data), EXIF_WITHIN) and data[at] == 0xFF and data[at + 1] not in (0xD9, 0xDA):
+    while (
+        at + 4 <= min(len(data), EXIF_WITHIN)
+        and data[at] == 0xFF
+        and data[at + 1] not in (0xD9, 0xDA)
+    ):
         if data[at + 1] == 0xFF:  # padding
             at += 1
             continue
@@ -135,8 +208,12 @@ def lossy_coding(data: bytes) -> str:
     if kind == "WebP":
         return "" if b"VP8L" in data[:64] else "WebP with loss"
     if kind == "JPEG 2000":
-        at = data.find(b"\xff\x52")  # COD: its 10th byte after the length is the wavelet, 1 being reversible
-        return "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
+        at = data.find(
+            b"\xff\x52"
+        )  # COD: its 10th byte after the length is the wavelet, 1 being reversible
+        return (
+            "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
+        )
     if data[:6] == b"Lerc2 ":
         return _lossy_lerc(data)
     return f"{kind}, with loss or not" if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from imagecodecs import PngError, png_decode
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from jaxseg.data.decode import tiff as tiffs
 from jaxseg.data.decode.formats import (
@@ -25,6 +25,7 @@ from jaxseg.data.decode.formats import (
     check_pixels,
     count_frames,
     exif_orientation,
+    open_picture,
     tell_format,
 )
 from jaxseg.errors import DataError
@@ -41,7 +42,16 @@ MODES = {
     "I;16B": (1, "uint16"), "F": (1, "float32"),
 }  # fmt: skip
 # EXIF's orientation -> (quarter turns counter-clockwise, whether mirrored left to right afterwards).
-TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+TURNS = {
+    1: (0, False),
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (3, False),
+    7: (1, True),
+    8: (1, False),
+}
 
 
 class Header(NamedTuple):
@@ -89,7 +99,11 @@ class Decoded(NamedTuple):
             if fill:
                 value = fill[channel]
             else:
-                value = 0.0 if holes.all() else self.pixels[..., channel].mean(where=~holes, dtype=np.float64)
+                value = (
+                    0.0
+                    if holes.all()
+                    else self.pixels[..., channel].mean(where=~holes, dtype=np.float64)
+                )
             pixels[holes, channel] = value if pixels.dtype.kind == "f" else np.rint(value)
         return pixels
 
@@ -159,7 +173,9 @@ def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) 
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         check_pixels((height, width), file, max_pixels)
         cmyk = space in ("CMYK", "YCCK")
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "GRAY" if channels == 1 else "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(
+            data, "CMYK" if cmyk else "GRAY" if channels == 1 else "RGB", strict=True
+        )
     except ValueError as error:
         raise _unreadable(file, error) from None
     if MULTI_PICTURE not in data and (at := data.find(GLUED)) >= 0:
@@ -194,7 +210,9 @@ def _is_plain_png(data: bytes) -> bool:
 
 
 def _decode_png(data: bytes, file: str | Path, max_pixels: int) -> np.ndarray:
-    check_pixels((int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")), file, max_pixels)
+    check_pixels(
+        (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")), file, max_pixels
+    )
     try:
         return png_decode(data)  # up to a quarter faster than OpenCV's libpng
     except (PngError, ValueError) as error:  # libpng's message itself may be no text
@@ -204,7 +222,10 @@ def _decode_png(data: bytes, file: str | Path, max_pixels: int) -> np.ndarray:
 def _decode_photo(data: bytes, file: str | Path, channels: int, max_pixels: int) -> np.ndarray:
     """Whatever else OpenCV reads."""
     inspect_image(data, file, max_pixels=max_pixels)
-    mode = {3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH, 1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH}
+    mode = {
+        3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH,
+        1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH,
+    }
     flags = mode.get(channels, cv2.IMREAD_UNCHANGED) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -226,7 +247,9 @@ def _unreadable(file: str | Path, reason: object) -> DataError:
 # --- Arrays of numbers ------------------------------------------------------------------------------------------------
 
 
-def _decode_tiff(data: bytes, file: str | Path, channels: int, nodata: Sequence[Any], max_pixels: int) -> Decoded:
+def _decode_tiff(
+    data: bytes, file: str | Path, channels: int, nodata: Sequence[Any], max_pixels: int
+) -> Decoded:
     with tiffs.open_tiff(data, file) as opened:
         header = _tiff_header(opened.header, file, channels)
         check_pixels(header.size, file, max_pixels)
@@ -237,23 +260,34 @@ def _decode_tiff(data: bytes, file: str | Path, channels: int, nodata: Sequence[
     image = mark_missing(_channels_last(stored, facts.shape, channels, file, facts.axes), values)
     if mask is not None and nodata != ("none",) and not mask.all():
         missing = np.broadcast_to(~mask[..., None], image.pixels.shape)
-        image = image._replace(missing=missing if image.missing is None else image.missing | missing)
+        image = image._replace(
+            missing=missing if image.missing is None else image.missing | missing
+        )
     return _fit(image, channels, file, facts.alpha)
 
 
 def load_npy(stream: Any, file: str | Path) -> np.ndarray:
     """The array of an .npy file, from a stream or (without reading it all) a path. Raises DataError."""
     try:
-        return np.load(stream, mmap_mode="r" if isinstance(stream, Path) else None, allow_pickle=False)
+        return np.load(
+            stream, mmap_mode="r" if isinstance(stream, Path) else None, allow_pickle=False
+        )
     except Exception as error:  # NumPy raises whatever its parsing of the header runs into
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot be read as a NumPy array ({reason})", file=file, hint=MEND_IMAGE) from None
+        raise DataError(
+            f"cannot be read as a NumPy array ({reason})", file=file, hint=MEND_IMAGE
+        ) from None
 
 
-def _channel_axis(shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = "") -> int:
+def _channel_axis(
+    shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = ""
+) -> int:
     """The axis of channels of an array that is an image; DataError if it is none."""
     if len(shape) not in (2, 3) or not np.prod(shape) or np.dtype(dtype).kind not in "buif":
-        raise DataError(f"an array {tuple(shape)} of {dtype}; an image is [H, W] or [H, W, channels], of numbers", file=file)
+        raise DataError(
+            f"an array {tuple(shape)} of {dtype}; an image is [H, W] or [H, W, channels], of numbers",
+            file=file,
+        )
     if len(shape) == 2:
         return 2
     if "S" in axes and len(axes) == 3:
@@ -278,13 +312,21 @@ def mark_missing(values: np.ndarray, nodata: Sequence[Any]) -> Decoded:
         found = tiffs.equals_nodata(values, float(value))
         if found.any():
             missing = found if missing is None else missing | found
-    with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, which the check of images tells
+    with np.errstate(
+        over="ignore"
+    ):  # a float64 beyond float32 is infinite, which the check of images tells
         return Decoded(np.ascontiguousarray(values, _decoded_dtype(values.dtype)), missing)
 
 
 def _decoded_dtype(dtype: np.dtype) -> str:
     """The dtype an image has once decoded; one bit is the numbers 0 and 1."""
-    return "uint8" if dtype.kind == "b" else dtype.name if dtype.name in ("uint8", "uint16") else "float32"
+    return (
+        "uint8"
+        if dtype.kind == "b"
+        else dtype.name
+        if dtype.name in ("uint8", "uint16")
+        else "float32"
+    )
 
 
 def _fit(image: Decoded, channels: int, file: str | Path, alpha: bool = True) -> Decoded:
@@ -296,7 +338,9 @@ def _fit(image: Decoded, channels: int, file: str | Path, alpha: bool = True) ->
     pixels, missing = image
     if channels == 1 and have > 2:
         pixels = pixels[..., :3].mean(-1, keepdims=True).astype(pixels.dtype)
-        return Decoded(pixels, missing if missing is None else missing[..., :3].any(-1, keepdims=True))
+        return Decoded(
+            pixels, missing if missing is None else missing[..., :3].any(-1, keepdims=True)
+        )
     chosen = [0] if channels == 1 else [0, 1, 2] if have == 4 else [0, 0, 0]
     return Decoded(pixels[..., chosen], missing if missing is None else missing[..., chosen])
 
@@ -309,7 +353,12 @@ def check_channels(have: int, channels: int, file: str | Path, alpha: bool = Tru
     Raises:
         DataError: it has `have` channels, and cannot.
     """
-    if have != channels and (channels, have - (alpha and have in (2, 4))) not in ((3, 1), (3, 3), (1, 1), (1, 3)):
+    if have != channels and (channels, have - (alpha and have in (2, 4))) not in (
+        (3, 1),
+        (3, 3),
+        (1, 1),
+        (1, 3),
+    ):
         raise DataError(
             f"has {have} channels, but config.dataset.channels={channels}", file=file, field="dataset.channels",
             hint=f"set --config.dataset.channels={have} if all images are like this one, else correct or remove it",
@@ -320,7 +369,12 @@ def check_channels(have: int, channels: int, file: str | Path, alpha: bool = Tru
 
 
 def inspect_image(
-    data: bytes | Path, file: str | Path, channels: int = 3, *, load: bool = False, max_pixels: int = MAX_PIXELS
+    data: bytes | Path,
+    file: str | Path,
+    channels: int = 3,
+    *,
+    load: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Header:
     """What an image is.
 
@@ -335,7 +389,11 @@ def inspect_image(
         DataError: it cannot be read.
     """
     if load:
-        decode(data.read_bytes() if isinstance(data, Path) else data, file, ImageOptions(channels, max_pixels=max_pixels))
+        decode(
+            data.read_bytes() if isinstance(data, Path) else data,
+            file,
+            ImageOptions(channels, max_pixels=max_pixels),
+        )
     kind = tell_format(_read_start(data, file, HEAD))
     if kind == "TIFF":
         with tiffs.open_tiff(data, file) as opened:
@@ -351,7 +409,7 @@ def inspect_image(
 
 def _photo_header(data: bytes | Path, file: str | Path, kind: str) -> Header:
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
+        with open_picture(data, kind) as image:
             count, dtype = MODES.get(image.mode, (len(image.getbands()), "uint8"))
             if image.format == "PNG" and ";16" in str(image.tile):
                 dtype = "uint16"
@@ -362,8 +420,15 @@ def _photo_header(data: bytes | Path, file: str | Path, kind: str) -> Header:
         known = isinstance(error, UnidentifiedImageError)
         raise _unreadable(file, (kind or "no known format") if known else error) from None
     if frames > 1:
-        raise DataError(f"holds {frames} pictures of {size[1]}x{size[0]}", file=file, hint="save the one that is meant by itself")
-    turned = kind in EXIF_PARTS and exif_orientation(_read_start(data, file, EXIF_WITHIN if kind == "JPEG" else -1)) >= 5
+        raise DataError(
+            f"holds {frames} pictures of {size[1]}x{size[0]}",
+            file=file,
+            hint="save the one that is meant by itself",
+        )
+    turned = (
+        kind in EXIF_PARTS
+        and exif_orientation(_read_start(data, file, EXIF_WITHIN if kind == "JPEG" else -1)) >= 5
+    )
     return Header(size[::-1] if turned else size, count, dtype)
 
 
@@ -386,7 +451,9 @@ def _tiff_header(found: tiffs.TiffHeader, file: str | Path, channels: int) -> He
     return header._replace(alpha=found.alpha)
 
 
-def _array_header(shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = "") -> Header:
+def _array_header(
+    shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = ""
+) -> Header:
     """The Header of an array as `_channels_last` would read it."""
     axis = _channel_axis(shape, dtype, channels, file, axes)
     sizes = [*shape, 1] if len(shape) == 2 else [*shape[:axis], *shape[axis + 1 :], shape[axis]]

@@ -11,16 +11,27 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from jaxseg.data.datasets import IGNORE, DatasetSpec
+from jaxseg.constants import IGNORE
 from jaxseg.data.decode import tiff as tiffs
-from jaxseg.data.decode.formats import PNG, UNREADABLE, check_pixels, count_frames, lossy_coding, tell_format
+from jaxseg.data.decode.formats import (
+    PNG,
+    UNREADABLE,
+    check_pixels,
+    count_frames,
+    lossy_coding,
+    open_picture,
+    tell_format,
+)
 from jaxseg.data.decode.images import MAX_PIXELS, Decoded, load_npy
+from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 
 UNKNOWN = 254  # what ids outside the label map become, until they are reported
-MISSING = -(2**62)  # what pixels become that their file says to hold no data: no label value is so low
+MISSING = -(
+    2**62
+)  # what pixels become that their file says to hold no data: no label value is so low
 DENSE = 65536  # label values below are looked up by index
 MEND_LABEL = "replace it, or remove it and its image"
 SAVE_NUMBERS = "save one class number a pixel, as a single-channel or palette PNG: 0 for the first class, 255 to ignore"
@@ -57,15 +68,21 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
         header = opened.header
         if coding := opened.lossy():
             raise _lossy(file, f"{coding} (in a TIFF)")
-        check_pixels(header.shape[:2] if header.axes[-1:] == "S" else header.shape[-2:], file, max_pixels)
+        check_pixels(
+            header.shape[:2] if header.axes[-1:] == "S" else header.shape[-2:], file, max_pixels
+        )
         return Stored(
-            _one_band(opened.read()), f"TIFF of {tiffs.describe(header)}", header.palette, header.nodata, opened.mask()
+            _one_band(opened.read()),
+            f"TIFF of {tiffs.describe(header)}",
+            header.palette,
+            header.nodata,
+            opened.mask(),
         )
 
 
 def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data, tell_format(data)) as image:
             check_pixels(image.size[::-1], file, max_pixels)
             if (frames := count_frames(image)) > 1:
                 raise DataError(
@@ -77,13 +94,25 @@ def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        reason = "cut short, or a variant that nobody knows" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot be read as a label ({tell_format(data)}: {reason})", file=file, hint=MEND_LABEL) from None
+        reason = (
+            "cut short, or a variant that nobody knows"
+            if isinstance(error, UnidentifiedImageError)
+            else error
+        )
+        raise DataError(
+            f"cannot be read as a label ({tell_format(data)}: {reason})", file=file, hint=MEND_LABEL
+        ) from None
     if data[:8] == PNG and data[24] in (1, 2, 4) and data[25] == 0 and values.dtype == np.uint8:
-        values = values // (255 // (2 ** data[24] - 1))  # Pillow stretches grey values of few bits over 0..255
+        values = values // (
+            255 // (2 ** data[24] - 1)
+        )  # Pillow stretches grey values of few bits over 0..255
     if data[:8] == PNG and data[24] == 16 and data[25] in (2, 4, 6):
-        raise DataError(f"is a label of 16 bits in several channels ({what})", file=file, hint=SAVE_NUMBERS)
-    return Stored(values, what, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
+        raise DataError(
+            f"is a label of 16 bits in several channels ({what})", file=file, hint=SAVE_NUMBERS
+        )
+    return Stored(
+        values, what, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+    )
 
 
 def _one_band(values: np.ndarray) -> np.ndarray:
@@ -115,13 +144,17 @@ def _read_stored(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     if kind in ("JPEG", "JPEG 2000") or lossy_coding(data):
         raise _lossy(file, lossy_coding(data) or kind)
     what = kind or ("an empty file" if not data else "no known format")
-    raise DataError(f"cannot be read as a label ({what})", file=file, hint=f"{SAVE_NUMBERS}; or take it out")
+    raise DataError(
+        f"cannot be read as a label ({what})", file=file, hint=f"{SAVE_NUMBERS}; or take it out"
+    )
 
 
 # --- Numbers and colours ----------------------------------------------------------------------------------------------
 
 
-def decode_label(data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_label(
+    data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The numbers or colours of an encoded label.
 
     Args:
@@ -152,7 +185,9 @@ def decode_label(data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels
         )  # fmt: skip
     if values.ndim != 2:
         raise DataError(
-            f"is a label of shape {values.shape} ({stored.what}), not one class id a pixel", file=file, hint=SAVE_NUMBERS
+            f"is a label of shape {values.shape} ({stored.what}), not one class id a pixel",
+            file=file,
+            hint=SAVE_NUMBERS,
         )
     missing = _missing(stored, file, spec)
     ids = _whole_numbers(values, stored.what, file, missing)
@@ -163,20 +198,32 @@ def decode_label(data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels
     return ids
 
 
-def _whole_numbers(values: np.ndarray, what: str, file: str | Path, missing: np.ndarray | None) -> np.ndarray:
+def _whole_numbers(
+    values: np.ndarray, what: str, file: str | Path, missing: np.ndarray | None
+) -> np.ndarray:
     """Numbers of any type as uint8 or int64, if they are whole."""
     if not values.size:
-        raise DataError(f"holds no pixels, shape {values.shape} ({what})", file=file, hint=MEND_LABEL)
+        raise DataError(
+            f"holds no pixels, shape {values.shape} ({what})", file=file, hint=MEND_LABEL
+        )
     if values.dtype in (np.uint8, bool):
         return values.astype(np.uint8)
     if values.dtype == np.uint16:
         return values.astype(np.uint16)  # in this machine's byte order
     if values.dtype.kind in "iu":
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
-            raise DataError(f"holds {values.max()} ({what}), which is no label value", file=file, hint=SAVE_NUMBERS)
+            raise DataError(
+                f"holds {values.max()} ({what}), which is no label value",
+                file=file,
+                hint=SAVE_NUMBERS,
+            )
         return values.astype(np.int64)
     if values.dtype.kind != "f":
-        raise DataError(f"holds values of {values.dtype} ({what}), which are no class numbers", file=file, hint=SAVE_NUMBERS)
+        raise DataError(
+            f"holds values of {values.dtype} ({what}), which are no class numbers",
+            file=file,
+            hint=SAVE_NUMBERS,
+        )
     if missing is not None:
         values = np.where(missing, values.dtype.type(0), values)
     with np.errstate(invalid="ignore"):
@@ -225,7 +272,9 @@ def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.n
     """RGB uint8 [H, W, 3] of an indexed label, whose colours must be those declared: else its indices are meant."""
     used = np.unique(stored.values.astype(np.intp))
     declared = set(spec.colors) | set(spec.ignored_colors)
-    colors = {int(i): tuple(int(v) for v in stored.palette[i]) for i in used if i < len(stored.palette)}
+    colors = {
+        int(i): tuple(int(v) for v in stored.palette[i]) for i in used if i < len(stored.palette)
+    }
     strange = [index for index in used.tolist() if colors.get(index) not in declared]
     if not strange:
         return stored.palette[stored.values.astype(np.intp)]
@@ -263,14 +312,27 @@ def make_table(ids: Mapping[int, int], ranges: Sequence[tuple[int, int, int]] = 
 
     255 is 255 unless mapped, and so is what files declare to be no data.
     """
-    implied = () if any(first <= IGNORE <= last for first, last, _ in ranges) or IGNORE in ids else ((IGNORE, IGNORE, IGNORE),)
-    found = sorted([*((raw, raw, index) for raw, index in ids.items()), *ranges, *implied, (MISSING, MISSING, IGNORE)])
+    implied = (
+        ()
+        if any(first <= IGNORE <= last for first, last, _ in ranges) or IGNORE in ids
+        else ((IGNORE, IGNORE, IGNORE),)
+    )
+    found = sorted(
+        [
+            *((raw, raw, index) for raw, index in ids.items()),
+            *ranges,
+            *implied,
+            (MISSING, MISSING, IGNORE),
+        ]
+    )
     size = min(max(256, *(last + 1 for _, last, _ in found)), DENSE)
     dense = np.full(size + 1, UNKNOWN, np.uint8)
     for first, last, index in found:
         dense[max(first, 0) : max(min(last + 1, size), 0)] = index
     first, last, index = zip(*found, strict=True)
-    return LabelTable(dense, np.array(first, np.int64), np.array(last, np.int64), np.array(index, np.uint8))
+    return LabelTable(
+        dense, np.array(first, np.int64), np.array(last, np.int64), np.array(index, np.uint8)
+    )
 
 
 def look_up(ids: np.ndarray, table: LabelTable) -> np.ndarray:
@@ -284,14 +346,18 @@ def look_up(ids: np.ndarray, table: LabelTable) -> np.ndarray:
     label = table.dense[np.where(inside, ids, 0)]
     if not inside.all():
         rest = ids[~inside]
-        place = np.searchsorted(table.first, rest, "right") - 1  # at least 0, as no value lies below MISSING
+        place = (
+            np.searchsorted(table.first, rest, "right") - 1
+        )  # at least 0, as no value lies below MISSING
         place = np.maximum(place, 0)
         known = (rest >= table.first[place]) & (rest <= table.last[place])
         label[~inside] = np.where(known, table.index[place], np.uint8(UNKNOWN))
     return label
 
 
-def map_label(ids: np.ndarray, table: LabelTable, spec: DatasetSpec, file: str | Path) -> np.ndarray:
+def map_label(
+    ids: np.ndarray, table: LabelTable, spec: DatasetSpec, file: str | Path
+) -> np.ndarray:
     """Class ids of a label as it was decoded.
 
     Args:
@@ -314,11 +380,21 @@ def map_label(ids: np.ndarray, table: LabelTable, spec: DatasetSpec, file: str |
         return label
     row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
     value = int(ids[row, column])
-    count, others = int((ids == value).sum()), sorted({int(v) for v in np.unique(ids[wrong])} - {value})
+    count, others = (
+        int((ids == value).sum()),
+        sorted({int(v) for v in np.unique(ids[wrong])} - {value}),
+    )
     more = f" (and other such values: {', '.join(map(str, others[:8]))})" if others else ""
-    known = [*spec.label_map.items(), *((raw, index) for first, last, index in spec.label_ranges for raw in (first, last))]
+    known = [
+        *spec.label_map.items(),
+        *((raw, index) for first, last, index in spec.label_ranges for raw in (first, last)),
+    ]
     known = sorted(raw for raw, index in known if index != IGNORE)
-    say = f", or say in label_map.txt what it stands for, e.g. `{value} ignore`" if spec.name == "folder" else ""
+    say = (
+        f", or say in label_map.txt what it stands for, e.g. `{value} ignore`"
+        if spec.name == "folder"
+        else ""
+    )
     raise DataError(
         f"label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of the "
         f"{spec.num_classes} classes nor {IGNORE} (ignore). Classes of '{spec.name}' are {known[0]} to {known[-1]}: "
@@ -353,7 +429,9 @@ def _pack(rgb: np.ndarray) -> np.ndarray:
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
 
-def check_sizes(image: tuple[int, int], label: tuple[int, int], image_file: str | Path, label_file: str | Path) -> None:
+def check_sizes(
+    image: tuple[int, int], label: tuple[int, int], image_file: str | Path, label_file: str | Path
+) -> None:
     """Refuse an image [H, W] and a label [H, W] of different sizes.
 
     Raises:
@@ -368,7 +446,11 @@ def check_sizes(image: tuple[int, int], label: tuple[int, int], image_file: str 
 
 
 def join_pair(
-    image: Decoded, label: np.ndarray, fill: Sequence[float], image_file: str | Path, label_file: str | Path
+    image: Decoded,
+    label: np.ndarray,
+    fill: Sequence[float],
+    image_file: str | Path,
+    label_file: str | Path,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pixels [H, W, C] and the label [H, W] of a pair, 255 where no channel of the image holds data.
 

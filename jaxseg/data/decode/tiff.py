@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ from jaxseg.errors import DataError
 PHOTOMETRIC = tifffile.PHOTOMETRIC
 # Samples that are values or red, green and blue as they stand; a palette's are indices.
 PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)  # whose decoder makes RGB of YCbCr
-NODATA_NOISE = "parsing GDAL_NODATA tag raised"  # what tifffile logs of values that we read; scripts and workers drop it
+JPEG_CODINGS = (
+    tifffile.COMPRESSION.OJPEG,
+    tifffile.COMPRESSION.JPEG,
+)  # whose decoder makes RGB of YCbCr
 MEND = "write it anew, or take it out"
 LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
@@ -70,25 +71,37 @@ class Tiff:
         """Refuse directories that go round in a circle, which tifffile follows for ever."""
         form, stream, seen = self._tiff.tiff, self._tiff.filehandle, set()
         stream.seek(form.offsetsize if form.version == 42 else 8)
-        while len(raw := stream.read(form.offsetsize)) == form.offsetsize and (offset := struct.unpack(form.offsetformat, raw)[0]):
+        while len(raw := stream.read(form.offsetsize)) == form.offsetsize and (
+            offset := struct.unpack(form.offsetformat, raw)[0]
+        ):
             if offset in seen:
-                raise DataError("cannot be read as a TIFF (its directories go round in a circle)", file=self._file, hint=MEND)
+                raise DataError(
+                    "cannot be read as a TIFF (its directories go round in a circle)",
+                    file=self._file,
+                    hint=MEND,
+                )
             seen.add(offset)
             stream.seek(offset)
             raw = stream.read(form.tagnosize)
             if len(raw) < form.tagnosize:
                 return
-            stream.seek(offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, raw)[0])
+            stream.seek(
+                offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, raw)[0]
+            )
 
     def _one_series(self) -> tifffile.TiffPageSeries:
         """The pages that hold the picture; overviews and masks, which are marked as such, are none."""
         found = [s for s in self._tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
         if not found:
-            raise DataError("cannot be read as a TIFF (no picture in it)", file=self._file, hint=MEND)
-        if len(found) > 1:
-            shapes = ", ".join(str(tuple(s.shape)) for s in found) 
             raise DataError(
-                f"is a TIFF of {len(found)} pictures ({shapes})", file=self._file, hint="save the one that is meant by itself"
+                "cannot be read as a TIFF (no picture in it)", file=self._file, hint=MEND
+            )
+        if len(found) > 1:
+            shapes = ", ".join(str(tuple(s.shape)) for s in found)
+            raise DataError(
+                f"is a TIFF of {len(found)} pictures ({shapes})",
+                file=self._file,
+                hint="save the one that is meant by itself",
             )
         return found[0]
 
@@ -99,7 +112,11 @@ class Tiff:
     def mask(self) -> np.ndarray | None:
         """bool [H, W], True where the file's own mask says that there are data; None if it has no mask."""
         size = self._page.imagelength, self._page.imagewidth
-        masks = [page for page in self._tiff.pages if page.keyframe.is_mask and not page.keyframe.is_reduced]
+        masks = [
+            page
+            for page in self._tiff.pages
+            if page.keyframe.is_mask and not page.keyframe.is_reduced
+        ]
         if not masks or (masks[0].imagelength, masks[0].imagewidth) != size:
             return None
         return masks[0].asarray().reshape(size) > 0
@@ -107,7 +124,10 @@ class Tiff:
     def lossy(self) -> str:
         """The coding that changed its numbers, "" if none did."""
         page = self._page
-        offset, size = next((pair for pair in zip(page.dataoffsets, page.databytecounts, strict=True) if pair[1]), (0, 0))
+        offset, size = next(
+            (pair for pair in zip(page.dataoffsets, page.databytecounts, strict=True) if pair[1]),
+            (0, 0),
+        )
         if not size:
             return ""  # a sparse file that stores nothing
         self._tiff.filehandle.seek(offset)
@@ -115,7 +135,9 @@ class Tiff:
         wrapper = page.tags.get(LERC_PARAMETERS)
         if wrapper is not None and len(wrapper.value) > 1 and wrapper.value[1] in LERC_WRAPPERS:
             start = LERC_WRAPPERS[wrapper.value[1]](start)
-        return lossy_coding(start) or ("JPEG" if page.compression in JPEG_CODINGS and start[:2] != b"\xff\xd8" else "")
+        return lossy_coding(start) or (
+            "JPEG" if page.compression in JPEG_CODINGS and start[:2] != b"\xff\xd8" else ""
+        )
 
 
 @contextlib.contextmanager
@@ -135,7 +157,9 @@ def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
         raise
     except Exception as error:  # tifffile and its codecs raise whatever their parsing runs into
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot be read as a TIFF{known} ({reason})", file=file, hint=MEND) from None
+        raise DataError(
+            f"cannot be read as a TIFF{known} ({reason})", file=file, hint=MEND
+        ) from None
 
 
 def describe(header: TiffHeader) -> str:
@@ -150,9 +174,15 @@ def check_meaning(header: TiffHeader, file: object) -> None:
         DataError: with the TIFF's photometric interpretation.
     """
     names = [value.name for value in PLAIN]
-    decoded = header.photometric == PHOTOMETRIC.YCBCR.name and header.compression in [value.name for value in JPEG_CODINGS]
+    decoded = header.photometric == PHOTOMETRIC.YCBCR.name and header.compression in [
+        value.name for value in JPEG_CODINGS
+    ]
     if header.photometric not in names and not decoded:
-        raise DataError(f"is a TIFF of {describe(header)}: its values are no colours of light", file=file, hint="save it as RGB or grey")
+        raise DataError(
+            f"is a TIFF of {describe(header)}: its values are no colours of light",
+            file=file,
+            hint="save it as RGB or grey",
+        )
 
 
 def _name(value: object) -> str:
@@ -178,14 +208,13 @@ def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
     if values.dtype.kind != "f":
         info = np.iinfo(values.dtype) if values.dtype.kind in "iu" else None
         possible = nodata.is_integer() and (info is None or info.min <= nodata <= info.max)
-        return values == values.dtype.type(int(nodata)) if possible else np.zeros(values.shape, bool)
+        return (
+            values == values.dtype.type(int(nodata)) if possible else np.zeros(values.shape, bool)
+        )
     largest = float(np.finfo(values.dtype).max)
-    if math.isinf(nodata) or abs(nodata) >= largest * (1 - 1e-6):  # what does not fit is the type's largest, or infinity
+    if math.isinf(nodata) or abs(nodata) >= largest * (
+        1 - 1e-6
+    ):  # what does not fit is the type's largest, or infinity
         return (values <= -largest * (1 - 1e-6)) if nodata < 0 else (values >= largest * (1 - 1e-6))
     low, high = sorted((nodata * (1 - 1e-6), nodata * (1 + 1e-6)))
     return (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))
-
-
-def silence_nodata(record: logging.LogRecord) -> bool:
-    """A filter for tifffile's logger, for programs of our own: False for warnings about no-data values, which are read here."""
-    return NODATA_NOISE not in str(record.msg)

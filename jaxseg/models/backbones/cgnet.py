@@ -34,14 +34,18 @@ class ContextGuidedBlock(nn.Module):
         y = PReLU(name="activate")(y)
         if down:
             y = layer.conv(self.features, 1, name="bottleneck")(y)
-        weights = self.dense(self.features // self.reduction, "f_glo.fc.0")(adaptive_avg_pool(y, 1)[:, 0, 0])
+        weights = self.dense(self.features // self.reduction, "f_glo.fc.0")(
+            adaptive_avg_pool(y, 1)[:, 0, 0]
+        )
         weights = nn.sigmoid(self.dense(self.features, "f_glo.fc.2")(nn.relu(weights)))
         y = y * weights[:, None, None, :]
         return y if down else x + y
 
     def dense(self, features: int, name: str) -> nn.Dense:
         """A fully connected layer."""
-        return nn.Dense(features, dtype=self.layer.dtype, kernel_init=KAIMING, bias_init=ZEROS, name=name)
+        return nn.Dense(
+            features, dtype=self.layer.dtype, kernel_init=KAIMING, bias_init=ZEROS, name=name
+        )
 
 
 class CGNet(nn.Module):
@@ -72,7 +76,9 @@ class CGNet(nn.Module):
         half = avg_pool(x, 3, 2, padding=1)
         injections = [half, avg_pool(half, 3, 2, padding=1), None]
         for i in range(3):
-            conv = self.layer.conv_norm_act(self.widths[0], 3, stride=2 if i == 0 else 1, activation="prelu", name=f"stem.{i}")
+            conv = self.layer.conv_norm_act(
+                self.widths[0], 3, stride=2 if i == 0 else 1, activation="prelu", name=f"stem.{i}"
+            )
             x = conv(x, train=train)
         features = [self.join([x, injections[0]], 0, train)]
         for level in (1, 2):

@@ -40,17 +40,27 @@ class FastSCNN(nn.Module):
         x = layer.conv_norm_act(first, 3, stride=2, name=f"{ltd}.conv")(x, train=train)
         separable = dict(stride=2, depthwise_activation="identity")
         x = layer.separable_conv(second, **separable, name=f"{ltd}.dsconv1")(x, train=train)
-        higher = layer.separable_conv(self.higher_channels, **separable, name=f"{ltd}.dsconv2")(x, train=train)
+        higher = layer.separable_conv(self.higher_channels, **separable, name=f"{ltd}.dsconv2")(
+            x, train=train
+        )
 
         x = higher
         for i, (features, stride) in enumerate(zip(self.block_channels, self.block_strides), 1):
             for j in range(3):
-                x = InvertedResidual(layer, features, stride if j == 0 else 1, name=f"{gfe}.bottleneck{i}.{j}")(x, train=train)
+                x = InvertedResidual(
+                    layer, features, stride if j == 0 else 1, name=f"{gfe}.bottleneck{i}.{j}"
+                )(x, train=train)
         x = layer.pyramid_pool(x, x.shape[-1] // 4, (1, 2, 3, 6), train=train, name=f"{gfe}.ppm")
         lower = layer.conv_norm_act(self.lower_channels, 3, name=f"{gfe}.out")(x, train=train)
 
         x = layer.resize(lower, higher.shape[1:3])
-        x = layer.conv_norm_act(self.fusion_channels, 3, groups=x.shape[-1], name=f"{ffm}.dwconv")(x, train=train)
-        deep = layer.conv_norm_act(self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_lower_res")(x, train=train)
-        fine = layer.conv_norm_act(self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_higher_res")(higher, train=train)
+        x = layer.conv_norm_act(self.fusion_channels, 3, groups=x.shape[-1], name=f"{ffm}.dwconv")(
+            x, train=train
+        )
+        deep = layer.conv_norm_act(
+            self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_lower_res"
+        )(x, train=train)
+        fine = layer.conv_norm_act(
+            self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_higher_res"
+        )(higher, train=train)
         return [higher, lower, nn.relu(deep + fine)]

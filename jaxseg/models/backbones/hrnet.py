@@ -6,10 +6,19 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.backbones.resnet import Block
-from jaxseg.models.layers import Layers, resize_bilinear
+from jaxseg.models.layers import Layers
+from jaxseg.ops import resize_bilinear
 
 
-def _conv_norm(layer: Layers, x: jax.Array, features: int, kernel_size: int, stride: int, name: str, train: bool) -> jax.Array:
+def _conv_norm(
+    layer: Layers,
+    x: jax.Array,
+    features: int,
+    kernel_size: int,
+    stride: int,
+    name: str,
+    train: bool,
+) -> jax.Array:
     x = layer.conv(features, kernel_size, stride=stride, name=f"{name}.0")(x)
     return layer.norm(name=f"{name}.1")(x, train=train)
 
@@ -28,9 +37,18 @@ class HRModule(nn.Module):
         branches = []
         for i, x in enumerate(maps):
             for k in range(self.blocks):
-                x = Block(self.layer, x.shape[-1], bottleneck=False, zero_init=False, name=f"branches.{i}.{k}")(x, train=train)
+                x = Block(
+                    self.layer,
+                    x.shape[-1],
+                    bottleneck=False,
+                    zero_init=False,
+                    name=f"branches.{i}.{k}",
+                )(x, train=train)
             branches.append(x)
-        return [nn.relu(sum(self.bring(x, j, branches[i], i, train) for j, x in enumerate(branches))) for i in range(len(maps))]
+        return [
+            nn.relu(sum(self.bring(x, j, branches[i], i, train) for j, x in enumerate(branches)))
+            for i in range(len(maps))
+        ]
 
     def bring(self, x: jax.Array, j: int, target: jax.Array, i: int, train: bool) -> jax.Array:
         """Branch j's map x in the shape of branch i's."""
@@ -44,7 +62,9 @@ class HRModule(nn.Module):
             return resize_bilinear(doubled, target.shape[1:3])
         for k in range(i - j):
             last = k == i - j - 1
-            x = _conv_norm(self.layer, x, features if last else x.shape[-1], 3, 2, f"{name}.{k}", train)
+            x = _conv_norm(
+                self.layer, x, features if last else x.shape[-1], 3, 2, f"{name}.{k}", train
+            )
             x = x if last else nn.relu(x)
         return x
 
@@ -78,12 +98,16 @@ class HRNet(nn.Module):
             x = self.layer.conv(self.stem_channels, 3, stride=2, name=f"conv{i}")(x)
             x = nn.relu(self.layer.norm(name=f"bn{i}")(x, train=train))
         for k in range(self.blocks):
-            x = Block(self.layer, self.stem_channels, zero_init=False, name=f"layer1.{k}")(x, train=train)
+            x = Block(self.layer, self.stem_channels, zero_init=False, name=f"layer1.{k}")(
+                x, train=train
+            )
         maps = [x]
         for stage, modules in enumerate(self.modules, 1):
             maps = self.transition(maps, stage, train)
             for m in range(modules):
-                maps = HRModule(self.layer, self.blocks, name=f"stage{stage + 1}.{m}")(maps, train=train)
+                maps = HRModule(self.layer, self.blocks, name=f"stage{stage + 1}.{m}")(
+                    maps, train=train
+                )
         return maps
 
     def transition(self, maps: Sequence[jax.Array], stage: int, train: bool) -> list[jax.Array]:
@@ -91,9 +115,15 @@ class HRNet(nn.Module):
         out = []
         for i, features in enumerate(self.channels[: stage + 1]):
             if i == len(maps):
-                x = nn.relu(_conv_norm(self.layer, maps[-1], features, 3, 2, f"transition{stage}.{i}.0", train))
+                x = nn.relu(
+                    _conv_norm(
+                        self.layer, maps[-1], features, 3, 2, f"transition{stage}.{i}.0", train
+                    )
+                )
             elif maps[i].shape[-1] != features:
-                x = nn.relu(_conv_norm(self.layer, maps[i], features, 3, 1, f"transition{stage}.{i}", train))
+                x = nn.relu(
+                    _conv_norm(self.layer, maps[i], features, 3, 1, f"transition{stage}.{i}", train)
+                )
             else:
                 x = maps[i]
             out.append(x)

@@ -8,7 +8,15 @@ from flax import linen as nn
 
 from jaxseg.models.layers import Layers
 
-STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))  # expansion, channels, blocks
+STAGES = (
+    (1, 16, 1),
+    (6, 24, 2),
+    (6, 32, 3),
+    (6, 64, 4),
+    (6, 96, 3),
+    (6, 160, 3),
+    (6, 320, 1),
+)  # expansion, channels, blocks
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
@@ -34,8 +42,12 @@ class InvertedResidual(nn.Module):
         layer, y, width, i = self.layer, x, x.shape[-1] * self.expansion, 0
         if self.expansion != 1:
             y, i = layer.conv_norm_act(width, 1, name="conv.0")(y, train=train), 1
-        y = layer.conv_norm_act(width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}")(y, train=train)
-        y = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")(y, train=train)
+        y = layer.conv_norm_act(
+            width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}"
+        )(y, train=train)
+        y = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")(
+            y, train=train
+        )
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -68,12 +80,18 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
         layer = dataclasses.replace(self.layer, activation="relu6")
-        x = layer.conv_norm_act(round_channels(32 * self.widen_factor), 3, stride=2, name="conv1")(x, train=train)
+        x = layer.conv_norm_act(round_channels(32 * self.widen_factor), 3, stride=2, name="conv1")(
+            x, train=train
+        )
         features = []
-        for i, ((expansion, channels, blocks), stride, dilation) in enumerate(zip(STAGES, self.strides, self.dilations)):
+        for i, ((expansion, channels, blocks), stride, dilation) in enumerate(
+            zip(STAGES, self.strides, self.dilations)
+        ):
             width = round_channels(channels * self.widen_factor)
             for j in range(blocks):
                 first = (stride, dilation) if j == 0 else (1, 1)
-                x = InvertedResidual(layer, width, *first, expansion, name=f"layer{i + 1}.{j}")(x, train=train)
+                x = InvertedResidual(layer, width, *first, expansion, name=f"layer{i + 1}.{j}")(
+                    x, train=train
+                )
             features.append(x)
         return [features[i] for i in self.out_indices]

@@ -37,8 +37,12 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         layer, channels = self.layer, x.shape[-1]
         y = adaptive_avg_pool(x, 1)
-        y = layer.conv_norm_act(round_channels(channels // 4), 1, norm=False, name="conv1")(y, train=train)
-        y = layer.conv_norm_act(channels, 1, norm=False, activation="hard_sigmoid", name="conv2")(y, train=train)
+        y = layer.conv_norm_act(round_channels(channels // 4), 1, norm=False, name="conv1")(
+            y, train=train
+        )
+        y = layer.conv_norm_act(channels, 1, norm=False, activation="hard_sigmoid", name="conv2")(
+            y, train=train
+        )
         return x * y
 
 
@@ -62,11 +66,20 @@ class InvertedResidual(nn.Module):
         layer, y, act = self.layer, x, dict(activation=self.activation)
         if x.shape[-1] != self.expanded:
             y = layer.conv_norm_act(self.expanded, 1, **act, name="expand_conv")(y, train=train)
-        spatial = dict(stride=self.stride, dilation=self.dilation, groups=self.expanded, padding="same" if self.stride > 1 else None)
-        y = layer.conv_norm_act(self.expanded, self.kernel_size, **spatial, **act, name="depthwise_conv")(y, train=train)
+        spatial = dict(
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.expanded,
+            padding="same" if self.stride > 1 else None,
+        )
+        y = layer.conv_norm_act(
+            self.expanded, self.kernel_size, **spatial, **act, name="depthwise_conv"
+        )(y, train=train)
         if self.excite:
             y = SqueezeExcite(layer, name="se")(y, train=train)
-        y = layer.conv_norm_act(self.features, 1, activation="identity", name="linear_conv")(y, train=train)
+        y = layer.conv_norm_act(self.features, 1, activation="identity", name="linear_conv")(
+            y, train=train
+        )
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -98,11 +111,20 @@ class MobileNetV3(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
         layer, width = self.layer, self.width
-        x = layer.conv_norm_act(width(16), 3, stride=2, padding="same", activation="hard_swish", name="layer0")(x, train=train)
+        x = layer.conv_norm_act(
+            width(16), 3, stride=2, padding="same", activation="hard_swish", name="layer0"
+        )(x, train=train)
         features = [x]
         for i, (kernel_size, expanded, channels, *rest) in enumerate(BLOCKS[self.arch], 1):
-            x = InvertedResidual(layer, kernel_size, width(expanded), width(channels), *rest, name=f"layer{i}")(x, train=train)
+            x = InvertedResidual(
+                layer, kernel_size, width(expanded), width(channels), *rest, name=f"layer{i}"
+            )(x, train=train)
             features.append(x)
-        last = layer.conv_norm_act(width(LAST_CHANNELS[self.arch]), 1, activation="hard_swish", name=f"layer{len(features)}")
+        last = layer.conv_norm_act(
+            width(LAST_CHANNELS[self.arch]),
+            1,
+            activation="hard_swish",
+            name=f"layer{len(features)}",
+        )
         features.append(last(x, train=train))
         return [features[i] for i in OUT_INDICES[self.arch]]

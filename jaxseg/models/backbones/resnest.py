@@ -24,14 +24,20 @@ class SplitAttention(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         layer, width = self.layer, self.features * self.radix
         hidden = max(x.shape[-1] * self.radix // self.reduction, 32)
-        x = layer.conv(width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv")(x)
+        x = layer.conv(
+            width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv"
+        )(x)
         x = nn.relu(layer.norm(name="bn0")(x, train=train))
         parts = x.reshape(*x.shape[:3], self.radix, self.features)
         pooled = adaptive_avg_pool(parts.sum(3), 1)
         pooled = layer.conv(hidden, 1, use_bias=True, name="fc1")(pooled)
         pooled = nn.relu(layer.norm(name="bn1")(pooled, train=train))
-        weights = layer.conv(width, 1, use_bias=True, name="fc2")(pooled).reshape(-1, 1, 1, self.radix, self.features)
-        weights = nn.softmax(weights.astype("float32"), axis=3) if self.radix > 1 else nn.sigmoid(weights)
+        weights = layer.conv(width, 1, use_bias=True, name="fc2")(pooled).reshape(
+            -1, 1, 1, self.radix, self.features
+        )
+        weights = (
+            nn.softmax(weights.astype("float32"), axis=3) if self.radix > 1 else nn.sigmoid(weights)
+        )
         return (parts * weights.astype(x.dtype)).sum(3)
 
 
@@ -55,7 +61,9 @@ class SplitAttentionBlock(nn.Module):
         y = layer.conv(self.width, 1, name="conv1")(x)
         y = nn.relu(layer.norm(name="bn1")(y, train=train))
         stride = 1 if pool else self.stride
-        y = SplitAttention(layer, self.width, stride, self.dilation, self.radix, self.reduction, name="conv2")(y, train=train)
+        y = SplitAttention(
+            layer, self.width, stride, self.dilation, self.radix, self.reduction, name="conv2"
+        )(y, train=train)
         if pool:
             y = avg_pool(y, 3, self.stride, padding=1)
         y = layer.conv(4 * self.width, 1, name="conv3")(y)
@@ -80,5 +88,7 @@ class ResNeSt(ResNet):
 
     def block(self, width: int, stride: int, dilation: int, name: str) -> nn.Module:
         """One residual block."""
-        split = dict(radix=self.radix, reduction=self.reduction, avg_down_stride=self.avg_down_stride)
+        split = dict(
+            radix=self.radix, reduction=self.reduction, avg_down_stride=self.avg_down_stride
+        )
         return SplitAttentionBlock(self.layer, width, stride, dilation, **split, name=name)

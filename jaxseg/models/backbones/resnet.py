@@ -8,9 +8,17 @@ from flax import linen as nn
 from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ZEROS
 from jaxseg.models.layers import Layers, avg_pool, max_pool
-from jaxseg.models.names import choose
+from jaxseg.registry import lookup
 
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
 
 
 class Block(nn.Module):
@@ -32,7 +40,11 @@ class Block(nn.Module):
         channels = self.width * (4 if self.bottleneck else 1)
         spatial = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
         if self.bottleneck:
-            steps = [(self.width, dict(kernel_size=1)), (self.width, spatial), (channels, dict(kernel_size=1))]
+            steps = [
+                (self.width, dict(kernel_size=1)),
+                (self.width, spatial),
+                (channels, dict(kernel_size=1)),
+            ]
         else:
             steps = [(self.width, spatial), (channels, dict(kernel_size=3))]
         y = x
@@ -56,14 +68,18 @@ class Block(nn.Module):
         return self.layer.norm(name=f"downsample.{first + 1}")(x, train=train)
 
 
-def stage_dilations(blocks: int, dilation: int, contract: bool, multi_grid: Sequence[int] = ()) -> list[int]:
+def stage_dilations(
+    blocks: int, dilation: int, contract: bool, multi_grid: Sequence[int] = ()
+) -> list[int]:
     """Dilation of each block of a stage: `multi_grid` replaces it; otherwise the first block may take half (`contract`)."""
     if multi_grid:
         if len(multi_grid) < blocks:
             raise ConfigError(
-                f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks",
-                field="model.backbone.multi_grid", hint="give one a block",
-            )  # fmt: skip
+                f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of "
+                f"{blocks} blocks",
+                field="multi_grid",
+                hint="give one for each block",
+            )
         return list(multi_grid[:blocks])
     return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
 
@@ -101,7 +117,9 @@ class ResNet(nn.Module):
 
     def block(self, width: int, stride: int, dilation: int, name: str) -> nn.Module:
         """One residual block (ResNeSt has its own)."""
-        return Block(self.layer, width, stride, dilation, self.depth >= 50, self.stem == "v1d", name=name)
+        return Block(
+            self.layer, width, stride, dilation, self.depth >= 50, self.stem == "v1d", name=name
+        )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
@@ -109,14 +127,29 @@ class ResNet(nn.Module):
             x = self.layer.conv(self.stem_channels, 7, stride=2, name="conv1")(x)
             x = nn.relu(self.layer.norm(name="bn1")(x, train=train))
         else:
-            for i, (width, stride) in enumerate([(self.stem_channels // 2, 2), (self.stem_channels // 2, 1), (self.stem_channels, 1)]):
+            for i, (width, stride) in enumerate(
+                [
+                    (self.stem_channels // 2, 2),
+                    (self.stem_channels // 2, 1),
+                    (self.stem_channels, 1),
+                ]
+            ):
                 x = self.layer.conv(width, 3, stride=stride, name=f"stem.{3 * i}")(x)
                 x = nn.relu(self.layer.norm(name=f"stem.{3 * i + 1}")(x, train=train))
         x = max_pool(x, 3, 2, 1)
         features = []
-        for i, (blocks, stride, dilation) in enumerate(zip(choose(BLOCKS, self.depth, "depth of a ResNet"), self.strides, self.dilations)):
+        for i, (blocks, stride, dilation) in enumerate(
+            zip(lookup(BLOCKS, self.depth, "depth of a ResNet"), self.strides, self.dilations)
+        ):
             grid = self.multi_grid if i == 3 else ()
-            for j, block_dilation in enumerate(stage_dilations(blocks, dilation, self.contract_dilation, grid)):
-                x = self.block(self.base_channels * 2**i, stride if j == 0 else 1, block_dilation, f"layer{i + 1}.{j}")(x, train=train)
+            for j, block_dilation in enumerate(
+                stage_dilations(blocks, dilation, self.contract_dilation, grid)
+            ):
+                x = self.block(
+                    self.base_channels * 2**i,
+                    stride if j == 0 else 1,
+                    block_dilation,
+                    f"layer{i + 1}.{j}",
+                )(x, train=train)
             features.append(x)
         return features

@@ -26,12 +26,23 @@ class PyramidAttention(nn.Module):
     def __call__(self, low: jax.Array, high: jax.Array, *, train: bool) -> jax.Array:
         layer = self.layer
         make_key = layer.conv_norm_act(self.channels, 1, name="key_project")
-        make_query = make_key if self.shared else layer.conv_norm_act(self.channels, 1, name="query_project")
+        make_query = (
+            make_key if self.shared else layer.conv_norm_act(self.channels, 1, name="query_project")
+        )
         query = flatten_positions(make_query(high, train=train))
         key, value = make_key(low, train=train), project(layer, low, self.channels, "value_project")
-        key, value = (jnp.concatenate([flatten_positions(adaptive_avg_pool(x, s)) for s in self.pool_scales], axis=1) for x in (key, value))
-        context = attend(query, key, value, scale=self.channels**-0.5).reshape(*high.shape[:3], self.channels)
-        return layer.conv(high.shape[-1], 1, use_bias=True, kernel_init=ZEROS, name="out_project")(context)
+        key, value = (
+            jnp.concatenate(
+                [flatten_positions(adaptive_avg_pool(x, s)) for s in self.pool_scales], axis=1
+            )
+            for x in (key, value)
+        )
+        context = attend(query, key, value, scale=self.channels**-0.5).reshape(
+            *high.shape[:3], self.channels
+        )
+        return layer.conv(high.shape[-1], 1, use_bias=True, kernel_init=ZEROS, name="out_project")(
+            context
+        )
 
 
 class ANNHead(nn.Module):
@@ -53,9 +64,15 @@ class ANNHead(nn.Module):
         low, high = (features[i].astype(layer.dtype) for i in self.in_index)
         context = PyramidAttention(*options, name="fusion.stages.0")(low, high, train=train)
         x = jnp.concatenate([context, high], axis=-1)
-        x = layer.conv_norm_act(high.shape[-1], 1, activation="identity", name="fusion.bottleneck")(x, train=train)
-        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(layer.dropout(x, train=train), train=train)
-        context = PyramidAttention(*options, shared=True, name="context.stages.0")(x, x, train=train)
+        x = layer.conv_norm_act(high.shape[-1], 1, activation="identity", name="fusion.bottleneck")(
+            x, train=train
+        )
+        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(
+            layer.dropout(x, train=train), train=train
+        )
+        context = PyramidAttention(*options, shared=True, name="context.stages.0")(
+            x, x, train=train
+        )
         x = jnp.concatenate([context, x], axis=-1)
         x = layer.conv_norm_act(self.channels, 1, name="context.bottleneck")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}

@@ -27,7 +27,9 @@ class AdaptiveContext(nn.Module):
 
         cells = flatten_positions(conv("pooled_redu_conv", adaptive_avg_pool(x, self.scale)))
         x = conv("input_redu_conv", x)
-        scores = project(self.layer, x + conv("global_info", adaptive_avg_pool(x, 1)), self.scale**2, "gla")
+        scores = project(
+            self.layer, x + conv("global_info", adaptive_avg_pool(x, 1)), self.scale**2, "gla"
+        )
         weights = jax.nn.sigmoid(scores.astype(jnp.float32)).astype(x.dtype)
         context = conv("residual_conv", jnp.einsum("bhwm,bmc->bhwc", weights, cells))
         return conv("fusion_conv", nn.relu(context + x))
@@ -49,7 +51,9 @@ class APCHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         x = features[self.in_index].astype(self.layer.dtype)
         contexts = [
-            AdaptiveContext(self.layer, self.channels, scale, name=f"acm_modules.{i}")(x, train=train)
+            AdaptiveContext(self.layer, self.channels, scale, name=f"acm_modules.{i}")(
+                x, train=train
+            )
             for i, scale in enumerate(self.pool_scales)
         ]
         x = jnp.concatenate([x, *contexts], axis=-1)

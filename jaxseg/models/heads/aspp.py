@@ -28,17 +28,25 @@ class ASPPHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, x = self.layer, features[self.in_index]
-        pooled = layer.conv_norm_act(self.channels, 1, name="image_pool.1")(adaptive_avg_pool(x, 1), train=train)
+        pooled = layer.conv_norm_act(self.channels, 1, name="image_pool.1")(
+            adaptive_avg_pool(x, 1), train=train
+        )
         branches = [layer.resize(pooled, x.shape[1:3])]
         for i, dilation in enumerate(self.dilations):
             conv = layer.separable_conv if self.separable and dilation > 1 else layer.conv_norm_act
             kernel_size = 1 if dilation == 1 else 3
-            branches.append(conv(self.channels, kernel_size, dilation=dilation, name=f"aspp_modules.{i}")(x, train=train))
+            branches.append(
+                conv(self.channels, kernel_size, dilation=dilation, name=f"aspp_modules.{i}")(
+                    x, train=train
+                )
+            )
         x = jnp.concatenate(branches, axis=-1)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
         if self.low_level_index is not None:
             fine = features[self.low_level_index]
-            fine = layer.conv_norm_act(self.low_level_channels, 1, name="c1_bottleneck")(fine, train=train)
+            fine = layer.conv_norm_act(self.low_level_channels, 1, name="c1_bottleneck")(
+                fine, train=train
+            )
             x = jnp.concatenate([layer.resize(x, fine.shape[1:3]), fine], axis=-1)
         if self.separable:
             x = layer.separable_conv(self.channels, 3, name="sep_bottleneck.0")(x, train=train)

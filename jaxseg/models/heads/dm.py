@@ -19,7 +19,10 @@ def filter_per_sample(x: jax.Array, filters: jax.Array) -> jax.Array:
     before, after = size // 2, (size - 1) // 2
     padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
     shifts = [(i, j) for i in range(size) for j in range(size)]
-    return sum(padded[:, i : i + height, j : j + width] * filters[:, i : i + 1, j : j + 1] for i, j in shifts)
+    return sum(
+        padded[:, i : i + height, j : j + width] * filters[:, i : i + 1, j : j + 1]
+        for i, j in shifts
+    )
 
 
 class DynamicFilter(nn.Module):
@@ -31,7 +34,9 @@ class DynamicFilter(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        filters = project(self.layer, adaptive_avg_pool(x, self.size), self.channels, "filter_gen_conv")
+        filters = project(
+            self.layer, adaptive_avg_pool(x, self.size), self.channels, "filter_gen_conv"
+        )
         x = self.layer.conv_norm_act(self.channels, 1, name="input_redu_conv")(x, train=train)
         x = self.layer.norm(name="norm")(filter_per_sample(x, filters), train=train)
         return ACTIVATIONS[self.layer.activation](x)

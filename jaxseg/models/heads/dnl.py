@@ -3,7 +3,15 @@
 import jax
 from flax import linen as nn
 
-from jaxseg.models.attention import attend, between_convs, embed, exact_einsum, flatten_positions, project, restore
+from jaxseg.models.attention import (
+    attend,
+    conv_block_conv,
+    input_projection,
+    einsum_f32,
+    flatten_positions,
+    project,
+    output_projection,
+)
 from jaxseg.models.layers import Layers
 
 
@@ -17,13 +25,18 @@ class DisentangledBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         inner = max(x.shape[-1] // self.reduction, 1)
-        query, key, value = (flatten_positions(embed(self.layer, x, inner, name)) for name in ("theta", "phi", "g"))
+        query, key, value = (
+            flatten_positions(input_projection(self.layer, x, inner, name))
+            for name in ("theta", "phi", "g")
+        )
         query, key = query - query.mean(1, keepdims=True), key - key.mean(1, keepdims=True)
         pairwise = attend(query, key, value, scale=inner**-0.5 / self.temperature)
         unary = flatten_positions(project(self.layer, x, 1, "conv_mask"))
         unary = jax.nn.softmax(unary.astype("float32"), axis=1).astype(value.dtype)
-        context = pairwise + exact_einsum("bno,bnc->boc", unary, value).astype(value.dtype)
-        return x + restore(self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train)
+        context = pairwise + einsum_f32("bno,bnc->boc", unary, value).astype(value.dtype)
+        return x + output_projection(
+            self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train
+        )
 
 
 class DNLHead(nn.Module):
@@ -43,4 +56,11 @@ class DNLHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = DisentangledBlock(self.layer, self.reduction, self.temperature, name="dnl_block")
         x = features[self.in_index]
-        return between_convs(self.layer, x, lambda y: block(y, train=train), self.channels, self.num_classes, train=train), {}
+        return conv_block_conv(
+            self.layer,
+            x,
+            lambda y: block(y, train=train),
+            self.channels,
+            self.num_classes,
+            train=train,
+        ), {}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import exact_einsum, flatten_positions
+from jaxseg.models.attention import einsum_f32, flatten_positions
 from jaxseg.models.initializers import TORCH, Initializer
 from jaxseg.models.layers import Layers
 
@@ -20,13 +20,19 @@ class Encoding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        codewords = self.param("codewords", Initializer("uniform", (self.num_codes * channels) ** -0.5), (self.num_codes, channels))
+        codewords = self.param(
+            "codewords",
+            Initializer("uniform", (self.num_codes * channels) ** -0.5),
+            (self.num_codes, channels),
+        )
         smoothing = self.param("factor", Initializer("range", 0.0, low=-1.0), (self.num_codes,))
         x = flatten_positions(x).astype(jnp.float32)
-        lengths = jnp.square(x).sum(-1, keepdims=True) + jnp.square(codewords).sum(-1)[None, None, :]
-        distances = lengths - 2 * exact_einsum("bnc,kc->bnk", x, codewords)
+        lengths = (
+            jnp.square(x).sum(-1, keepdims=True) + jnp.square(codewords).sum(-1)[None, None, :]
+        )
+        distances = lengths - 2 * einsum_f32("bnc,kc->bnk", x, codewords)
         weights = jax.nn.softmax(smoothing[None, None, :] * distances, axis=-1)
-        return exact_einsum("bnk,bnc->bkc", weights, x) - weights.sum(1)[:, :, None] * codewords[None]
+        return einsum_f32("bnk,bnc->bkc", weights, x) - weights.sum(1)[:, :, None] * codewords[None]
 
 
 class EncHead(nn.Module):
@@ -45,13 +51,21 @@ class EncHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         def linear(width: int, name: str) -> nn.Dense:
             bias_init = Initializer("uniform", self.channels**-0.5)
-            return nn.Dense(width, dtype=jnp.float32, kernel_init=TORCH, bias_init=bias_init, name=name)
+            return nn.Dense(
+                width, dtype=jnp.float32, kernel_init=TORCH, bias_init=bias_init, name=name
+            )
 
-        x = self.layer.conv_norm_act(self.channels, 3, name="bottleneck")(features[self.in_index], train=train)
-        projected = self.layer.conv_norm_act(self.channels, 1, name="enc_module.encoding_project")(x, train=train)
+        x = self.layer.conv_norm_act(self.channels, 3, name="bottleneck")(
+            features[self.in_index], train=train
+        )
+        projected = self.layer.conv_norm_act(self.channels, 1, name="enc_module.encoding_project")(
+            x, train=train
+        )
         encoding = Encoding(self.num_codes, name="enc_module.encoding.0")(projected)
         # The norm's channels are the codes, which its last axis must be.
-        encoding = self.layer.norm(name="enc_module.encoding.1")(encoding.swapaxes(1, 2), train=train)
+        encoding = self.layer.norm(name="enc_module.encoding.1")(
+            encoding.swapaxes(1, 2), train=train
+        )
         encoding = nn.relu(encoding).astype(jnp.float32).mean(-1)
         gate = nn.sigmoid(linear(self.channels, "enc_module.fc.0")(encoding))
         x = nn.relu(x + x * gate[:, None, None, :].astype(x.dtype))

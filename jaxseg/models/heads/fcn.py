@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers, resize_concat
+from jaxseg.models.layers import Layers
+from jaxseg.ops import resize_concat
 
 
 class FCNHead(nn.Module):
@@ -38,7 +39,9 @@ class FCNHead(nn.Module):
         if self.separable:
             conv = functools.partial(self.layer.separable_conv, depthwise_activation="identity")
         for i in range(self.num_convs):
-            x = conv(self.channels, self.kernel_size, dilation=self.dilation, name=f"convs.{i}")(x, train=train)
+            x = conv(self.channels, self.kernel_size, dilation=self.dilation, name=f"convs.{i}")(
+                x, train=train
+            )
         if self.concat_input:
             x = jnp.concatenate([inputs.astype(x.dtype), x], axis=-1)
             x = conv(self.channels, self.kernel_size, name="conv_cat")(x, train=train)

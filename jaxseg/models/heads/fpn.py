@@ -28,7 +28,9 @@ class FPNHead(nn.Module):
         for i, (index, stride) in enumerate(zip(self.in_index, self.feature_strides)):
             x, doublings = features[index], int(math.log2(stride / self.feature_strides[0]))
             for k in range(max(1, doublings)):
-                x = self.layer.conv_norm_act(self.channels, 3, name=f"scale_heads.{i}.{2 * k}")(x, train=train)
+                x = self.layer.conv_norm_act(self.channels, 3, name=f"scale_heads.{i}.{2 * k}")(
+                    x, train=train
+                )
                 if doublings:
                     x = self.layer.resize(x, [2 * n for n in x.shape[1:3]])
             total = x if total is None else total + self.layer.resize(x, total.shape[1:3])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import between_convs, exact_einsum, flatten_positions, project
+from jaxseg.models.attention import conv_block_conv, einsum_f32, flatten_positions, project
 from jaxseg.models.initializers import ONES, ZEROS, Initializer
 from jaxseg.models.layers import Layers
 
@@ -17,11 +17,14 @@ class ChannelNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale, bias = (
-            self.param(name, init, (x.shape[-1], 1, 1)).reshape(1, 1, 1, -1) for name, init in (("scale", ONES), ("bias", ZEROS))
+            self.param(name, init, (x.shape[-1], 1, 1)).reshape(1, 1, 1, -1)
+            for name, init in (("scale", ONES), ("bias", ZEROS))
         )
         centred = x.astype(jnp.float32)
         centred = centred - centred.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        normalised = centred * jax.lax.rsqrt(
+            jnp.square(centred).mean(-1, keepdims=True) + self.epsilon
+        )
         return (normalised * scale + bias).astype(x.dtype)
 
 
@@ -35,12 +38,20 @@ class ContextBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         layer, channels = self.layer, x.shape[-1]
         # Kaiming for the fan in: with one output channel, the fan out would be 1.
-        scores = project(layer, x, 1, "conv_mask", kernel_init=Initializer("normal", (2 / channels) ** 0.5))
-        weights = jax.nn.softmax(flatten_positions(scores).astype(jnp.float32), axis=1).astype(x.dtype)
-        context = exact_einsum("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)[:, :, None, :]
+        scores = project(
+            layer, x, 1, "conv_mask", kernel_init=Initializer("normal", (2 / channels) ** 0.5)
+        )
+        weights = jax.nn.softmax(flatten_positions(scores).astype(jnp.float32), axis=1).astype(
+            x.dtype
+        )
+        context = einsum_f32("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)[
+            :, :, None, :
+        ]
         context = project(layer, context, int(channels * self.ratio), "channel_add_conv.0")
         context = nn.relu(ChannelNorm(name="channel_add_conv.1")(context))
-        return x + layer.conv(channels, 1, use_bias=True, kernel_init=ZEROS, name="channel_add_conv.3")(context)
+        return x + layer.conv(
+            channels, 1, use_bias=True, kernel_init=ZEROS, name="channel_add_conv.3"
+        )(context)
 
 
 class GCHead(nn.Module):
@@ -58,4 +69,6 @@ class GCHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = ContextBlock(self.layer, self.ratio, name="gc_block")
-        return between_convs(self.layer, features[self.in_index], block, self.channels, self.num_classes, train=train), {}
+        return conv_block_conv(
+            self.layer, features[self.in_index], block, self.channels, self.num_classes, train=train
+        ), {}

@@ -18,7 +18,9 @@ def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Arr
         position = np.arange(x.shape[axis])[None]
         matrix = ((position >= starts) & (position < starts + window)) / window
         precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        x = jnp.moveaxis(jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision), 0, axis)
+        x = jnp.moveaxis(
+            jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision), 0, axis
+        )
     return x
 
 
@@ -43,7 +45,9 @@ class LRASPPHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, (*fine, x) = self.layer, [features[i] for i in self.in_index]
-        gate = layer.conv_norm_act(self.channels, 1, norm=False, use_bias=False, activation="sigmoid", name="image_pool.1")
+        gate = layer.conv_norm_act(
+            self.channels, 1, norm=False, use_bias=False, activation="sigmoid", name="image_pool.1"
+        )
         gate = layer.resize(gate(self.pool(x), train=train), x.shape[1:3])
         x = layer.conv_norm_act(self.channels, 1, name="aspp_conv")(x, train=train) * gate
         x = layer.conv(self.channels, 1, use_bias=True, name="conv_up_input")(x)
@@ -54,15 +58,22 @@ class LRASPPHead(nn.Module):
         return layer.classify(x, self.num_classes, train=train), {}
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Averages of windows of x, or of all of it where that is smaller and `small_input` allows."""
+        """Average windows of x, or all of it where it is smaller and `small_input` allows."""
         if self.small_input not in ("error", "global"):
-            raise ConfigError(f"small_input of LR-ASPP is '{self.small_input}'", field="model.heads.decode.small_input", hint="'error' or 'global'")
-        if min(x.shape[1:3]) >= self.pool_size:
+            raise ConfigError(
+                f"small_input of LR-ASPP is '{self.small_input}'",
+                field="small_input",
+                hint="'error' or 'global'",
+            )
+        height, width = x.shape[1:3]
+        if min(height, width) >= self.pool_size:
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():
             raise ConfigError(
-                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}",
-                field="model.heads.decode.small_input",
-                hint="use larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map",
+                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its "
+                f"feature map has {height}x{width}",
+                field="small_input",
+                hint="use larger images (from 385 pixels at stride 8), or the head's argument "
+                "small_input='global', which averages the whole map",
             )
         return adaptive_avg_pool(x, 1)

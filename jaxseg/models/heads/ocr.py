@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers, resize_concat
+from jaxseg.models.layers import Layers
+from jaxseg.ops import resize_concat
 
 
 class OCRHead(nn.Module):
@@ -23,20 +24,32 @@ class OCRHead(nn.Module):
 
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, indices = self.layer, [self.in_index] if isinstance(self.in_index, int) else self.in_index
+        layer, indices = (
+            self.layer,
+            [self.in_index] if isinstance(self.in_index, int) else self.in_index,
+        )
         x = resize_concat([features[i] for i in indices], layer.align_corners)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
-        weights = nn.softmax(layer.resize(previous.astype(jnp.float32), x.shape[1:3]), axis=(1, 2)).astype(x.dtype)
+        weights = nn.softmax(
+            layer.resize(previous.astype(jnp.float32), x.shape[1:3]), axis=(1, 2)
+        ).astype(x.dtype)
         regions = jnp.einsum("bhwk,bhwc->bkc", weights, x)[:, :, None, :]
 
         def project(y, name, channels=self.ocr_channels):
-            return layer.conv_norm_act(channels, 1, name=f"object_context_block.{name}")(y, train=train)
+            return layer.conv_norm_act(channels, 1, name=f"object_context_block.{name}")(
+                y, train=train
+            )
 
         query = project(project(x, "query_project.0"), "query_project.1")
         key = project(project(regions, "key_project.0"), "key_project.1")[:, :, 0]
         value = project(regions, "value_project")[:, :, 0]
-        similarity = jnp.einsum("bhwc,bkc->bhwk", query, key, preferred_element_type=jnp.float32) * self.ocr_channels**-0.5
-        context = jnp.einsum("bhwk,bkc->bhwc", nn.softmax(similarity, axis=-1).astype(x.dtype), value)
+        similarity = (
+            jnp.einsum("bhwc,bkc->bhwk", query, key, preferred_element_type=jnp.float32)
+            * self.ocr_channels**-0.5
+        )
+        context = jnp.einsum(
+            "bhwk,bkc->bhwc", nn.softmax(similarity, axis=-1).astype(x.dtype), value
+        )
         context = project(context, "out_project", self.channels)
         x = project(jnp.concatenate([context, x], axis=-1), "bottleneck", self.channels)
         return layer.classify(x, self.num_classes, train=train), {}

@@ -7,43 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
-from jaxseg.models.layers import Layers, per_channel, sample_keys
-
-
-def _positions(points: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:
-    """Points [B, P, 2], (x, y) in 0..1 of the image, as pixel positions (x, y) on a map of `size` (H, W)."""
-    extent = jnp.asarray(size[::-1], jnp.float32).reshape(1, 1, 2)
-    return points * (extent - 1) if align_corners else points * extent - 0.5
-
-
-def _take(x: jax.Array, columns: jax.Array, rows: jax.Array) -> jax.Array:
-    """Pixels of x [B, H, W, C] at integer positions [B, P]: [B, P, C], 0 outside."""
-    _, height, width, channels = x.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
-    values = jnp.take_along_axis(x.reshape(x.shape[0], height * width, channels), index[..., None], axis=1)
-    return jnp.where(inside[..., None], values, 0)
-
-
-def sample_bilinear(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
-    """x [B, H, W, C] at points [B, P, 2], (x, y) in 0..1, interpolated bilinearly between pixels and zeros outside: [B, P, C]."""
-    position = _positions(points, x.shape[1:3], align_corners)
-    low = jnp.floor(position)
-    weight = (position - low).astype(x.dtype)
-    column, row = (low[..., i].astype(jnp.int32) for i in (0, 1))
-    total = 0
-    for right in (0, 1):
-        for down in (0, 1):
-            share = jnp.abs(1 - right - weight[..., :1]) * jnp.abs(1 - down - weight[..., 1:])
-            total += share * _take(x, column + right, row + down)
-    return total
-
-
-def sample_nearest(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
-    """x [B, H, W] at the pixels nearest to points [B, P, 2], (x, y) in 0..1: [B, P]. A tie goes to the even pixel, within the map."""
-    position = jnp.round(_positions(points, x.shape[1:3], align_corners)).astype(jnp.int32)
-    columns, rows = (jnp.clip(position[..., i], 0, x.shape[2 - i] - 1) for i in (0, 1))
-    return _take(x[..., None], columns, rows)[..., 0]
+from jaxseg.models.layers import Layers, sample_keys
+from jaxseg.ops import per_channel, sample_bilinear
 
 
 def uncertainty(logits: jax.Array) -> jax.Array:
@@ -65,7 +30,9 @@ class PointLinear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (1, x.shape[-1], self.features))
         bias = self.param("bias", ZEROS, (self.features,))
-        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + per_channel(bias, x.ndim).astype(self.dtype)
+        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + per_channel(
+            bias, x.ndim
+        ).astype(self.dtype)
 
 
 class PointHead(nn.Module):
@@ -91,11 +58,19 @@ class PointHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, features = self.layer, [features[i] for i in self.in_index]
-        hidden = [PointLinear(self.channels, layer.dtype, name=f"fcs.{i}.conv") for i in range(self.num_fcs)]
-        last = PointLinear(self.num_classes, layer.dtype, Initializer("normal", 0.001), name="fc_seg")
+        hidden = [
+            PointLinear(self.channels, layer.dtype, name=f"fcs.{i}.conv")
+            for i in range(self.num_fcs)
+        ]
+        last = PointLinear(
+            self.num_classes, layer.dtype, Initializer("normal", 0.001), name="fc_seg"
+        )
 
         def classify(points):
-            fine = [sample_bilinear(x, points, layer.align_corners).astype(layer.dtype) for x in features]
+            fine = [
+                sample_bilinear(x, points, layer.align_corners).astype(layer.dtype)
+                for x in features
+            ]
             coarse = sample_bilinear(previous, points, layer.align_corners).astype(layer.dtype)
             x = jnp.concatenate([*fine, coarse], axis=-1)
             for linear in hidden:
@@ -111,18 +86,29 @@ class PointHead(nn.Module):
             batch, height, width, classes = refined.shape
             count = min(height * width, self.subdivision_points)
             index = jax.lax.top_k(uncertainty(refined).reshape(batch, -1), count)[1]
-            points = (jnp.stack([index % width, index // width], axis=-1) + 0.5) / jnp.asarray([[[width, height]]], jnp.float32)
+            points = (jnp.stack([index % width, index // width], axis=-1) + 0.5) / jnp.asarray(
+                [[[width, height]]], jnp.float32
+            )
             flat = refined.reshape(batch, height * width, classes)
-            flat = flat.at[jnp.arange(batch)[:, None], index].set(classify(points), unique_indices=True)
+            flat = flat.at[jnp.arange(batch)[:, None], index].set(
+                classify(points), unique_indices=True
+            )
             refined = flat.reshape(refined.shape)
         return refined, {}
 
     def training_points(self, previous: jax.Array) -> jax.Array:
         """Points [B, P, 2] to learn from: the least certain of many, and some at random."""
-        many, chosen = int(self.num_points * self.oversample), int(self.num_points * self.importance)
+        many, chosen = (
+            int(self.num_points * self.oversample),
+            int(self.num_points * self.importance),
+        )
         axis_name = None if self.is_initializing() else self.layer.axis_name
         keys = sample_keys(self.make_rng("points"), previous.shape[0], axis_name)
-        points = jax.vmap(lambda key: jax.random.uniform(key, (many + self.num_points - chosen, 2)))(keys)
+        points = jax.vmap(
+            lambda key: jax.random.uniform(key, (many + self.num_points - chosen, 2))
+        )(keys)
         candidates, rest = points[:, :many], points[:, many:]
         index = jax.lax.top_k(uncertainty(sample_bilinear(previous, candidates)), chosen)[1]
-        return jnp.concatenate([jnp.take_along_axis(candidates, index[..., None], axis=1), rest], axis=1)
+        return jnp.concatenate(
+            [jnp.take_along_axis(candidates, index[..., None], axis=1), rest], axis=1
+        )

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING
-from jaxseg.models.layers import Layers, convolve, resize_bilinear
+from jaxseg.models.layers import Layers, convolve
+from jaxseg.ops import resize_bilinear
 
 
 def relative_to_absolute(scores: jax.Array, centre: int) -> jax.Array:
@@ -19,7 +20,9 @@ def relative_to_absolute(scores: jax.Array, centre: int) -> jax.Array:
     n, length, reach, rest = scores.shape
     before = length - 1 - centre
     padded = jnp.pad(scores, ((0, 0), (0, 0), (before, 2 * length - reach - before), (0, 0)))
-    flat = padded.reshape(n, 2 * length**2, rest)[:, length - 1 : length - 1 + length * (2 * length - 1)]
+    flat = padded.reshape(n, 2 * length**2, rest)[
+        :, length - 1 : length - 1 + length * (2 * length - 1)
+    ]
     return flat.reshape(n, length, 2 * length - 1, rest)[:, :, :length]
 
 
@@ -36,15 +39,25 @@ class PointwiseMask(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         (batch, height, width, channels), (rows, columns) = x.shape, self.mask_size
-        kernel = self.param("kernel", KAIMING, (1, 1, channels, rows * columns)).reshape(1, 1, channels, rows, columns)
-        top, left = (max((m - 1) // 2 - (n - 1), 0) for m, n in zip((rows, columns), (height, width)))
+        kernel = self.param("kernel", KAIMING, (1, 1, channels, rows * columns)).reshape(
+            1, 1, channels, rows, columns
+        )
+        top, left = (
+            max((m - 1) // 2 - (n - 1), 0) for m, n in zip((rows, columns), (height, width))
+        )
         centre_y, centre_x = (rows - 1) // 2 - top, (columns - 1) // 2 - left
-        kernel = kernel[..., top : top + centre_y + height, left : left + centre_x + width].astype(x.dtype)
+        kernel = kernel[..., top : top + centre_y + height, left : left + centre_x + width].astype(
+            x.dtype
+        )
         rows, columns = kernel.shape[-2:]
         scores = convolve(x, kernel.reshape(1, 1, channels, rows * columns)).astype(jnp.float32)
         scores = scores.reshape(batch, height, width, rows, columns).swapaxes(2, 3)
-        scores = relative_to_absolute(scores.reshape(batch, height, rows, width * columns), centre_y)
-        scores = relative_to_absolute(scores.reshape(batch * height * height, width, columns, 1), centre_x)
+        scores = relative_to_absolute(
+            scores.reshape(batch, height, rows, width * columns), centre_y
+        )
+        scores = relative_to_absolute(
+            scores.reshape(batch * height * height, width, columns, 1), centre_x
+        )
         return scores.reshape(batch, height, height, width, width)
 
 
@@ -62,11 +75,15 @@ class PSAHead(nn.Module):
     mask_size: Sequence[int] = (97, 97)
     shrink: int = 2
 
-    def _attend(self, x: jax.Array, suffix: str, size: tuple[int, int], align_corners: bool, train: bool) -> jax.Array:
+    def _attend(
+        self, x: jax.Array, suffix: str, size: tuple[int, int], align_corners: bool, train: bool
+    ) -> jax.Array:
         layer = self.layer
         value = layer.conv_norm_act(self.channels, 1, name=f"reduce{suffix}")(x, train=train)
         value = resize_bilinear(value, size, align_corners)
-        hidden = layer.conv_norm_act(self.channels, 1, name=f"attention{suffix}.0")(value, train=train)
+        hidden = layer.conv_norm_act(self.channels, 1, name=f"attention{suffix}.0")(
+            value, train=train
+        )
         scores = PointwiseMask(layer, self.mask_size, name=f"attention{suffix}.1")(hidden)
         # Weights of the sources add to 1: of the positions (H, W) looked at when collecting, of the speakers (h, w) when distributing.
         axes, equation = ((1, 3), "bhHwW,bhwc->bHWc") if suffix else ((2, 4), "bhHwW,bHWc->bhwc")
@@ -78,10 +95,14 @@ class PSAHead(nn.Module):
         size, align_corners = x.shape[1:3], layer.align_corners
         if self.shrink != 1:
             align_corners = all(n % self.shrink for n in size)
-            size = tuple((n - 1) // self.shrink + 1 if align_corners else n // self.shrink for n in size)
+            size = tuple(
+                (n - 1) // self.shrink + 1 if align_corners else n // self.shrink for n in size
+            )
         attended = [self._attend(x, suffix, size, align_corners, train) for suffix in ("", "_p")]
         # A 1x1 convolution that pads, so the result is larger by a border of 1; the published weights were trained with it.
-        context = layer.conv_norm_act(x.shape[-1], 1, padding=1, name="proj")(jnp.concatenate(attended, axis=-1), train=train)
+        context = layer.conv_norm_act(x.shape[-1], 1, padding=1, name="proj")(
+            jnp.concatenate(attended, axis=-1), train=train
+        )
         context = resize_bilinear(context, x.shape[1:3], align_corners)
         x = jnp.concatenate([x.astype(context.dtype), context], axis=-1)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)

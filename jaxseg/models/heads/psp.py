@@ -22,6 +22,12 @@ class PSPHead(nn.Module):
 
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        x = self.layer.pyramid_pool(features[self.in_index], self.channels, self.pool_scales, train=train, name="psp_modules")
+        x = self.layer.pyramid_pool(
+            features[self.in_index],
+            self.channels,
+            self.pool_scales,
+            train=train,
+            name="psp_modules",
+        )
         x = self.layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
         return self.layer.classify(x, self.num_classes, train=train), {}

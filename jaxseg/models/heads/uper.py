@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers, resize_concat
+from jaxseg.models.layers import Layers
+from jaxseg.ops import resize_concat
 
 
 class UPerHead(nn.Module):
@@ -23,13 +24,20 @@ class UPerHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         layer, (*fine, coarse) = self.layer, [features[i] for i in self.in_index]
-        maps = [layer.conv_norm_act(self.channels, 1, name=f"lateral_convs.{i}")(x, train=train) for i, x in enumerate(fine)]
-        x = layer.pyramid_pool(coarse, self.channels, self.pool_scales, train=train, name="psp_modules")
+        maps = [
+            layer.conv_norm_act(self.channels, 1, name=f"lateral_convs.{i}")(x, train=train)
+            for i, x in enumerate(fine)
+        ]
+        x = layer.pyramid_pool(
+            coarse, self.channels, self.pool_scales, train=train, name="psp_modules"
+        )
         maps.append(layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train))
         for i in reversed(range(len(fine))):
             maps[i] += layer.resize(maps[i + 1], maps[i].shape[1:3])
         for i in range(len(fine)):
-            maps[i] = layer.conv_norm_act(self.channels, 3, name=f"fpn_convs.{i}")(maps[i], train=train)
+            maps[i] = layer.conv_norm_act(self.channels, 3, name=f"fpn_convs.{i}")(
+                maps[i], train=train
+            )
         x = resize_concat(maps, layer.align_corners)
         x = layer.conv_norm_act(self.channels, 3, name="fpn_bottleneck")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}

@@ -6,7 +6,8 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.initializers import XAVIER
-from jaxseg.models.layers import Layers, resize_nearest
+from jaxseg.models.layers import Layers
+from jaxseg.ops import resize_nearest
 
 
 class FPN(nn.Module):
@@ -21,7 +22,9 @@ class FPN(nn.Module):
     @nn.compact
     def __call__(self, features: Sequence[jax.Array], *, train: bool) -> list[jax.Array]:
         def conv(kernel_size, name):
-            return self.layer.conv(self.channels, kernel_size, use_bias=True, kernel_init=XAVIER, name=name)
+            return self.layer.conv(
+                self.channels, kernel_size, use_bias=True, kernel_init=XAVIER, name=name
+            )
 
         maps = [conv(1, f"lateral_convs.{i}.conv")(x) for i, x in enumerate(features)]
         for i in reversed(range(len(maps) - 1)):

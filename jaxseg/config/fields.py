@@ -1,0 +1,129 @@
+"""How a config field is declared: its type, range, default and meaning, in one place.
+
+`declare` puts a `Field` beside the default of a dataclass field of `jaxseg.config.schema`; checks
+and the reference in docs/config.md are made from it. The other nodes describe dicts: `Each` one of
+labelled entries, `Part` one whose fields depend on its own name, `Open` one whose further fields a
+higher floor knows.
+"""
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LARGEST = 1e9  # of weights and factors: far from what float32 holds
+LARGEST_INT = 2**31 - 1
+TYPES: dict[type, Any] = {
+    bool: (bool, np.bool_),
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: str,
+    object: object,
+}
+
+
+class Field(NamedTuple):
+    """What one field may hold.
+
+    Attributes:
+        kind: Type of the value, or of each element of a tuple. `float` accepts whole numbers and
+            only finite ones.
+        words: Completes the sentence "it must be ...".
+        holds: Called with the value, or with the elements of a tuple; returns whether they are in
+            range.
+        length: None for a single value, n for a tuple of n elements, 0 for a tuple of any length.
+        single: A single value may stand in place of a tuple.
+        others: Further values that are accepted as they are.
+        names: For a name, the accepted ones.
+    """
+
+    kind: type
+    words: str
+    holds: Callable[..., Any] = lambda *values: True
+    length: int | None = None
+    single: bool = False
+    others: tuple[Any, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class Each(NamedTuple):
+    """A dict of entries under labels.
+
+    Attributes:
+        node: Describes each entry.
+        example: One entry as Python source, for messages.
+        labels: A regular expression that the labels must match.
+        words: The accepted labels in words, where not every label is.
+    """
+
+    node: Any
+    example: str
+    labels: str = ".*"
+    words: str = ""
+
+
+class Part(NamedTuple):
+    """A dict whose fields depend on its content.
+
+    Attributes:
+        fields: Called with the dict and its path; returns {field: node}.
+        required: Fields that must be present.
+    """
+
+    fields: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    required: tuple[str, ...] = ("name",)
+
+
+class Open(NamedTuple):
+    """A dict of which only some fields are known here.
+
+    Attributes:
+        nodes: {field: node} of the known fields; others pass unchecked.
+        required: Fields that must be present.
+    """
+
+    nodes: dict[str, Any]
+    required: tuple[str, ...] = ("name",)
+
+
+def declare(default: Any, field: Field, meaning: str) -> Any:
+    """Declare a dataclass field: its default, its type and range, and its meaning."""
+    return dataclasses.field(default=default, metadata={"node": field, "meaning": meaning})
+
+
+def declare_entries(entry: type, node: Each, meaning: str) -> Any:
+    """Declare a dataclass field that maps labels to instances of the dataclass `entry`."""
+    metadata = {"node": node, "meaning": meaning, "entry": entry}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
+
+
+# --- Common types and ranges ----------------------------------------------------------------------
+
+
+def whole(low: int, words: str = "", high: int = LARGEST_INT) -> Field:
+    """A whole number from `low` to `high`, both included."""
+    return Field(int, words or f"a whole number, {low} or more", lambda n: low <= n <= high)
+
+
+def name_of(*names: str) -> Field:
+    """One of these names."""
+    return Field(str, "one of " + ", ".join(repr(name) for name in names), names=names)
+
+
+FLAG = Field(bool, "True or False")
+TEXT = Field(str, "text")
+PROBABILITY = Field(float, "a probability, 0 to 1", lambda p: 0 <= p <= 1)
+BELOW_ONE = Field(float, "0 or more and below 1", lambda p: 0 <= p < 1)
+POSITIVE = Field(float, "above 0", lambda x: 0 < x <= LARGEST)
+FACTOR = Field(float, f"0 or more, at most {LARGEST:g}", lambda x: 0 <= x <= LARGEST)
+INTERVAL = whole(0, "a whole number of steps, 0 (at the end only) or more")
+SIZE = Field(int, "(height, width) in pixels", lambda *pair: min(pair) >= 1, length=2)
+WINDOW = Field(int, "(height, width) in pixels, or (0, 0)", lambda *pair: min(pair) >= 0, length=2)
+RESIZE = Field(
+    int,
+    "(long, short) in pixels, or (0, 0)",
+    lambda a, b: (a >= 1 and b >= 1) or a == b == 0,
+    length=2,
+)

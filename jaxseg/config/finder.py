@@ -1,0 +1,126 @@
+"""Finding configs: files by path, experiments and models by name."""
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxseg.errors import ConfigError, JaxsegError
+from jaxseg.files import expand
+from jaxseg.registry import lookup
+from jaxseg.zoo import published
+
+
+def configs_folder() -> Path:
+    """Return configs/: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent.parent
+    return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
+
+
+@contextlib.contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Turn an error of a config file's own code into a ConfigError that names the line."""
+    try:
+        yield
+    except (JaxsegError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        problem = f"line {error.lineno}: {error.msg}"
+        raise ConfigError(problem, file=error.filename or file, field="--config") from error
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if frame.filename != str(file):
+            raise
+        problem = f"line {frame.lineno}: {type(error).__name__}: {error}"
+        raise ConfigError(problem, file=file, field="--config") from error
+
+
+def load_builder(file: str | Path) -> Callable[..., ConfigDict]:
+    """Return `get_config` of a config file.
+
+    Raises:
+        ConfigError: The file does not exist, cannot be run, or has no `get_config`.
+    """
+    file = expand(file)
+    if not file.is_file():
+        hint = "the methods are the files of configs/"
+        raise ConfigError("there is no such file", file=file, field="--config", hint=hint)
+    loader = importlib.machinery.SourceFileLoader(f"configs.{file.stem}", str(file))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None  # a loader is given
+    module = importlib.util.module_from_spec(spec)
+    with _blaming(file):
+        try:
+            loader.exec_module(module)
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            if traceback.extract_tb(error.__traceback__)[-1].filename == str(file):
+                raise
+            problem = f"cannot be read as Python ({error})"
+            raise ConfigError(problem, file=file, field="--config") from error
+    if not callable(getattr(module, "get_config", None)):
+        problem = "is not a config file: it has no function get_config"
+        raise ConfigError(problem, file=file, field="--config")
+    return module.get_config
+
+
+def build(file: str | Path, variant: str = "") -> ConfigDict:
+    """Return the config of a file in configs/ and a variant, before overrides.
+
+    Args:
+        file: Its `get_config(variant)`, or `get_config()` for a method without variants, returns a
+            ConfigDict.
+        variant: "" for the file's own default.
+
+    Raises:
+        ConfigError: There is no such file or variant, or the file's own code fails; the error names
+            the line.
+    """
+    get_config, file = load_builder(file), expand(file)
+    if variant and not inspect.signature(get_config).parameters:
+        problem = f"takes no variant, but '{variant}' is given"
+        raise ConfigError(problem, file=file, field="--config", hint=f"use --config={file}")
+    with _blaming(file):
+        config = get_config(variant) if variant else get_config()
+    if not isinstance(config, ConfigDict):
+        problem = f"get_config returns {type(config).__name__}, not a ConfigDict"
+        raise ConfigError(problem, file=file, field="--config")
+    return config
+
+
+def get_experiment(name: str) -> ConfigDict:
+    """Return the config of a named experiment, '<file in configs>_<variant>'.
+
+    Args:
+        name: For example 'pspnet_r50-d8_512x1024_40k_cityscapes'.
+
+    Raises:
+        ConfigError: There is no such method or variant.
+    """
+    folder = configs_folder()
+    files = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
+    method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
+    if method is None:
+        return lookup(dict.fromkeys(sorted(files)), name.split("_")[0], "method")  # which raises
+    return build(folder / f"{method}.py", name[len(method) + 1 :])
+
+
+def published_models() -> list[str]:
+    """Return the published names without precision, crop, schedule and data set."""
+    names = (re.sub(r"_?\d+x\d+_\d+k.*", "", row["name"]) for row in published())
+    return sorted({name.removesuffix("_fp16") for name in names})
+
+
+def model_config(name: str) -> ConfigDict:
+    """Return `config.model` of a short name such as 'pspnet_r50-d8', published or not.
+
+    It has Cityscapes' 19 classes and `align_corners` False.
+    """
+    if name == "quickstart":
+        return get_experiment(name).model
+    return get_experiment(f"{name}_512x1024_40k_cityscapes").model

@@ -1,0 +1,269 @@
+"""From a ConfigDict to an Experiment: completed, checked, joined with its data set."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+from ml_collections import ConfigDict
+
+from jaxseg.config import checks
+from jaxseg.config.defaults import AUTO
+from jaxseg.config.schema import (
+    SCHEMA_VERSION,
+    Experiment,
+    freeze,
+    from_dict,
+    thaw,
+    to_dict,
+)
+from jaxseg.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+READ_WHEN_TRAINED = ("precision", "dataset", "eval")  # parts that evaluation and prediction read
+# Fields of config.dataset that describe what the network was trained on, whatever data it is shown.
+KEPT_WHEN_TRAINED = ("channels", "dtype", "image_mean", "image_std", "classes")
+
+
+Config: TypeAlias = ConfigDict | Experiment  # what functions that take a config accept
+
+
+class Spec(Protocol):
+    """What `resolve` reads of a `jaxseg.data.spec.DatasetSpec`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels' numbers."""
+
+
+def copy_config(config: Config) -> ConfigDict:
+    """Return an unlocked copy of a config, or the config of an experiment."""
+    if isinstance(config, Experiment):
+        return ConfigDict(to_dict(config))
+    return config.copy_and_resolve_references().unlock()
+
+
+def resolve(config: Config, spec: Spec) -> Experiment:
+    """Make the Experiment of a config and its data set.
+
+    Pure: reads no file and leaves the config as it is. Arguments of modules and losses are checked
+    by `models.create_model` and `losses.make_loss` (`jaxseg.load_experiment` checks them first).
+
+    Args:
+        config: The config, after overrides. Fields that it leaves out get their defaults.
+        spec: The data set that `config.dataset` names (`data.catalog.load_spec`).
+
+    Returns:
+        The experiment, with `model.num_classes` and `dataset.classes` of the data set. What is to
+        be measured (dtype, mean and std, class weights) is left to `data.measure.measure`.
+
+    Raises:
+        ConfigError: A field is unknown or out of range, or fields contradict each other or the data
+            set.
+    """
+    config = check_fields(copy_config(config))
+    data, count = config.dataset, len(spec.classes)
+    if config.model.num_classes not in (None, count):
+        other = not config.name.endswith(f"_{data.name}")
+        variant = f"choose the variant that ends in _{data.name}, or " if other else ""
+        raise ConfigError(
+            f"config.model.num_classes is {config.model.num_classes}, but the data set "
+            f"'{data.name}' has {count}",
+            field="model.num_classes",
+            hint=f"{variant}set --config.model.num_classes={count}",
+        )
+    config.model.num_classes = count
+    data.classes = spec.classes
+    return from_dict(Experiment, config)
+
+
+def check_fields(config: ConfigDict, schema: Any = checks.SCHEMA) -> ConfigDict:
+    """Complete, tidy and check a config in place, as far as possible without its data set.
+
+    Args:
+        config: Unlocked.
+        schema: Nodes to check against.
+
+    Raises:
+        ConfigError: A field is unknown, missing or out of range, or fields contradict each other.
+    """
+    checks.tidy(checks.complete(config))
+    checks.check(config, schema)
+    _check_images(config.dataset)
+    _check_eval(config.eval)
+    if "decode" not in config.model.heads:
+        hint = "the model's scores are those of this head"
+        raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint=hint)
+    _check_concat(config.dataset.concat)
+    _check_schedule(config)
+    _check_multipliers(config.optimizer.multipliers)
+    _check_losses(config.losses)
+    return config
+
+
+def override_trained(trained: Experiment, config: Config) -> Experiment:
+    """Replace a trained run's data set, `eval` and precision.
+
+    Args:
+        trained: The run's experiment.
+        config: Gives `dataset`, `eval` and, optionally, `precision`. Without `dataset.root`, root
+            and source are the run's if the data set is the same. Channels, dtype, mean, std and
+            classes stay the run's.
+
+    Raises:
+        ConfigError: A field is unknown or out of range.
+    """
+    merged, other = copy_config(trained), copy_config(config)
+    data = other.dataset
+    with merged.ignore_type(), other.ignore_type():
+        if data.name == trained.dataset.name and not data.get("root", ""):
+            data.root, data.source = trained.dataset.root, trained.dataset.source
+        for key in KEPT_WHEN_TRAINED:
+            data[key] = getattr(trained.dataset, key)
+        data.nodata = data.get("nodata", ()) or trained.dataset.nodata
+        merged.dataset, merged.eval = data, other.eval
+        merged.precision = other.get("precision", trained.precision)
+    checks.tidy(checks.complete(merged))
+    checks.check(merged, parts=READ_WHEN_TRAINED)
+    _check_images(merged.dataset)
+    _check_eval(merged.eval)
+    return from_dict(Experiment, merged)
+
+
+# --- config.json ----------------------------------------------------------------------------------
+
+
+def experiment_to_json(experiment: Experiment) -> dict[str, Any]:
+    """Return the content of config.json: the experiment's fields and the schema version."""
+    return {"schema": SCHEMA_VERSION, **to_dict(experiment)}
+
+
+def experiment_from_json(stored: Mapping[str, Any], schema: Any = checks.SCHEMA) -> Experiment:
+    """Return the experiment of a config.json, of this or an earlier version.
+
+    Fields that are newer than the file get their defaults; files of the first edition have no
+    schema version.
+
+    Args:
+        stored: The content of config.json.
+        schema: Nodes to look for unknown fields with.
+
+    Raises:
+        ConfigError: The file has fields that this version does not know.
+    """
+    values = freeze({key: value for key, value in stored.items() if key != "schema"})
+    config = ConfigDict(thaw(values))
+    with config.unlocked(), config.ignore_type():
+        # The first edition had no other dtype than uint8 at first; "" is not resolved.
+        config.dataset.dtype = config.dataset.get("dtype") or "uint8"
+    checks.complete(config)
+    unknown = [
+        e.field for e in checks.problems(config, schema) if isinstance(e, checks.UnknownField)
+    ]
+    version = stored.get("schema", 1)
+    if unknown or version > SCHEMA_VERSION:
+        raise ConfigError(
+            "has fields that this version of jaxseg does not know: "
+            f"{', '.join(unknown) or f'schema {version}'}",
+            field=(unknown or ["schema"])[0],
+            hint="a newer version wrote it, or an older one that had them; use that version",
+        )
+    return from_dict(Experiment, config)
+
+
+# --- Fields that depend on each other -------------------------------------------------------------
+
+
+def _check_images(data: ConfigDict) -> None:
+    for field, other in (("image_mean", "image_std"), ("image_std", "image_mean")):
+        alone = len(data[field]) > 0 and len(data[other]) == 0
+        if len(data[field]) not in (0, data.channels) or alone:
+            raise ConfigError(
+                f"config.dataset.{field} is {data[field]} and {other} is {data[other]}",
+                field=f"dataset.{field}",
+                hint=f"both must have {data.channels} values, one a channel, or be ()",
+            )
+
+
+def _check_eval(run: ConfigDict) -> None:
+    if run.mode != "slide":
+        return
+    crop, stride = tuple(run.crop_size), tuple(run.stride)
+    if min(crop + stride) < 1:
+        raise ConfigError(
+            "config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, "
+            f"not {crop} and {stride}",
+            field="eval.stride" if min(crop) > 0 else "eval.crop_size",
+        )
+    if any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise ConfigError(
+            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels "
+            "between the windows "
+            "would be left out",
+            field="eval.stride",
+        )
+
+
+def _check_concat(sets: ConfigDict) -> None:
+    for key, part in sets.items():
+        if not part.root and part.name != "shapes":
+            raise ConfigError(
+                f"config.dataset.concat.{key} has no root",
+                field=f"dataset.concat.{key}.root",
+                hint="give the folder of its data, 'root': DIR",
+            )
+
+
+def _check_schedule(config: ConfigDict) -> None:
+    schedule, rate = config.schedule, config.optimizer.learning_rate
+    left = config.steps - schedule.warmup_steps
+    if left <= 0:
+        log.warning(
+            "config.schedule.warmup_steps is %d and the run has %d steps: it never reaches its "
+            "learning rate",
+            schedule.warmup_steps,
+            config.steps,
+        )
+    if schedule.name in ("poly", "cosine") and schedule.end_value > rate:
+        raise ConfigError(
+            f"config.schedule.end_value is {schedule.end_value:g}, above "
+            f"config.optimizer.learning_rate, {rate:g}",
+            field="schedule.end_value",
+            hint="the rate would rise; set a smaller end_value, for instance 0.0",
+        )
+    if schedule.name == "step" and not schedule.boundaries:
+        hint = "a step schedule needs one or more"
+        raise ConfigError(
+            "config.schedule.boundaries is ()", field="schedule.boundaries", hint=hint
+        )
+    if schedule.name == "step" and max(schedule.boundaries) >= max(left, 1):
+        log.warning(
+            "config.schedule.boundaries is %s and the run has %d steps after the warm-up: it "
+            "ends before the last of "
+            "them",
+            tuple(schedule.boundaries),
+            max(left, 0),
+        )
+
+
+def _check_multipliers(rules: ConfigDict) -> None:
+    for label, rule in rules.items():
+        if set(rule) == {"pattern"}:
+            raise ConfigError(
+                f"config.optimizer.multipliers.{label} has only a pattern",
+                field=f"optimizer.multipliers.{label}",
+                hint="give it learning_rate, weight_decay or freeze_statistics",
+            )
+
+
+def _check_losses(losses: ConfigDict) -> None:
+    if not any(loss.weight for loss in losses.values()):
+        hint = "nothing would be learnt; give one a weight"
+        raise ConfigError(
+            "config.losses has no loss of a weight above 0", field="losses", hint=hint
+        )
+
+
+def has_auto_weights(options: Any) -> bool:
+    """Whether the class weights in a loss's options are to be measured."""
+    return tuple(options.get("class_weight", ())) == AUTO

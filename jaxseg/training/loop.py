@@ -1,0 +1,471 @@
+"""Training an experiment in a workdir (`train`), and the loop around its step (`run_steps`)."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxseg import checkpoint, files, metrics, precision
+from jaxseg.config.resolve import Config
+from jaxseg.config.schema import Experiment
+from jaxseg.data import pipeline
+from jaxseg.data.catalog import load_spec
+from jaxseg.data.measure import measure
+from jaxseg.data.spec import DatasetSpec
+from jaxseg.data.validate import checks
+from jaxseg.errors import NonFiniteError
+from jaxseg.experiments import open_experiment
+from jaxseg.training import hints
+from jaxseg.training import state as train_state
+from jaxseg.training.build import Components, build_components, check_batch_size
+from jaxseg.training.initial import initial_variables
+from jaxseg.training.logging import TrainLogger, format_summary
+from jaxseg.training.state import TrainState
+from jaxseg.training.step import Batch, Metrics, Step
+from jaxseg.training.validation import Validator
+from jaxseg.workdir import (
+    check_experiment,
+    read_training,
+    restore_classes,
+    restore_measured_fields,
+    write_experiment,
+)
+
+IN_FLIGHT = 2  # steps that the host may run ahead of the devices
+# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not
+# finite, which only a smaller dynamic scale could mend.
+MAX_SKIPPED = 50
+MAX_SKIPPED_LOSS = 5
+
+
+class Batches(Protocol):
+    """Training batches, as `data.pipeline.train_batches` gives them."""
+
+    position: int  # batches taken so far
+
+    def __next__(self) -> Batch:
+        """Return the next batch, {'image', 'label', 'size'} [D, B, ...]."""
+
+    def names(self, index: int) -> Sequence[object]:
+        """Return the names of the samples of a batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+        experiment: What is trained.
+        manager: Of the workdir's checkpoints.
+        step: The training step over all devices.
+        policy: Its precision.
+        logger: Receives progress.
+        evaluate: Called as evaluate(step, variables on the host); returns a summary with 'mIoU'.
+        target_miou: Stop early once validation mIoU reaches this value.
+    """
+
+    experiment: Experiment
+    manager: ocp.CheckpointManager
+    step: Step
+    policy: precision.Policy
+    logger: TrainLogger
+    evaluate: Callable[[int, Any], dict[str, Any]]
+    target_miou: float = math.inf
+
+    def evaluates_at(self, done: int) -> bool:
+        """Return whether an evaluation follows after `done` steps."""
+        return done == self.experiment.steps or _divides(self.experiment.eval_every, done)
+
+    def saves_at(self, done: int) -> bool:
+        """Return whether a checkpoint is saved after `done` steps."""
+        return self.evaluates_at(done) or _divides(self.experiment.checkpoint_every, done)
+
+    def logs_at(self, done: int) -> bool:
+        """Return whether metrics are logged after `done` steps."""
+        return self.saves_at(done) or _divides(self.experiment.log_every, done)
+
+
+def _divides(every: int, done: int) -> bool:
+    return bool(every) and done % every == 0
+
+
+# --- The loop -------------------------------------------------------------------------------------
+
+
+def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
+    """Train from `state.step` to the experiment's last step; log, evaluate and save on the way.
+
+    Metrics are fetched to the host only every `log_every` steps and before evaluating or
+    checkpointing.
+
+    Args:
+        run: The run.
+        state: Replicated over the devices of the step; it is donated.
+        batches: Positioned at the next batch.
+
+    Returns:
+        The last state.
+
+    Raises:
+        NonFiniteError: The loss or the gradient is not finite; checkpoints saved by then are sound.
+    """
+    logger, steps = run.logger, run.experiment.steps
+    pending: list[Metrics] = []
+    logger.start_interval()
+    for done in range(int(state.step) + 1, steps + 1):
+        batch = logger.next_batch(lambda: next(batches), lambda: _is_idle(pending))
+        state, step_metrics = run.step(state, batch)
+        pending.append(step_metrics)
+        _wait_for_devices(pending)
+        logger.update(done)
+        if run.logs_at(done):
+            rows, first = train_state.to_host(pending), done - len(pending)
+            is_last = done == steps
+            logger.log(
+                done,
+                check_finite_and_average(rows, first, batches.names, run.policy, last=is_last),
+            )
+            pending.clear()
+        if run.saves_at(done) and _evaluate_and_save(run, done, state, batches.position):
+            break
+    return state
+
+
+def _is_idle(pending: Sequence[Metrics]) -> bool:
+    """Whether the devices have finished every step that they were given."""
+    return not pending or pending[-1]["loss"].is_ready()
+
+
+def _wait_for_devices(pending: Sequence[Metrics]) -> None:
+    """Keep the host at most IN_FLIGHT steps ahead."""
+    if len(pending) > IN_FLIGHT:
+        jax.block_until_ready(pending[-1 - IN_FLIGHT]["loss"])
+
+
+def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> bool:
+    """Evaluate, if it is time, and save; returns whether the target is reached."""
+    summary: dict[str, Any] = {}
+    with run.logger.paused():
+        position = {"batches": int(batches), **run.logger.state_dict()}
+        host = train_state.to_host(state)
+        try:
+            if run.evaluates_at(done):
+                summary = run.evaluate(done, host.variables)
+        finally:  # an evaluation that fails does not cost the training until here
+            checkpoint.save(
+                run.manager,
+                done,
+                host.variables,
+                host.optimizer_items,
+                position,
+                summary.get("mIoU"),
+            )
+    return (summary.get("mIoU") or 0) >= run.target_miou
+
+
+def check_finite_and_average(
+    rows: Sequence[dict[str, Any]],
+    first: int,
+    names: Callable[[int], Sequence[object]],
+    policy: precision.Policy,
+    *,
+    last: bool = False,
+) -> dict[str, float]:
+    """Check the metrics of consecutive steps and average them.
+
+    With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row
+    are an error. So is a loss that is not finite, unless a smaller dynamic scale may still mend it
+    in later steps.
+
+    Args:
+        rows: Metrics of each step, on the host; arrays are equal on all devices.
+        first: Index of the first step's batch.
+        names: Returns the names of the files of a batch.
+        policy: The run's.
+        last: The run ends with these steps.
+
+    Returns:
+        The mean of the losses over finite steps and the last of their other metrics; with loss
+        scaling also 'overflowed', the number of steps that were not applied.
+
+    Raises:
+        NonFiniteError: A step is not finite; names its files.
+    """
+    steps = [{key: float(np.ravel(value)[0]) for key, value in row.items()} for row in rows]
+    for offset, step in enumerate(steps):
+        is_final = last and offset == len(steps) - 1
+        if not step["finite"] and not _may_recover(step, policy, is_final):
+            raise _non_finite_error(step, first + offset, names(first + offset), policy)
+    good = [step for step in steps if step["finite"]] or steps[-1:]
+    averages = {
+        key: sum(step[key] for step in good) / len(good)
+        for key in good[0]
+        if key.startswith("loss")
+    }
+    averages |= {key: good[-1][key] for key in ("lr", "grad_norm", "scale")}
+    if policy.uses_loss_scaling:
+        averages["overflowed"] = sum(not step["finite"] for step in steps)
+    return averages
+
+
+def _may_recover(step: dict[str, float], policy: precision.Policy, is_final: bool) -> bool:
+    """Whether a step that was not finite is an overflow that a smaller loss scale may end."""
+    if not policy.uses_loss_scaling or step["skipped"] > MAX_SKIPPED:
+        return False
+    if math.isfinite(step["loss"]):
+        return True
+    scale_can_fall = not policy.static_scale and step["scale"] > 1
+    return scale_can_fall and step["skipped"] <= MAX_SKIPPED_LOSS and not is_final
+
+
+def _non_finite_error(
+    step: dict[str, float], batch: int, names: Sequence[object], policy: precision.Policy
+) -> NonFiniteError:
+    overflows = f" ({step['skipped']:.0f} overflowing steps in a row)"
+    skipped = overflows if policy.uses_loss_scaling else ""
+    full = "" if policy.name == "float32" else ", or set config.precision='float32'"
+    return NonFiniteError(
+        f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, "
+        f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
+        f"{', '.join(map(str, names))}. The last checkpoint is from before",
+        field="optimizer.learning_rate",
+        hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+        f"config.optimizer.clip_norm{full}",
+    )
+
+
+def log_first_compile(step: Step, logger: TrainLogger) -> Step:
+    """Wrap a step so that its first call, which compiles, logs how long that takes."""
+    is_compiled = False
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal is_compiled
+        if is_compiled:
+            return step(state, batch)
+        is_compiled = True
+        folder = jax.config.jax_compilation_cache_dir
+        kept = f" (kept in {folder}: the next start is quick)" if folder else ""
+        logger.message(f"compiling the training step{kept}")
+        before = logger.seconds
+        with logger.paused():
+            result = step(state, batch)
+        logger.message(f"compiled in {logger.seconds - before:.1f} s")
+        return result
+
+    return call
+
+
+# --- A whole run ----------------------------------------------------------------------------------
+
+
+def train(
+    experiment: Experiment | Config,
+    workdir: str | Path,
+    *,
+    target_miou: float = math.inf,
+    spec: DatasetSpec | None = None,
+) -> dict[str, Any]:
+    """Train an experiment in a workdir, continuing a run that an earlier call began there.
+
+    The data is checked and everything built before anything is written. At the end the best
+    checkpoint is evaluated, and its table printed, its pictures and metrics.json written. With
+    several processes (`jax.distributed` initialised by the caller) each calls this.
+
+    Args:
+        experiment: What to train: an Experiment, or a config that is still to be resolved.
+        workdir: Folder of the run: config, checkpoints, logs, pictures, metrics.json.
+        target_miou: Stop early once validation mIoU reaches this value.
+        spec: The experiment's data set, if it is loaded already.
+
+    Returns:
+        The summary that metrics.json holds.
+
+    Raises:
+        ConfigError: The experiment contradicts itself, its data or the number of devices.
+        CheckpointError: The workdir holds a run of another experiment.
+        DataError: The data cannot be trained on.
+        WeightsError: `init_from` cannot be loaded.
+        NonFiniteError: Training diverged.
+    """
+    workdir = files.expand(workdir)
+    files.check_output(workdir, "workdir")
+    experiment, spec = complete_experiment(experiment, workdir, spec)
+    components = build_components(experiment)
+    checks.check(experiment, spec)
+    with checkpoint.open_manager(workdir, keep=experiment.keep_checkpoints) as manager:
+        start = create_or_load_state(components, manager)
+        write_description(workdir, experiment, spec)
+        with _open_logger(workdir, experiment, start) as logger:
+            _log_start(logger, experiment, workdir, start)
+            pictures = workdir / "pictures"
+            validator = Validator(experiment, spec, components.policy, logger, pictures)
+            step = log_first_compile(components.make_step(), logger)
+            run = Run(experiment, manager, step, components.policy, logger, validator, target_miou)
+            summary = _train_to_the_end(run, spec, start, workdir)
+            return _finish(run, validator, summary, workdir)
+
+
+def complete_experiment(
+    experiment: Experiment | Config, workdir: Path, spec: DatasetSpec | None = None
+) -> tuple[Experiment, DatasetSpec]:
+    """Fill in what a run takes from its workdir if it is continued, else from the data.
+
+    Args:
+        experiment: An Experiment, or a config that is still to be resolved.
+        workdir: Folder of the run.
+        spec: The experiment's data set, if it is loaded already.
+
+    Returns:
+        The experiment to train and its data set.
+
+    Raises:
+        ConfigError: The experiment contradicts itself, its data or the number of devices.
+        CheckpointError: The workdir holds a run of another experiment.
+        DataError: The data cannot be read, or has other classes than the run.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment, _ = open_experiment(experiment, measured=False)
+    check_batch_size(experiment.batch_size, jax.device_count())
+    experiment = restore_classes(workdir, experiment)
+    spec = spec or load_spec(experiment.dataset)
+    experiment = restore_measured_fields(workdir, experiment)
+    experiment = measure(experiment, spec)
+    check_experiment(workdir, experiment)
+    return experiment, spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        state: On the host.
+        position: What the checkpoint says of the run so far; {'batches': 0} for a new run.
+        is_new: Whether the workdir had no checkpoint.
+        report: Which weights were loaded, '' for none.
+    """
+
+    state: TrainState
+    position: dict[str, Any]
+    is_new: bool
+    report: str = ""
+
+
+def create_or_load_state(components: Components, manager: ocp.CheckpointManager) -> Start:
+    """Create the state at step 0, or load the latest checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint does not hold a state of this experiment.
+        WeightsError: `init_from` cannot be loaded; a run that is continued does not read it.
+    """
+    experiment, model = components.experiment, components.model
+    is_new = manager.latest_step() is None
+    source = experiment.init_from if is_new else ""
+    variables, report = initial_variables(experiment, model, source)
+    state = train_state.create(variables, components.optimizer, components.policy, experiment.seed)
+    found = checkpoint.restore(manager, state.variables, state.optimizer_items)
+    if found is None:
+        return Start(state, {"batches": 0}, is_new, report)
+    variables, items, position = found
+    return Start(TrainState.from_items(variables, items), position, is_new, report)
+
+
+def write_description(workdir: Path, experiment: Experiment, spec: DatasetSpec) -> None:
+    """Write config.json and dataset.json; process 0 does."""
+    if jax.process_index() == 0:
+        dataset = experiment.dataset
+        measured = spec.with_statistics(dataset.image_mean, dataset.image_std)
+        write_experiment(workdir, experiment, measured.to_json())
+
+
+@contextlib.contextmanager
+def _open_logger(workdir: Path, experiment: Experiment, start: Start) -> Iterator[TrainLogger]:
+    """Open the run's logger, which goes on counting where the last process stopped."""
+    counted = ("seconds", "busy", "images")
+    logger = TrainLogger(
+        workdir,
+        steps=experiment.steps,
+        batch_size=experiment.batch_size,
+        start=int(start.state.step),
+        enabled=jax.process_index() == 0,
+        **{key: start.position[key] for key in counted if key in start.position},
+    )
+    with contextlib.closing(logger):
+        yield logger
+
+
+def _log_start(logger: TrainLogger, experiment: Experiment, workdir: Path, start: Start) -> None:
+    """Log where the run starts, and advice on it."""
+    messages = [start.report]
+    if start.is_new:
+        messages.append(hints.pretrained_hint(experiment))
+    else:
+        messages.append(f"continuing {workdir} after step {int(start.state.step)}")
+    messages.append(hints.batch_norm_warmup_warning(experiment))
+    for message in filter(None, messages):
+        logger.message(message)
+
+
+def _train_to_the_end(run: Run, spec: DatasetSpec, start: Start, workdir: Path) -> dict[str, Any]:
+    """Train the steps that are left; best.json is up to date afterwards, even if they fail.
+
+    Returns:
+        The summary of training (`TrainLogger.summary`).
+    """
+    experiment = run.experiment
+    try:
+        if int(start.state.step) == experiment.steps:
+            return _stored_summary(workdir, run.logger, start.position)
+        batches = pipeline.train_batches(
+            experiment.dataset,
+            spec,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            devices=jax.local_device_count(),
+            start=start.position["batches"],
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(batches):
+            run_steps(run, train_state.replicate(start.state), batches)
+        return run.logger.summary()
+    finally:
+        checkpoint.write_best(run.manager)
+
+
+def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a run that an earlier process trained to its end.
+
+    It is metrics.json's; if that process was killed after the last save and before writing it, what
+    the save knows.
+    """
+    seconds = round(position.get("seconds", 0.0), 3)
+    stored = read_training(workdir)
+    if stored and stored["seconds"] >= seconds:
+        return stored
+    return {**logger.summary(), "seconds": seconds}
+
+
+def _finish(
+    run: Run, validator: Validator, training: dict[str, Any], workdir: Path
+) -> dict[str, Any]:
+    """Report the best checkpoint: a table on the console, metrics.json and pictures."""
+    logger = run.logger
+    logger.message(format_summary(training))
+    best = checkpoint.best(run.manager)
+    step = int(run.manager.latest_step()) if best is None else best["step"]
+    if step not in validator.summaries:
+        _, variables = checkpoint.load_variables(workdir / "checkpoints" / str(step))
+        validator(step, variables, record=best is None)
+    summary = {**validator.summaries[step], "step": step, "training": training}
+    logger.message(f"best checkpoint: step {step}\n{metrics.format_table(summary)}")
+    if logger.enabled:
+        files.write_json(workdir / "metrics.json", summary)
+        logger.message(f"wrote {workdir / 'metrics.json'} and {workdir / 'pictures'}")
+    return summary
