@@ -37,4 +37,6 @@ class DeclaredFields(griffe.Extension):
             for a in declared
             if not f"\n{others}".count(f"\n    {a.name}: ")
         ]
-        cls.docstring.value = "\n".join([summary.rstrip() + "\n" + HEADING.rstrip(), *lines, others])
+        cls.docstring.value = "\n".join(
+            [summary.rstrip() + "\n" + HEADING.rstrip(), *lines, others]
+        )
