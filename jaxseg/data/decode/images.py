@@ -100,7 +100,7 @@ class Decoded(NamedTuple):
         """Where no channel holds data: bool [H, W], or None if there is no such pixel."""
         if self.missing is None:
             return None
-        empty = self.missing.all(-1)
+        empty = np.asarray(self.missing.all(-1))
         return empty if empty.any() else None
 
     def filled(self, fill: Sequence[float] = ()) -> np.ndarray:
@@ -370,7 +370,7 @@ def _fit(image: Decoded, channels: int, file: str | Path, alpha: bool = True) ->
     if channels == 1 and have > 2:
         pixels = pixels[..., :3].mean(-1, keepdims=True).astype(pixels.dtype)
         if missing is not None:
-            missing = missing[..., :3].any(-1, keepdims=True)
+            missing = np.asarray(missing[..., :3].any(-1, keepdims=True))
         return Decoded(pixels, missing)
     chosen = [0, 0, 0]  # grey as RGB
     if channels == 1:
@@ -452,7 +452,7 @@ def _photo_header(data: bytes | Path, file: str | Path, kind: str) -> Header:
     try:
         with open_picture(data, kind) as image:
             count, dtype = MODES.get(image.mode, (len(image.getbands()), "uint8"))
-            if image.format == "PNG" and ";16" in str(image.tile):
+            if image.format == "PNG" and ";16" in str(getattr(image, "tile", "")):
                 dtype = "uint16"
             if "transparency" in image.info:
                 count = 4

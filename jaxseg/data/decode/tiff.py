@@ -120,14 +120,13 @@ class Tiff:
     def mask(self) -> np.ndarray | None:
         """Return the file's own mask: bool [H, W], True where there are data; None without one."""
         size = self._page.imagelength, self._page.imagewidth
-        masks = [
-            page
-            for page in self._tiff.pages
-            if page.keyframe.is_mask and not page.keyframe.is_reduced
-        ]
-        if not masks or (masks[0].imagelength, masks[0].imagewidth) != size:
-            return None
-        return masks[0].asarray().reshape(size) > 0
+        for page in self._tiff.pages:
+            keyframe = page.keyframe
+            if keyframe is None or not keyframe.is_mask or keyframe.is_reduced:
+                continue
+            same = (keyframe.imagelength, keyframe.imagewidth) == size
+            return page.asarray().reshape(size) > 0 if same else None
+        return None
 
     def lossy(self) -> str:
         """Return the coding that changed the numbers, "" if none did."""
@@ -142,7 +141,7 @@ class Tiff:
         start = self._tiff.filehandle.read(min(size, 1 << 16))
         wrapper = page.tags.get(LERC_PARAMETERS)
         if wrapper is not None and len(wrapper.value) > 1 and wrapper.value[1] in LERC_WRAPPERS:
-            start = LERC_WRAPPERS[wrapper.value[1]](start)
+            start = bytes(LERC_WRAPPERS[wrapper.value[1]](start))
         if coding := lossy_coding(start):
             return coding
         shared_tables = page.compression in JPEG_CODINGS and start[:2] != b"\xff\xd8"
