@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
     return make_folder(tmp_path / "data")
 
 
-# --- Counts -----------------------------------------------------------------------------------------------------------
+# --- Counts ---
 
 
 def test_counts_are_those_of_the_labels_and_read_once(root, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_bad_label_is_named_and_nothing_is_kept(root):
     assert not list(root.parent.glob("cache/labels/*"))
 
 
-# --- Weights and repeats ----------------------------------------------------------------------------------------------
+# --- Weights and repeats ---
 
 
 def test_class_weights_by_hand():
@@ -136,7 +136,7 @@ def test_repeat_factors_by_hand():
     assert histogram.repeat_factors(np.zeros((2, 3), int), 1.0).tolist() == [1, 1]
 
 
-# --- Statistics -------------------------------------------------------------------------------------------------------
+# --- Statistics ---
 
 
 @pytest.mark.parametrize(

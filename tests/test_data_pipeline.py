@@ -46,8 +46,10 @@ def same(a, b):
 def test_shapes_and_types(root):
     batch = next(train_batches(make_experiment(root=root), devices=2))
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.uint8), "size": ((2, 2, 2), np.int32),
-    }  # fmt: skip
+        "image": ((2, 2, 16, 20, 3), np.uint8),
+        "label": ((2, 2, 16, 20), np.uint8),
+        "size": ((2, 2, 2), np.int32),
+    }
     assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
 
 
@@ -124,7 +126,7 @@ def test_training_reads_missing_data_as_evaluation_does(tmp_path):
     make_folder(tmp_path, train=1)
     image = np.full((20, 24, 3), 5.0, np.float32)
     image[3, 4], image[6, 7, 1] = -9999, -9999
-    imwrite(tmp_path / "images/train/t0.tif", image)
+    imwrite(tmp_path / "images/train/t0.tif", image, photometric="rgb")
     (tmp_path / "images/train/t0.png").unlink()
     experiment = make_experiment(
         root=tmp_path,

@@ -35,7 +35,7 @@ def refused(message, *arguments):
         open_split(*arguments)
 
 
-# --- Foreign data sets ------------------------------------------------------------------------------------------------
+# --- Foreign data sets ---
 
 
 def encoded(pixels):
@@ -141,7 +141,7 @@ def test_labels_of_colours_are_not_trained_on(tmp_path):
     )
 
 
-# --- Finding ----------------------------------------------------------------------------------------------------------
+# --- Finding ---
 
 
 def test_where_it_is_found(prepared, tmp_path):
@@ -187,7 +187,7 @@ def test_records_of_another_data_set(prepared):
     refused("dataset.json: cannot be read as a data set's spec", prepared)
 
 
-# --- Splits -----------------------------------------------------------------------------------------------------------
+# --- Splits ---
 
 
 def test_splits(prepared):
@@ -206,7 +206,7 @@ def test_splits(prepared):
     refused("the data set 'folder' has no split 'test'; it has train and val", prepared, "test")
 
 
-# --- Records ----------------------------------------------------------------------------------------------------------
+# --- Records ---
 
 
 def test_a_source_can_be_sent_to_a_worker(prepared):

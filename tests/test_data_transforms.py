@@ -55,7 +55,7 @@ def blocks(classes=4, side=16, shape=(3, 4), seed=1):
     ).astype(np.uint8)
 
 
-# --- Sizes ------------------------------------------------------------------------------------------------------------
+# --- Sizes ---
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_resize_takes_any_number_of_channels(channels):
     np.testing.assert_array_equal(out[..., -1], cv2.resize(image[..., -1].copy(), (24, 18)))
 
 
-# --- Choosing the view ------------------------------------------------------------------------------------------------
+# --- Choosing the view ---
 
 
 def test_crop_tries_until_no_class_fills_it():
@@ -185,7 +185,7 @@ def test_class_pixel_is_of_every_class_alike():
     assert transforms.class_pixel(rng, np.full((2, 3), 255, np.uint8)) is None
 
 
-# --- Holes, padding ---------------------------------------------------------------------------------------------------
+# --- Holes, padding ---
 
 
 def test_cutout_by_hand():
@@ -206,12 +206,18 @@ def test_pad_fills_at_the_bottom_and_the_right():
     ]
 
 
-# --- All of it --------------------------------------------------------------------------------------------------------
+# --- All of it ---
 
 CITYSCAPES = dict(ratio_range=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5)
 EVERYTHING = CITYSCAPES | dict(
-    vertical_flip=0.5, photometric=True, rotate=0.5, cutout=0.5, clahe=0.5, mosaic=0.5, class_crop=0.5
-)  # fmt: skip
+    vertical_flip=0.5,
+    photometric=True,
+    rotate=0.5,
+    cutout=0.5,
+    clahe=0.5,
+    mosaic=0.5,
+    class_crop=0.5,
+)
 
 
 def resize_then_crop(rng, image, label, crop_size):
