@@ -70,7 +70,7 @@ def test_label_maps():
 
 
 def test_unknown_name_gives_the_nearest():
-    with pytest.raises(DataError, match="'cityscape'. Did you mean 'cityscapes'"):
+    with pytest.raises(DataError, match=r"'cityscape'\. Did you mean 'cityscapes'"):
         get_spec("cityscape")
 
 
@@ -251,7 +251,8 @@ def mapped(root, text):
 def test_label_values_of_any_size(tmp_path):
     spec = mapped(
         tmp_path,
-        "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n-3--1 road\n-6..-5 road\n70000-70001 car\n",
+        "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n"
+        "-3--1 road\n-6..-5 road\n70000-70001 car\n",
     )
     assert spec.label_map == {
         -9999: 255,
@@ -404,10 +405,10 @@ def test_folder_without_root_or_classes(tmp_path):
         get_spec("folder")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         get_spec("folder", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="classes.txt: no such file; write the class names"):
+    with pytest.raises(DataError, match=r"classes\.txt: no such file; write the class names"):
         get_spec("folder", tmp_path)
     (tmp_path / "_classes.csv").touch()
-    with pytest.raises(DataError, match="there is _classes.csv"):
+    with pytest.raises(DataError, match=r"there is _classes\.csv"):
         get_spec("folder", tmp_path)
 
 

@@ -162,7 +162,7 @@ def test_a_broken_link(folder):
 def test_a_broken_link_of_another_data_set(tmp_path):
     (tmp_path / "images/training").mkdir(parents=True)
     (tmp_path / "images/training/a.jpg").symlink_to("nowhere.jpg")
-    with pytest.raises(DataError, match="a.jpg: is a broken link to nowhere.jpg"):
+    with pytest.raises(DataError, match=r"a\.jpg: is a broken link to nowhere\.jpg"):
         pairs.find_images(catalog.get_spec("ade20k", tmp_path), tmp_path, "training")
 
 

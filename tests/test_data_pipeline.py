@@ -116,10 +116,9 @@ def test_a_batch_larger_than_the_data_set(root):
 
 
 def test_batch_must_divide(root):
-    with pytest.raises(
-        DataError, match="config.batch_size=4 is global and must divide among 3 devices"
-    ):
+    with pytest.raises(DataError) as error:
         train_batches(make_experiment(root=root), devices=3)
+    assert error.value.field == "batch_size"
 
 
 def test_training_reads_missing_data_as_evaluation_does(tmp_path):
@@ -161,7 +160,8 @@ import numpy as np
 from helpers.data_helpers import make_experiment, train_batches
 if __name__ == "__main__":
     batches = train_batches(make_experiment(root=sys.argv[1], num_workers=2), devices=1, start=1)
-    np.savez(sys.argv[2], **{f"{key}{k}": value for k in range(3) for key, value in next(batches).items()})
+    found = {f"{key}{k}": value for k in range(3) for key, value in next(batches).items()}
+    np.savez(sys.argv[2], **found)
     batches.close()
     loaded = [name for name in ("tensorflow", "torch", "jaxseg.models") if name in sys.modules]
     assert not loaded, loaded

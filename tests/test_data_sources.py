@@ -159,7 +159,8 @@ def test_value_outside_the_classes(folder):
     write_png(folder / "labels/train/t2.png", label)
     refused(
         folder,
-        "labels/train/t2.png: label value 7, 3 pixels, first at row 3, column 5 (and other such values: 200)",
+        "labels/train/t2.png: label value 7, 3 pixels, first at row 3, column 5 (and other such "
+        "values: 200)",
         "3 classes nor 255",
         "0 to 2: 'sky' ... 'car'",
     )
@@ -301,7 +302,7 @@ def test_evaluation_data_of_other_classes(folder):
     evaluation = dict(dataset="cityscapes", root=str(folder))
     config = make_experiment(root=folder, evaluation=evaluation)
     with pytest.raises(
-        DataError, match="'cityscapes' has 19 classes, number 0 is 'road'.* 3, number 0 is 'sky'"
+        DataError, match=r"'cityscapes' has 19 classes, number 0 is 'road'.* 3, number 0 is 'sky'"
     ) as error:
         check_experiment(config)
     assert error.value.field == "eval.root"
@@ -312,7 +313,7 @@ def test_evaluation_data_with_classes_in_another_order(folder, tmp_path_factory)
     config = make_experiment(root=folder, evaluation=dict(root=str(other)))
     check_experiment(config)
     (other / "classes.txt").write_text("car\nroad\nsky\n")
-    with pytest.raises(DataError, match="number 0 is 'car'.* number 0 is 'sky'") as error:
+    with pytest.raises(DataError, match=r"number 0 is 'car'.* number 0 is 'sky'") as error:
         check_experiment(config)
     assert error.value.file == str(other / "classes.txt") and error.value.field == "eval.root"
 
@@ -440,5 +441,5 @@ def test_check_samples_limits_what_is_read(folder, monkeypatch, caplog):
 def test_the_loader_says_the_same(folder):
     write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
     batches = train_batches(make_experiment(root=str(folder), batch_size=8), devices=1)
-    with pytest.raises(DataError, match="labels/train/t1.png: label value 9, 480 pixels"):
+    with pytest.raises(DataError, match=r"labels/train/t1\.png: label value 9, 480 pixels"):
         next(batches)

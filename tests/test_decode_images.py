@@ -1,4 +1,4 @@
-"""Images of all kinds: orientation by one rule, damage told, bands as stored, missing data marked."""
+"""Images of all kinds: orientation by one rule, damage refused, bands as stored, missing data."""
 
 import io
 import re
@@ -75,7 +75,10 @@ def test_orientations_beyond_8_turn_nothing(kind, orientation):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_xmp_turns_nothing(kind):
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/>'
+        b"</rdf:RDF></x:xmpmeta>"
+    )
     options = dict(xmp=xmp, lossless=True) if kind != "PNG" else {}
     if kind == "PNG":
         from PIL.PngImagePlugin import PngInfo
@@ -245,7 +248,7 @@ def test_missing_data_are_marked_and_left_out(value, dtype, text, declared):
 
 
 class Images:
-    files = ["a", "b"]
+    files = ("a", "b")
 
     def __init__(self, *images):
         self.images = images

@@ -1,4 +1,4 @@
-"""Labels are the numbers that a file stores, whatever its format; what cannot be read is named for what it is."""
+"""Labels are the numbers that a file stores, in any format; other files are refused by name."""
 
 import dataclasses
 import io
@@ -248,7 +248,7 @@ def test_the_files_own_nodata_value_is_ignored(value, dtype):
 
 
 def test_a_nodata_value_that_is_a_class_has_to_be_explained():
-    with pytest.raises(DataError, match="GDAL_NODATA.*'ground'") as caught:
+    with pytest.raises(DataError, match=r"GDAL_NODATA.*'ground'") as caught:
         classes(with_nodata(0, "u1"))
     assert "`0 ignore` or `0 ground`" in caught.value.hint
     explained = dataclasses.replace(SPEC, explicit_map=True)
@@ -290,7 +290,7 @@ def test_unknown_values_are_told_as_they_are(value, dtype):
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "i4", "i8", "u4"])
 def test_maps_equal_a_dictionary(dtype):
-    """By index, by range, and against the plain rule, over all values that a type holds (or many of them)."""
+    """By index, by range, and against the plain rule, over all (or many) values of a type."""
     info = np.iinfo(dtype)
     ids = {0: 0, 1: 1, 2: 2, 300: 1, 65535: 2, 65536: 0, -7: 1, 2**31: 2}
     ranges = ((-(2**31), -1000, 255), (100000, 2**32 - 1, 1)) if dtype != "u1" else ()
@@ -352,6 +352,6 @@ def test_grey_numbers_stay_numbers_where_colours_are_declared():
 
 def test_a_label_of_too_many_pixels_is_refused_before_it_is_decoded():
     for data in (picture(Image.fromarray(LABEL), "PNG"), tiff(LABEL)):
-        with pytest.raises(DataError, match="8x6 .* 48 pixels, more than 47") as caught:
+        with pytest.raises(DataError, match=r"8x6 .* 48 pixels, more than 47") as caught:
             decode_label(data, "x", SPEC, max_pixels=47)
         assert caught.value.field == "dataset.max_pixels"

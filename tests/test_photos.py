@@ -1,4 +1,4 @@
-"""Arrays given to a Predictor: which are images, what is told about the others, and what holds no data."""
+"""Arrays given to a Predictor: which are images, errors about others, and missing data."""
 
 from pathlib import Path
 
