@@ -273,7 +273,7 @@ class DatasetConfig:
             length=0,
             others=(NO_NODATA,),
         ),
-        "Values that stand for missing data, in addition to those that TIFF files declare; `none` if "
+        "Values that stand for missing data, apart from those that TIFF files declare; `none` if "
         "every value was measured. "
         "Missing pixels are left out of statistics, become the mean for the network and 255 in "
         "labels and predictions.",
