@@ -336,7 +336,7 @@ def test_folder_colours(tmp_path):
 
 
 def test_folder_without_root_or_classes(tmp_path):
-    with pytest.raises(DataError, match="--config.dataset.root=DIR"):
+    with pytest.raises(DataError, match=r"config\.dataset\.root=DIR"):
         get_spec("folder")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         get_spec("folder", tmp_path / "nowhere")

@@ -281,7 +281,7 @@ def test_two_images_of_one_name(folder):
 def test_channels(folder):
     refused(
         folder,
-        "t0.png: has 3 channels, but config.dataset.channels=5; set --config.dataset.channels=3",
+        "t0.png: has 3 channels, but config.dataset.channels=5; set config.dataset.channels=3",
         channels=5,
     )
 
@@ -364,7 +364,7 @@ def test_raw_ids_and_label_formats(folder):
         text in table for text in ("255 -> 0 sky", "7 -> 1 road", "1000 -> 2 car", "2-4 -> ignored")
     )
     (folder / "label_map.txt").write_text("255 sky\n7 road\n2-4 ignore\n1000 van\n")
-    refused(folder, "label_map.txt: line 4: 'van' is no class of classes.txt")
+    refused(folder, "label_map.txt: line 4: 'van' is not a class of classes.txt")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n")
     refused(folder, "label_map.txt: no label value stands for class 'car'")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n1000 car\n")

@@ -179,7 +179,7 @@ def main(argv: list[str]) -> None:
 
 
 def report(times: dict[str, Times], extra: Times, size: float, file: Path | None) -> None:
-    """Print mean and median CPU ms of every stage, and the ratio of each side's mean to the first's.
+    """Print mean and median CPU ms of every stage, and each side's ratio to the first.
 
     Args:
         times: CPU seconds of each stage of each side.

@@ -64,7 +64,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
         DataError: There is no image, or a label is missing.
     """
     if not root:
-        hint = "--config.dataset.root=DIR (--config.eval.root for config.eval.dataset)"
+        hint = "config.dataset.root=DIR (config.eval.root for config.eval.dataset)"
         raise DataError(
             f"The data set '{spec.name}' needs its folder: {hint}.", field="dataset.root"
         )
