@@ -1,6 +1,5 @@
 """Every field of a config has a type and a range; what cannot be meant is refused by name; old configs are completed."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, files, losses, zoo
+from jaxseg import files, losses, zoo
 from jaxseg.config import checks, defaults, experiment, fields, get_experiment, schema
-from jaxseg.errors import CheckpointError, ConfigError
+from jaxseg.errors import ConfigError
 from jaxseg.experiments import load_experiment
-from jaxseg.models import BACKBONES, HEADS, NECKS, arguments, create_model
-from jaxseg.training import loop, overfit
+from jaxseg.models import BACKBONES, HEADS, NECKS, arguments
+from jaxseg.training import hints, loop, overfit
 from jaxseg.validation import SCHEMA, check_alone
 
 DATA = Path(__file__).parent / "data"
@@ -343,87 +342,18 @@ def test_class_weights_and_alphas_are_one_a_class():
     check_alone(make(losses__decode=dict(name="focal", alpha=0.25)))
 
 
-# --- Runs of earlier versions -----------------------------------------------------------------------------------------
-
-
-def _old_run(folder, **changes):
-    stored = json.loads((DATA / "old_config.json").read_text())
-    files.write_json(folder / "config.json", stored | changes)
-    (folder / "checkpoints" / "20").mkdir(parents=True)
-
-
-def test_a_run_of_an_earlier_version_continues(tmp_path):
-    _old_run(tmp_path)
-    old = checkpoint.read_config(tmp_path)
-    assert (
-        old.optimizer.b1,
-        old.model.dropout_rate,
-        old.dataset.nodata,
-        old.eval.source,
-        old.losses.decode.sampler.name,
-    ) == (0.9, 0.1, (), "", "")
-    create_model(old.model)
-    new = make(
-        steps=40,
-        batch_size=2,
-        dataset__root="data/mine",
-        dataset__dtype="uint8",
-        model__num_classes=3,
-    )
-    new.dataset.update(defaults.IMAGENET)
-    new.model.backbone.update(depth=10, base_channels=8)
-    for head in new.model.heads.values():
-        head.channels = 16
-    checkpoint.check_config(tmp_path, check_alone(new))
-    new.model.heads.decode.num_convs = 2  # the default of the head, now stated
-    checkpoint.check_config(tmp_path, new)
-    for path, value in (
-        ("optimizer.b1", 0.8),
-        ("model.dropout_rate", 0.5),
-        ("model.heads.decode.kernel_size", 1),
-    ):
-        *parts, key = path.split(".")
-        changed = new.copy_and_resolve_references()
-        part = changed
-        for inner in parts:
-            part = part[inner]
-        part[key] = value
-        with pytest.raises(CheckpointError) as error:
-            checkpoint.check_config(tmp_path, changed)
-        assert error.value.field == path
-
-
-def test_a_run_of_a_newer_version_is_refused_by_its_fields(tmp_path):
-    _old_run(tmp_path, ema={"decay": 0.99}, dataset={"name": "folder", "sharpen": 0.5})
-    with pytest.raises(CheckpointError) as error:
-        checkpoint.read_config(tmp_path)
-    assert (
-        "ema" in str(error.value)
-        and "dataset.sharpen" in str(error.value)
-        and error.value.file.endswith("config.json")
-    )
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\xff"])
-def test_a_damaged_config_is_named(tmp_path, text):
-    (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(CheckpointError) as error:
-        checkpoint.read_config(tmp_path)
-    assert error.value.file == str(tmp_path / "config.json")
-
-
 # --- Advice -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.95, 0.6])
 @pytest.mark.parametrize("steps", [1, 3, 40, 100, 5000])
 def test_advice_never_proposes_what_is_set_or_does_not_help(momentum, steps):
-    told = loop.batch_norm_warmup_warning(make(model__norm__momentum=momentum, steps=steps))
+    told = hints.batch_norm_warmup_warning(make(model__norm__momentum=momentum, steps=steps))
     assert bool(told) == (momentum**steps >= 1e-3)
     if told:
         needed = int(told.partition("train for ")[2].split()[0])
         assert needed > steps and momentum**needed < 1e-3
-        assert ("--config.model.norm.momentum=0.9" in told) == (
+        assert ("set config.model.norm.momentum=0.9" in told) == (
             momentum > 0.9 and 0.9**steps < 1e-3
         )
 
@@ -478,7 +408,7 @@ def test_outputs_are_checked_before_any_work(tmp_path):
         assert error.value.file == str(tmp_path / name) and error.value.field == "--output"
     with pytest.raises(ConfigError) as error:
         loop.train(make("fcn_r18-d8_64x64_2k_shapes"), tmp_path / "file")
-    assert error.value.field == "--workdir"
+    assert error.value.field == "workdir"
 
 
 @pytest.mark.parametrize(
