@@ -10,9 +10,7 @@ from jaxseg.data.builtin import BUILTIN, CONVERTED, named_label_map
 from jaxseg.data.prepare import raw_datasets
 
 LAYOUTS = [
-    (name, number)
-    for name in sorted(BUILTIN)
-    for number in range(len(BUILTIN[name].layouts))
+    (name, number) for name in sorted(BUILTIN) for number in range(len(BUILTIN[name].layouts))
 ]
 
 
