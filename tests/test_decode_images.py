@@ -160,7 +160,7 @@ def test_tiff_images_are_the_numbers_stored():
 def test_tiffs_whose_values_are_no_light_are_told(photometric):
     values = np.dstack([PIXELS, PIXELS[..., 0]]) if photometric == "separated" else PIXELS
     for function in (decode, inspect_image):
-        with pytest.raises(DataError, match=f"{photometric.upper()}.*no colours of light"):
+        with pytest.raises(DataError, match=f"{photometric.upper()}.*not colours of light"):
             function(tiff(values, photometric=photometric), "x")
 
 
