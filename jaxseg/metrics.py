@@ -1,11 +1,13 @@
-"""Metrics of semantic segmentation: count in integers on the device, sum in int64 on the host, divide once at the end.
+"""Metrics of semantic segmentation: count first, divide at the end.
 
-Every figure follows from one confusion matrix [K, K] (row: the truth, column: the prediction), so images may come in
-any order and on any number of devices.
+Pixels are counted in integers on the device, summed in int64 on the host, and divided once. Every
+figure follows from one confusion matrix [K, K] (row: the truth, column: the prediction), so images
+may come in any order and on any number of devices.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +17,45 @@ from jaxseg.errors import DataError
 
 
 def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) -> jax.Array:
-    """Counts [K, K] int32: entry (t, p) is the number of pixels of true class t predicted as p.
+    """Count the pairs of true and predicted class.
 
-    prediction, label: integer arrays of one shape. Pixels with label 255 do not count, nor do labels of K and above.
+    Args:
+        prediction: Class ids, integers [...].
+        label: True class ids, integers [...], 255 = ignore. Pixels with a label below 0, or of K
+            and above, do not count.
+        num_classes: K.
+
+    Returns:
+        int32 [K, K]: entry (t, p) is the number of pixels of true class t predicted as p.
     """
-    label, prediction = (
-        label.reshape(-1).astype(jnp.int32),
-        prediction.reshape(-1).astype(jnp.int32),
-    )
+    label = label.reshape(-1).astype(jnp.int32)
+    prediction = prediction.reshape(-1).astype(jnp.int32)
     counted = (label >= 0) & (label < num_classes)
     cells = num_classes * num_classes
-    # Pixels that do not count go to one cell more, which is dropped: cheaper than weights, and still integers.
+    # Pixels that do not count go to one cell more, which is dropped: cheaper than weights, and
+    # still integers.
     cell = jnp.where(counted, label * num_classes + prediction, cells)
     return jnp.bincount(cell, length=cells + 1)[:cells].reshape(num_classes, num_classes)
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Compute the metrics of a confusion matrix.
 
+    As in MMSegmentation, means leave out undefined classes only: one absent from the truth but
+    predicted has IoU 0 and counts, one absent from both does not; the F-score (not Dice) of a class
+    without a single hit is undefined.
 
-def _mean(values: np.ndarray) -> float | None:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else None
+    Args:
+        confusion: Counts, integers [K, K].
+        classes: The K class names.
 
+    Returns:
+        mIoU, aAcc, mAcc, mDice, mFscore, mPrecision and mRecall as fractions, None where undefined,
+        and per_class {name: {IoU, Acc, Dice, Fscore, Precision, Recall, pixels, predicted}}; the
+        last two are pixel counts of the truth and of the prediction.
 
-def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict:
-    """Metrics of a confusion matrix [K, K] as fractions, None where undefined.
-
-    Returns mIoU, aAcc, mAcc, mDice, mFscore, mPrecision, mRecall, and per_class {name: {IoU, Acc, Dice, Fscore,
-    Precision, Recall, pixels, predicted}}, the last two being pixel counts of the truth and of the prediction.
-    As in MMSegmentation, means leave out undefined classes only: one absent from the truth but predicted has IoU 0 and
-    counts, one absent from both does not; the F-score (not Dice) of a class without a single hit is undefined.
+    Raises:
+        DataError: The matrix does not fit the number of classes.
     """
     confusion = np.asarray(confusion, np.int64)
     if confusion.shape != (len(classes), len(classes)):
@@ -64,7 +74,7 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict:
             "Precision": precision,
             "Recall": recall,
         }
-    summary = {f"m{name}": _mean(values) for name, values in columns.items()}
+    summary: dict[str, Any] = {f"m{name}": _mean(values) for name, values in columns.items()}
     summary["aAcc"] = float(hits.sum() / truth.sum()) if truth.sum() else None
     summary["per_class"] = {
         name: {key: _number(values[k]) for key, values in columns.items()}
@@ -74,31 +84,44 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict:
     return summary
 
 
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else None
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """Format metrics as a text table: IoU, Acc and true pixels of each class, then the means.
+
+    Args:
+        summary: The result of `summarize`; fractions are shown in percent.
+    """
+    rows = [("class", "IoU", "Acc", "pixels", "")]
+    for name, row in summary["per_class"].items():
+        pixels = f"{row['pixels']:,}"
+        rows.append((name, _percent(row["IoU"]), _percent(row["Acc"]), pixels, _note(row)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [_line(row, widths) for row in rows]
+    rule = "-" * (sum(widths) + 6)
+    keys = ("mIoU", "aAcc", "mAcc", "mDice")
+    means = "  ".join(f"{key} {_percent(summary[key])}" for key in keys)
+    return "\n".join([lines[0], rule, *lines[1:], rule, means])
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def format_table(summary: dict) -> str:
-    """A text table of `summarize`'s result: IoU and Acc in percent and true pixels of each class, then the means."""
-    rows = []
-    for name, row in summary["per_class"].items():
-        note = "" if row["pixels"] else "absent from the ground truth"
-        note += ", yet predicted" if note and row["predicted"] else ""
-        rows.append((name, _percent(row["IoU"]), _percent(row["Acc"]), f"{row['pixels']:,}", note))
-    header = ("class", "IoU", "Acc", "pixels", "")
-    wide = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
+def _note(row: Mapping[str, Any]) -> str:
+    if row["pixels"]:
+        return ""
+    return "absent from the ground truth" + (", yet predicted" if row["predicted"] else "")
 
-    def line(row):
-        name, *numbers, note = row
-        cells = [
-            name.ljust(wide[0]),
-            *(value.rjust(width) for value, width in zip(numbers, wide[1:])),
-            note,
-        ]
-        return "  ".join(cells).rstrip()
 
-    rule = "-" * (sum(wide) + 6)
-    means = "  ".join(
-        f"{key} {_percent(summary[key])}" for key in ("mIoU", "aAcc", "mAcc", "mDice")
-    )
-    return "\n".join([line(header), rule, *map(line, rows), rule, means])
+def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
+    name, *numbers, note = row
+    aligned = [value.rjust(width) for value, width in zip(numbers, widths[1:])]
+    return "  ".join([name.ljust(widths[0]), *aligned, note]).rstrip()

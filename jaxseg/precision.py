@@ -1,95 +1,132 @@
-"""Mixed precision as one small policy: the type a model computes in, and the loss scale float16 needs.
+"""Mixed precision: the type that a model computes in, and the loss scale that float16 needs.
 
-Parameters, optimiser state, statistics, softmax, losses and metrics are float32 always. With float16 a step whose
-gradients overflow is not applied: parameters, optimiser state and statistics stay as they were, and only the scale
-moves (a static scale stays too; the step is counted).
+Parameters, optimiser state, statistics, softmax, losses and metrics are always float32. With
+float16 a step whose gradients overflow is not applied: parameters, optimiser state and statistics
+stay as they were, and only the scale changes (a static scale stays as well; the step is counted).
 
-`float32` means float32: XLA's default on recent GPUs multiplies in TF32 (10 bits of mantissa), so the policy asks for
-full precision unless JAX_DEFAULT_MATMUL_PRECISION (for instance `tensorfloat32`, several times faster there) says
-otherwise.
+`float32` means float32: XLA's default on recent GPUs multiplies in TF32 (10 bits of mantissa), so
+the policy requests full precision unless JAX_DEFAULT_MATMUL_PRECISION (for instance
+`tensorfloat32`, several times faster there) says otherwise.
 """
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from ml_collections import ConfigDict
 
 from jaxseg.errors import ConfigError
-from jaxseg.errors import NonFiniteError as NonFiniteError  # its earlier place
+from jaxseg.registry import lookup
 
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 INITIAL_SCALE = 2.0**15
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-14, 2.0**24
 GROWTH_INTERVAL = 2000  # finite steps in a row after which a dynamic scale doubles
-LARGEST_SCALE = 2.0**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What a run computes in. `static_scale` 0 is a dynamic scale; only float16 scales the loss at all."""
+    """The types that a run computes with.
+
+    Attributes:
+        name: Key of PRECISIONS.
+        dtype: Type of activations and of the parameters as they are used.
+        matmul: Precision to request for products where JAX has no default, None to leave it to XLA.
+        uses_loss_scaling: Overflow is expected: the loss is scaled, and steps that overflow are
+            skipped.
+        static_scale: Loss scale that never changes; 0 for a dynamic one.
+    """
 
     name: str
-    dtype: jnp.dtype
+    dtype: Any
+    matmul: str | None = None
+    uses_loss_scaling: bool = False
     static_scale: float = 0.0
 
-    @property
-    def scaled(self) -> bool:
-        """Whether overflow is expected and handled, which is so for float16 only."""
-        return self.name == "float16"
-
-    def matmul_precision(self) -> contextlib.AbstractContextManager:
-        """The context to trace a model in (see the head of this file)."""
-        if self.name == "float32" and jax.config.jax_default_matmul_precision is None:
-            return jax.default_matmul_precision("float32")
+    def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context to trace a model in, which sets the precision of its products."""
+        default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        if self.matmul is not None and default is None:
+            return jax.default_matmul_precision(self.matmul)
         return contextlib.nullcontext()
 
 
+PRECISIONS = {
+    "float32": Policy("float32", jnp.float32, matmul="float32"),
+    "bfloat16": Policy("bfloat16", jnp.bfloat16),
+    "float16": Policy("float16", jnp.float16, uses_loss_scaling=True),
+}
+
+
 class LossScale(struct.PyTreeNode):
-    """The loss scale and its history; all scalars, equal on every device."""
+    """The loss scale and its history; scalars, equal on every device.
 
-    scale: jax.Array  # float32
-    good_steps: jax.Array  # int32: finite steps since the scale last moved
-    skipped: jax.Array  # int32: overflowing steps in a row
-    total_skipped: jax.Array  # int32: overflowing steps of the whole run
+    Attributes:
+        scale: float32.
+        good_steps: int32, finite steps since the scale last changed.
+        skipped: int32, overflowing steps in a row.
+        total_skipped: int32, overflowing steps of the whole run.
+    """
+
+    scale: Any
+    good_steps: Any
+    skipped: Any
+    total_skipped: Any
 
 
-def make_policy(config: ConfigDict) -> Policy:
-    """The policy of `config.precision` and `config.loss_scale` (0 = dynamic; read for float16 only)."""
-    if config.precision not in PRECISIONS:
-        raise ConfigError(
-            f"config.precision is {config.precision!r}; known: {', '.join(PRECISIONS)}"
-        )
-    scale = float(config.get("loss_scale", 0.0))
-    if scale < 0:
-        raise ConfigError(
-            f"config.loss_scale is {scale}; give 0 for a dynamic scale or a positive number"
-        )
-    return Policy(config.precision, PRECISIONS[config.precision], scale)
+def make_policy(name: str, loss_scale: float = 0.0) -> Policy:
+    """Make the policy of a precision.
+
+    Args:
+        name: 'float32', 'bfloat16' or 'float16' (`config.precision`).
+        loss_scale: Static loss scale, 0 for a dynamic one (`config.loss_scale`); used by float16
+            only.
+
+    Raises:
+        ConfigError: The name is unknown or the scale negative.
+    """
+    policy = lookup(PRECISIONS, name, "precision", field="precision")
+    if loss_scale < 0:
+        hint = "give 0 for a dynamic scale, or a positive number"
+        raise ConfigError(f"loss_scale is {loss_scale}", field="loss_scale", hint=hint)
+    return dataclasses.replace(policy, static_scale=float(loss_scale))
 
 
 def initial_scale(policy: Policy) -> LossScale:
-    """The loss scale a run begins with: 1 unless float16."""
-    scale = (policy.static_scale or INITIAL_SCALE) if policy.scaled else 1.0
+    """Return the loss scale at step 0: 1 if the policy does not scale."""
+    scale = (policy.static_scale or INITIAL_SCALE) if policy.uses_loss_scaling else 1.0
     zero = np.zeros((), np.int32)
     return LossScale(np.float32(scale), zero, zero, zero)
 
 
-def all_finite(tree: object) -> jax.Array:
-    """bool scalar: no leaf holds an inf or a nan."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def all_finite(tree: Any) -> jax.Array:
+    """Return whether all leaves are finite, as a bool scalar; True for a tree without leaves."""
+    leaves = jax.tree.leaves(tree)
+    return (
+        jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+        if leaves
+        else jnp.bool_(True)
+    )
 
 
-def adjust(state: LossScale, finite: jax.Array, policy: Policy) -> LossScale:
-    """The scale after a step: halved on overflow, doubled after `GROWTH_INTERVAL` good steps, if it is dynamic."""
+def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> LossScale:
+    """Return the loss scale after a step.
+
+    A dynamic scale halves on overflow and doubles after GROWTH_INTERVAL finite steps in a row.
+
+    Args:
+        state: The loss scale of the step.
+        finite: bool scalar, whether the step's loss and gradients were finite.
+        policy: The run's.
+    """
     good = jnp.where(finite, state.good_steps + 1, 0)
     scale = state.scale
-    if policy.scaled and not policy.static_scale:
+    if policy.uses_loss_scaling and not policy.static_scale:
         grow = good >= GROWTH_INTERVAL
         larger = jnp.where(grow, jnp.minimum(scale * 2.0, LARGEST_SCALE), scale)
-        scale = jnp.where(finite, larger, jnp.maximum(scale / 2.0, 2.0**-14))
+        scale = jnp.where(finite, larger, jnp.maximum(scale / 2.0, SMALLEST_SCALE))
         good = jnp.where(grow, 0, good)
     missed = jnp.where(finite, 0, 1)
     return LossScale(scale, good, (state.skipped + 1) * missed, state.total_skipped + missed)

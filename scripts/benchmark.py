@@ -1,19 +1,26 @@
-"""Time training, inference or the data pipeline; prints a JSON line for every precision and adds them to the list in --json.
+"""Time training, inference or the data pipeline.
 
-  python scripts/benchmark.py --config=configs/pspnet.py:r101-d8_512x1024_40k_cityscapes --what=train --precision=float32,bfloat16 --json=speed.json
-  python scripts/benchmark.py --config=configs/quickstart.py --what=data --config.dataset.num_workers=2
+Prints a JSON line for every precision and adds them to the list in --json.
 
-Synthetic images, but for --what=data. Fields are explained in jaxseg/benchmark.py.
+  python scripts/benchmark.py --config=configs/quickstart.py --what=train --json=speed.json python
+  scripts/benchmark.py --config=configs/quickstart.py --what=data --config.dataset.num_workers=2
+
+Images are synthetic, except for --what=data. Fields are explained in jaxseg/benchmark.
 """
 
 import json
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import flags
 
-from jaxseg import cli, files
+from jaxseg import benchmark, cli, files
+from jaxseg.config.resolve import resolve
+from jaxseg.config.schema import Experiment
+from jaxseg.validation import check_alone
 
 CONFIG = cli.define_config()
 WHAT = flags.DEFINE_enum("what", "train", ["train", "infer", "slide", "data"], "What to time.")
@@ -46,35 +53,60 @@ def _is_size(text: str) -> bool:
 
 
 def main(_: list[str]) -> None:
-    from jaxseg import benchmark
-    from jaxseg.config.resolve import resolve
-
+    """Measure every precision; exit with status 1 if one of them fails."""
     if JSON.value:
         files.check_output(JSON.value, "--json", is_file=True)
-    config, failed = resolve(CONFIG.value), False
     timing = benchmark.Timing(WARMUP.value, REPEATS.value, STEPS.value)
-    options = dict(
-        batch=BATCH.value,
-        size=tuple(map(int, SIZE.value.split("x"))) if SIZE.value else (),
-        devices=DEVICES.value,
-    )
-    for name in PRECISION.value:
-        try:
-            row = benchmark.measure(
-                config, WHAT.value, precision_name=name, timing=timing, **options
-            )
-        except (
-            jax.errors.JaxRuntimeError
-        ) as error:  # out of memory in one precision must not lose the others
-            failed, row = (
-                True,
-                dict(config=config.name, what=WHAT.value, precision=name, error=str(error)[:300]),
-            )
+    rows = data_rows(timing) if WHAT.value == "data" else model_rows(timing)
+    has_failed = False
+    for row in rows:
         print(json.dumps(row), flush=True)
+        has_failed |= "error" in row
         if JSON.value:
             benchmark.append(JSON.value, [row])
-    sys.exit(failed)
+    sys.exit(has_failed)
+
+
+def model_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
+    """Measure training or inference in each precision; a row with 'error' where JAX fails."""
+    experiment = benchmark.without_measurements(resolve_synthetic())
+    for name in PRECISION.value:
+        try:
+            yield benchmark.measure(
+                experiment,
+                WHAT.value,
+                precision_name=name,
+                batch=BATCH.value,
+                size=tuple(map(int, SIZE.value.split("x"))) if SIZE.value else None,
+                devices=DEVICES.value,
+                timing=timing,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            # Out of memory in one precision must not lose the others.
+            failure = {"config": experiment.name, "what": WHAT.value, "precision": name}
+            yield failure | {"error": str(error)[:300]}
+
+
+def resolve_synthetic() -> Experiment:
+    """Resolve the config without its data set, unless only that knows the number of classes."""
+    config = check_alone(CONFIG.value)
+    if config.model.num_classes is not None:
+        spec = benchmark.SyntheticSpec(config.dataset.name, config.model.num_classes)
+        return resolve(config, spec)
+    # Training and inference are timed without the libraries that read images.
+    from jaxseg.experiments import load_experiment  # noqa: PLC0415 - needs cv2, grain
+
+    return load_experiment(config, measured=False)
+
+
+def data_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
+    """Measure the data pipeline."""
+    from jaxseg.benchmark.data import measure_data  # noqa: PLC0415 - needs cv2, grain
+    from jaxseg.experiments import open_experiment  # noqa: PLC0415 - needs cv2, grain
+
+    experiment, spec = open_experiment(CONFIG.value)
+    yield measure_data(experiment, spec, batch=BATCH.value, timing=timing)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

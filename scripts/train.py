@@ -1,18 +1,20 @@
 """Train a model; the same command again continues where it stopped.
 
-  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
-  python scripts/train.py --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes --workdir=runs/pspnet
+  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart python
+  scripts/train.py --config=configs/pspnet.py:r101-d8_512x1024_40k_cityscapes --workdir=runs/psp
 
-  python scripts/train.py --config=... --workdir=runs/proof --overfit=4         learn 4 images by heart, or say that it failed
+Overfit a few images as a sanity check of data, labels and model:
 
-Several hosts: start it on each with --coordinator=HOST:PORT --processes=N --process=I (on a cluster that JAX knows,
-such as SLURM or TPU pods, --coordinator=auto is enough).
+  python scripts/train.py --config=... --workdir=runs/proof --overfit=4
+
+Several hosts: start it on each with --coordinator=HOST:PORT --processes=N --process=I (on a cluster
+that JAX knows, such as SLURM or TPU pods, --coordinator=auto is enough).
 """
 
 import jax
 from absl import flags
 
-from jaxseg import cli
+from jaxseg import cli, files
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -24,7 +26,7 @@ WORKDIR = flags.DEFINE_string(
 OVERFIT = flags.DEFINE_integer(
     "overfit",
     0,
-    "Prove the pipeline on so many training images: mIoU 0.95 on them, or exit status 1.",
+    "Overfit this many training images; exit with status 1 if mIoU 0.95 is not reached.",
     lower_bound=0,
 )
 COORDINATOR = flags.DEFINE_string(
@@ -36,17 +38,22 @@ PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
 
 @flags.multi_flags_validator(
     ["coordinator", "processes", "process"],
-    message="--processes and --process need --coordinator=HOST:PORT, and --process is 0 to --processes - 1",
+    message="--processes and --process need --coordinator=HOST:PORT, and --process is 0 to "
+    "--processes - 1",
 )
-def _processes(values: dict) -> bool:
-    named = values["coordinator"] not in ("", "auto")
-    return 0 <= values["process"] < values["processes"] and (named or values["processes"] == 1)
+def _are_processes_consistent(values: dict[str, object]) -> bool:
+    is_address = values["coordinator"] not in ("", "auto")
+    count, index = int(str(values["processes"])), int(str(values["process"]))
+    return 0 <= index < count and (is_address or count == 1)
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.training.loop import train
-    from jaxseg.training.overfit import overfit
+    """Train, or overfit a few images."""
+    # Imported here because it takes seconds, which --help and a wrong flag do without.
+    from jaxseg.training.loop import train  # noqa: PLC0415 - slow
+    from jaxseg.training.overfit import overfit  # noqa: PLC0415 - slow
 
+    files.check_output(WORKDIR.value, "--workdir")
     if COORDINATOR.value == "auto":
         jax.distributed.initialize()
     elif COORDINATOR.value:
@@ -54,11 +61,12 @@ def main(_: list[str]) -> None:
     if OVERFIT.value:
         summary = overfit(CONFIG.value, WORKDIR.value, OVERFIT.value)
         print(
-            f"overfitting worked: mIoU {summary['mIoU']:.4f} on {summary['images']} training images, step {summary['step']}; reading, labels and model fit"
+            f"overfitting worked: mIoU {summary['mIoU']:.4f} on {summary['images']} training "
+            f"images, step {summary['step']}; reading, labels and model fit"
         )
     else:
         train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

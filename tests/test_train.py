@@ -1,7 +1,9 @@
-"""The training step and its loop: devices do not matter, overflow changes nothing, a bad loss stops with names."""
+"""The training step and its loop: any number of devices, overflow, losses that are not finite."""
 
+import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +12,26 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from helpers.narrow import narrow
-from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, losses, optim, precision
-from jaxseg.config.builders import get_experiment
-from jaxseg.errors import ConfigError
+from jaxseg.config import get_experiment
+from jaxseg.config.schema import Experiment, MultiplierConfig, from_dict
+from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxseg.experiments import load_experiment
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.layers import Layers
-from jaxseg.training import loop as train
-from jaxseg.training import overfit
+from jaxseg.training import build, hints, loop, overfit
 from jaxseg.training import state as train_state
-from jaxseg.training.logging import Progress
-from jaxseg.training.step import train_step
+from jaxseg.training.build import Components
+from jaxseg.training.logging import TrainLogger
+from jaxseg.training.step import AXIS, train_step
 
 CLASSES, SIZE, BATCH = 3, 12, 8
 MEAN, STD = (120.0, 115.0, 100.0), (58.0, 57.0, 56.0)
 
 
 class Tiny(nn.Module):
-    """Two convolutions with batch norm and dropout, and an auxiliary head: all that a device count could disturb."""
+    """Batch norm, dropout and an auxiliary head: all that a number of devices could disturb."""
 
     layer: Layers
 
@@ -47,15 +50,35 @@ class Tiny(nn.Module):
         return self.layer.resize(out["decode"], images.shape[1:3]), out
 
 
-def make_config(**changes):
-    config = ConfigDict({
-        "steps": 20, "precision": "float32", "loss_scale": 0.0, "model": {"align_corners": False},
-        "losses": {"decode": {"name": "cross_entropy", "weight": 1.0, "average": "valid"},
-                   "aux_0": {"name": "cross_entropy", "weight": 0.4}},
-        "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}, "schedule": {"name": "poly"},
-    })  # fmt: skip
-    config.update(changes)
-    return config
+def make_experiment(**changes):
+    """An experiment whose model is `Tiny`, not the one that it describes."""
+    values = {
+        "steps": 20,
+        "batch_size": BATCH,
+        "model": {"backbone": {}, "neck": {}, "heads": {}, "norm": {}, "num_classes": CLASSES},
+        "losses": {
+            "decode": {"name": "cross_entropy", "average": "valid"},
+            "aux_0": {"name": "cross_entropy", "weight": 0.4},
+        },
+        "dataset": {"image_mean": MEAN, "image_std": STD, "concat": {}},
+        "optimizer": {"learning_rate": 0.05, "weight_decay": 1e-3, "multipliers": {}},
+    }
+    return from_dict(Experiment, values | changes)
+
+
+def make_components(experiment, model=None):
+    policy = precision.make_policy(experiment.precision, experiment.loss_scale)
+    optimizer, schedule = optim.make_optimizer(
+        experiment.optimizer, experiment.schedule, experiment.steps
+    )
+    model = model or Tiny(Layers(axis_name=AXIS, dropout_rate=0.5, dtype=policy.dtype))
+    loss = losses.make_loss(experiment, AXIS)
+    return Components(experiment, model, loss, optimizer, schedule, policy)
+
+
+def make_state(components, variables):
+    state = train_state.create(variables, components.optimizer, components.policy, seed=1)
+    return train_state.to_host(state)
 
 
 def make_batch(index, devices):
@@ -74,41 +97,26 @@ def make_batch(index, devices):
     }
 
 
-def make_pieces(config, devices):
-    """(state, step) of the tiny model on `devices` virtual devices."""
-    state, step = _pieces(config.to_json(), devices)
-    return train_state.replicate(state, jax.devices()[:devices]), step
-
-
 TRACES = []
 
 
+def make_run(experiment, devices):
+    """(state, step) of the tiny model on `devices` virtual devices."""
+    state, step = _make_run(experiment, devices)
+    return train_state.replicate(state, jax.devices()[:devices]), step
+
+
 @functools.cache
-def _pieces(config, devices):  # the tests share what is compiled
-    config = ConfigDict(json.loads(config))
-    policy = precision.make_policy(config)
-    model = Tiny(Layers(axis_name=train.AXIS, dropout_rate=0.5, dtype=policy.dtype))
-    optimizer, schedule = optim.make_optimizer(config)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    used = jax.devices()[:devices]
-    state = train_state.to_host(train_state.create(variables, optimizer, policy, seed=1))
-    loss = losses.make_loss(config, train.AXIS)
+def _make_run(experiment, devices):  # the tests share what is compiled
+    components = make_components(experiment)
+    variables = components.model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
 
     def traced_loss(*arguments):
-        TRACES.append((devices, config.precision))
-        return loss(*arguments)
+        TRACES.append((devices, experiment.precision))
+        return components.loss(*arguments)
 
-    step = train.make_step(
-        used,
-        model=model,
-        loss=traced_loss,
-        optimizer=optimizer,
-        schedule=schedule,
-        policy=policy,
-        mean=MEAN,
-        std=STD,
-    )
-    return state, step
+    traced = dataclasses.replace(components, loss=traced_loss)
+    return make_state(components, variables), traced.make_step(jax.devices()[:devices])
 
 
 class Batches:
@@ -138,7 +146,7 @@ def close(actual, expected, tolerance, floor=1e-12):
 def test_four_devices_equal_one():
     results = {}
     for devices in (1, 4):
-        state, step = make_pieces(make_config(), devices)
+        state, step = make_run(make_experiment(), devices)
         before = train_state.to_host(state.params)
         state, metrics = step(state, make_batch(0, devices))
         results[devices] = train_state.to_host((state, jax.tree.map(lambda x: x[:1], metrics)))
@@ -162,10 +170,10 @@ def test_four_devices_equal_one():
     "name", ["fast_scnn_64x64_1k_b8_cityscapes", "deeplabv3plus_r18-d8_65x65_1k_b8_cityscapes"]
 )
 def test_four_devices_equal_one_for_a_model_of_the_zoo(name):
-    config = narrow(get_experiment(name))
-    rng, side = np.random.default_rng(0), config.dataset.crop_size[0]
+    experiment = load_experiment(narrow(get_experiment(name)))
+    rng, side = np.random.default_rng(0), experiment.dataset.crop_size[0]
     label = (
-        rng.integers(0, config.model.num_classes, (BATCH, 4, 4))
+        rng.integers(0, experiment.model.num_classes, (BATCH, 4, 4))
         .repeat(17, 1)
         .repeat(17, 2)[:, :side, :side]
         .astype(np.int32)
@@ -178,25 +186,13 @@ def test_four_devices_equal_one_for_a_model_of_the_zoo(name):
         "label": label,
         "size": np.full((BATCH, 2), side, np.int32),
     }
-    model = create_model(config.model, axis_name=train.AXIS, dropout_rate=0.5)
-    optimizer, schedule = optim.make_optimizer(config)
-    policy = precision.make_policy(config)
-    state = train_state.to_host(
-        train_state.create(init_variables(model, 0), optimizer, policy, seed=1)
-    )
+    model = create_model(experiment.model, axis_name=AXIS, dropout_rate=0.5)
+    components = make_components(experiment, model)
+    state = make_state(components, init_variables(model, 0))
     results = {}
     for devices in (1, 4):
         used = jax.devices()[:devices]
-        step = train.make_step(
-            used,
-            model=model,
-            loss=losses.make_loss(config, train.AXIS),
-            optimizer=optimizer,
-            schedule=schedule,
-            policy=policy,
-            mean=MEAN,
-            std=STD,
-        )
+        step = components.make_step(used)
         shared = {key: value.reshape(devices, -1, *value.shape[1:]) for key, value in batch.items()}
         after, metrics = step(train_state.replicate(state, used), shared)
         results[devices] = train_state.to_host((after, jax.tree.map(lambda x: x[:1], metrics)))
@@ -207,8 +203,8 @@ def test_four_devices_equal_one_for_a_model_of_the_zoo(name):
 
 
 def test_overflow_changes_nothing_but_the_scale():
-    config = make_config(precision="float16")
-    state, step = make_pieces(config, 4)
+    experiment = make_experiment(precision="float16")
+    state, step = make_run(experiment, 4)
     batch = make_batch(0, 4)
     batch["image"] = batch["image"].astype(np.float32)
     state, metrics = step(state, batch)
@@ -227,41 +223,35 @@ def test_overflow_changes_nothing_but_the_scale():
     )
     state, metrics = step(state, batch)
     assert np.all(metrics["finite"]) and train_state.to_host(state).loss_scale.skipped == 0
-    assert np.isclose(
-        metrics["lr"][0], optim.make_optimizer(config)[1](1)
-    )  # the schedule waited for the skipped step
+    # The schedule waited for the skipped step.
+    schedule = make_components(experiment).schedule
+    assert np.isclose(metrics["lr"][0], schedule(1))
 
 
-def run_loop(tmp_path, state, step, batches, **changes):
-    policy = precision.make_policy(make_config())
-    summaries = []
+def run_loop(tmp_path, state, step, batches, target_miou=math.inf, **changes):
+    every = dict(steps=6, log_every=2, eval_every=3, checkpoint_every=2)
+    experiment = make_experiment(**every | changes)
+    evaluated = []
 
-    def evaluate(done, state):
-        summaries.append(done)
+    def evaluate(done, variables):
+        assert "params" in variables
+        evaluated.append(done)
         return {"mIoU": done / 100}
 
-    progress = Progress(tmp_path, steps=6, batch_size=BATCH)
-    settings = {
-        "steps": 6,
-        "log_every": 2,
-        "eval_every": 3,
-        "checkpoint_every": 2,
-        "policy": policy,
-        **changes,
-    }
+    logger = TrainLogger(tmp_path, steps=6, batch_size=BATCH)
     with checkpoint.open_manager(tmp_path) as manager:
+        policy = precision.make_policy("float32")
+        run = loop.Run(experiment, manager, step, policy, logger, evaluate, target_miou)
         try:
-            state = train.run_steps(
-                state, step, batches, train.Hooks(progress, manager, evaluate), **settings
-            )
+            state = loop.run_steps(run, state, batches)
         finally:
             checkpoint.write_best(manager)
-            progress.close()
-        return state, summaries, sorted(manager.all_steps())
+            logger.close()
+        return state, evaluated, sorted(manager.all_steps())
 
 
 def test_loop_logs_evaluates_and_keeps_the_best_and_the_last(tmp_path, capsys):
-    state, step = make_pieces(make_config(), 4)
+    state, step = make_run(make_experiment(), 4)
     state, evaluated, kept = run_loop(tmp_path, state, step, Batches(4))
     assert (
         TRACES.count((4, "float32")) == 1
@@ -286,7 +276,7 @@ def test_loop_logs_evaluates_and_keeps_the_best_and_the_last(tmp_path, capsys):
 
 
 def test_non_finite_loss_names_step_and_files_and_keeps_the_checkpoint(tmp_path):
-    state, step = make_pieces(make_config(), 4)
+    state, step = make_run(make_experiment(), 4)
     batches = Batches(4)
 
     def poisoned(state, batch):
@@ -294,18 +284,44 @@ def test_non_finite_loss_names_step_and_files_and_keeps_the_checkpoint(tmp_path)
             state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
         return step(state, batch)
 
-    with pytest.raises(train.NonFiniteError, match=r"step 4: loss nan.*photo_3_0, photo_3_1"):
+    with pytest.raises(NonFiniteError) as error:
         run_loop(tmp_path, state, poisoned, batches, log_every=100, eval_every=0)
+    problem = error.value.problem
+    assert "step 4" in problem and "photo_3_0" in problem and "photo_2_0" not in problem
+    template = make_run(make_experiment(), 4)[0]
     with checkpoint.open_manager(tmp_path, read_only=True) as manager:
         assert manager.all_steps() == [2]
-        saved, position = checkpoint.restore(manager, make_pieces(make_config(), 4)[0])
-    assert position["batches"] == 2 and all(
-        np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params)
-    )
+        variables, _, position = checkpoint.restore(
+            manager, template.variables, template.optimizer_items
+        )
+    assert position["batches"] == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables["params"]))
 
 
-def test_examine_tolerates_float16_overflow_until_it_persists():
-    policy = precision.make_policy(make_config(precision="float16"))
+def test_training_stops_early_at_the_target(tmp_path):
+    state, step = make_run(make_experiment(), 4)
+    state, evaluated, kept = run_loop(tmp_path, state, step, Batches(4), target_miou=0.03)
+    assert int(state.step) == 3 and evaluated == [3] and 3 in kept
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_training(tmp_path):
+    state, step = make_run(make_experiment(), 4)
+
+    def fail(done, variables):
+        raise OSError("the disk is gone")
+
+    logger = TrainLogger(tmp_path, steps=4, batch_size=BATCH, enabled=False)
+    experiment = make_experiment(steps=4, eval_every=2, checkpoint_every=0)
+    with checkpoint.open_manager(tmp_path) as manager:
+        run = loop.Run(experiment, manager, step, precision.make_policy("float32"), logger, fail)
+        with pytest.raises(OSError):
+            loop.run_steps(run, state, Batches(4))
+        manager.wait_until_finished()
+        assert manager.all_steps() == [2]
+
+
+def test_float16_overflow_is_tolerated_until_it_persists():
+    policy = precision.make_policy("float16")
     good = {
         "loss": 1.0,
         "lr": 0.1,
@@ -316,24 +332,25 @@ def test_examine_tolerates_float16_overflow_until_it_persists():
     }
     bad = {**good, "loss": np.inf, "grad_norm": np.inf, "finite": 0.0, "skipped": 1.0}
 
-    def names(index):
-        return [f"file_{index}"]
+    def check(rows, policy=policy, **options):
+        return loop.check_finite_and_average(
+            rows, 10, lambda index: [f"file_{index}"], policy, **options
+        )
 
-    found = train.examine([good, bad, {**good, "loss": 3.0}], 10, names, policy)
+    def refused(rows, policy=policy, **options):
+        with pytest.raises(NonFiniteError) as error:
+            check(rows, policy, **options)
+        return error.value.problem
+
+    found = check([good, bad, {**good, "loss": 3.0}])
     assert found["loss"] == 2.0 and found["overflowed"] == 1
     for hopeless in ({"skipped": 51.0, "loss": 1.0}, {"skipped": 6.0}, {"scale": 1.0}):
-        with pytest.raises(train.NonFiniteError, match="step 12: .*file_11"):
-            train.examine([good, {**bad, **hopeless}], 10, names, policy)
-    with pytest.raises(train.NonFiniteError, match="loss inf"):
-        train.examine(
-            [bad],
-            10,
-            names,
-            precision.make_policy(make_config(precision="float16", loss_scale=512.0)),
-        )
-    assert train.examine([{**bad, "loss": 1.0}], 10, names, policy, last=True)["overflowed"] == 1
-    with pytest.raises(train.NonFiniteError, match="step 12: loss inf"):
-        train.examine([good, bad], 10, names, policy, last=True)
+        problem = refused([good, {**bad, **hopeless}])
+        assert "step 12" in problem and "file_11" in problem
+    assert "loss inf" in refused([bad], precision.make_policy("float16", 512.0))
+    assert "step 11" in refused([{**bad, "loss": 1.0}], precision.make_policy("bfloat16"))
+    assert check([{**bad, "loss": 1.0}], last=True)["overflowed"] == 1
+    assert "step 12" in refused([good, bad], last=True)
 
 
 def tiny_run(steps, **changes):
@@ -362,16 +379,17 @@ def test_train_ends_evaluated_once_goes_on_and_keeps_its_account(tmp_path, monke
             super().__init__(samples[i] for i in range(2))
             self.spec = samples.spec
 
-    monkeypatch.setattr(pipeline, "eval_samples", lambda config: Two(real(config)))
+    monkeypatch.setattr(pipeline, "eval_samples", lambda *parts: Two(real(*parts)))
     wrong = tiny_run(2)
     wrong.losses.decode.average = "mean"
-    with pytest.raises(ValueError, match="config.losses.decode.average 'mean'"):
-        train.train(wrong, tmp_path)
+    with pytest.raises(ConfigError) as error:
+        loop.train(wrong, tmp_path)
+    assert error.value.field == "losses.decode.average"
     assert not (tmp_path / "config.json").exists()
-    first = train.train(tiny_run(2), tmp_path)
-    again = train.train(tiny_run(2), tmp_path)
+    first = loop.train(tiny_run(2), tmp_path)
+    again = loop.train(tiny_run(2), tmp_path)
     assert again["training"] == first["training"] and again["mIoU"] == first["mIoU"]
-    longer = train.train(tiny_run(3), tmp_path)["training"]
+    longer = loop.train(tiny_run(3), tmp_path)["training"]
     assert longer["seconds"] > first["training"]["seconds"] and longer["images_per_second"] > 0
     with checkpoint.open_manager(tmp_path, read_only=True) as manager:
         position = manager.restore(
@@ -380,92 +398,118 @@ def test_train_ends_evaluated_once_goes_on_and_keeps_its_account(tmp_path, monke
     assert position["images"] == 12
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "eval"] == [2, 3]
-    with pytest.raises(checkpoint.CheckpointError, match="at step 3; config.steps=2"):
-        train.train(tiny_run(2), tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        loop.train(tiny_run(2), tmp_path)
+    assert error.value.field == "steps"
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
-def test_loss_options_are_checked_before_anything_is_built():
-    for changes, words in (
-        ({"average": "mean"}, "config.losses.decode.average"), ({"class_weight": (1.0,)}, "config.losses.decode.class_weight has 1 values for 3"),
-        ({"sampler": {"name": "ohme"}}, "config.losses.decode.sampler.name"), ({"smooth": 1.0}, "config.losses.decode of cross_entropy.*Known: average"),
-    ):  # fmt: skip
-        config = make_config()
-        config.model.num_classes = 3
-        config.losses.decode.update(changes)
-        with pytest.raises(ValueError, match=words):
-            losses.make_loss(config)
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"average": "mean"}, "average"),
+        ({"class_weight": (1.0,)}, "class_weight"),
+        ({"sampler": {"name": "ohme"}}, "sampler.name"),
+        ({"smooth": 1.0}, "smooth"),
+    ],
+)
+def test_loss_options_are_checked_before_anything_is_built(changes, field):
+    entry = {"name": "cross_entropy", **changes}
+    with pytest.raises(ConfigError) as error:
+        build.build_components(make_experiment(losses={"decode": entry}))
+    assert error.value.field == f"losses.decode.{field}"
+
+
+def with_momentum(momentum, steps):
+    experiment = make_experiment(steps=steps)
+    norm = dataclasses.replace(experiment.model.norm, momentum=momentum)
+    model = dataclasses.replace(experiment.model, norm=norm)
+    return dataclasses.replace(experiment, model=model)
 
 
 def test_short_runs_are_warned_of_unsettled_statistics():
-    config = get_experiment("fast_scnn_240x320_2k_folder")
-    assert train._settling(config) == ""
-    config.steps = 300
-    assert "still hold 4.9% of their start after 300 steps (momentum 0.99)" in train._settling(
-        config
-    )
-    assert (
-        "train for 688 steps or more, or set --config.model.norm.momentum=0.9"
-        in train._settling(config)
-    )
-    config.model.norm.momentum = 0.9
-    assert train._settling(config) == ""
+    assert hints.batch_norm_warmup_warning(with_momentum(0.99, 2000)) == ""
+    warning = hints.batch_norm_warmup_warning(with_momentum(0.99, 300))
+    for part in ("4.9%", "300 steps", "0.99", "688 steps", "config.model.norm.momentum=0.9"):
+        assert part in warning
+    assert hints.batch_norm_warmup_warning(with_momentum(0.9, 300)) == ""
+
+
+def test_hint_at_pretrained_weights():
+    published = make_experiment(pretrained="open-mmlab://resnet18_v1c")
+    assert "resnet18_v1c" in hints.pretrained_hint(published)
+    for quiet in (dict(pretrained=""), dict(init_from="runs/other")):
+        assert hints.pretrained_hint(dataclasses.replace(published, **quiet)) == ""
 
 
 def test_batch_size_must_divide():
-    train.check_batch_size(8, 4)
+    build.check_batch_size(8, 4)
     with pytest.raises(ConfigError) as error:
-        train.check_batch_size(6, 4)
+        build.check_batch_size(6, 4)
     assert (
         error.value.field == "batch_size" and "6" in error.value.problem and "4" in error.value.hint
     )
 
 
-@pytest.mark.parametrize("name, module", [
-    ("pspnet_r18-d8", "decode_head/psp_modules.0.1/bn"), ("deeplabv3_r18-d8", "decode_head/image_pool.1/bn"),
-    ("deeplabv3plus_r18-d8", "decode_head/image_pool.1/bn"), ("upernet_r18", "decode_head/psp_modules.0.1/bn"),
-    ("apcnet_r18-d8", "decode_head/acm_modules.0/pooled_redu_conv/bn"), ("fast_scnn", "backbone/global_feature_extractor.ppm.0.1/bn"),
-    ("fcn_s50-d8", "backbone/layer1.0/conv2/bn1"), ("fcn_r18-d8", ""), ("encnet_r18-d8", ""), ("gcnet_r18-d8", ""), ("cgnet", ""),
-])  # fmt: skip
+ONE_VALUE = {
+    "pspnet_r18-d8": "decode_head/psp_modules.0.1/bn",
+    "deeplabv3_r18-d8": "decode_head/image_pool.1/bn",
+    "deeplabv3plus_r18-d8": "decode_head/image_pool.1/bn",
+    "upernet_r18": "decode_head/psp_modules.0.1/bn",
+    "apcnet_r18-d8": "decode_head/acm_modules.0/pooled_redu_conv/bn",
+    "fast_scnn": "backbone/global_feature_extractor.ppm.0.1/bn",
+    "fcn_s50-d8": "backbone/layer1.0/conv2/bn1",
+    "fcn_r18-d8": "",
+    "encnet_r18-d8": "",
+    "gcnet_r18-d8": "",
+    "cgnet": "",
+}
+
+
+@pytest.mark.parametrize("name, module", ONE_VALUE.items())
 def test_one_value_to_normalise_is_found_before_training(name, module):
     narrow = (
         {}
         if name in ("fast_scnn", "cgnet")
         else dict(backbone=dict(base_channels=4, stem_channels=4), channels=8)
     )
-    model = create_model(name, num_classes=3, axis_name=train.AXIS, **narrow)
-    train.check_batch_norm(model, (2, 64, 64, 3))
+    model = create_model(name, num_classes=3, axis_name=AXIS, **narrow)
+    build.check_batch_norm(model, (2, 64, 64, 3))
     if module:
-        with pytest.raises(ConfigError, match=f"{module} ") as error:
-            train.check_batch_norm(model, (1, 64, 64, 3))
-        assert error.value.field == "batch_size"
+        with pytest.raises(ConfigError) as error:
+            build.check_batch_norm(model, (1, 64, 64, 3))
+        assert error.value.field == "batch_size" and f"{module} " in error.value.problem
     else:
-        train.check_batch_norm(model, (1, 64, 64, 3))
+        build.check_batch_norm(model, (1, 64, 64, 3))
 
 
 def test_a_crop_of_one_pixel_on_the_map_is_found_too():
     model = create_model(
         "fcn_r18",
         num_classes=3,
-        axis_name=train.AXIS,
+        axis_name=AXIS,
         backbone=dict(base_channels=4, stem_channels=4),
         channels=8,
     )
-    train.check_batch_norm(model, (1, 64, 64, 3))
-    with pytest.raises(ConfigError, match="backbone/layer4.0/.*one sample of 1x1"):
-        train.check_batch_norm(model, (1, 32, 32, 3))
+    build.check_batch_norm(model, (1, 64, 64, 3))
+    with pytest.raises(ConfigError) as error:
+        build.check_batch_norm(model, (1, 32, 32, 3))
+    problem = error.value.problem
+    assert "backbone/layer4.0/" in problem and "one sample of 1x1" in problem
 
 
 def test_one_value_to_normalise_stops_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.jax, "device_count", lambda: 1)
+    monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
     config = tiny_run(2, batch_size=1)
     config.model.heads.decode = dict(name="psp", in_index=-1, channels=4)
     for start in (
-        lambda: train.train(config, tmp_path / "run"),
+        lambda: loop.train(config, tmp_path / "run"),
         lambda: overfit.overfit(config, tmp_path / "run", 1),
     ):
-        with pytest.raises(ConfigError, match="decode_head/psp_modules.0.1/bn"):
+        with pytest.raises(ConfigError) as error:
             start()
+        assert error.value.field == "batch_size"
+        assert "decode_head/psp_modules.0.1/bn" in error.value.problem
         assert not (tmp_path / "run").exists()
 
 
@@ -478,25 +522,18 @@ FROZEN = [
 
 @pytest.mark.parametrize("rule, still", FROZEN)
 def test_frozen_parts_stay_as_they_are(rule, still):
-    config = make_config()
-    config.optimizer.multipliers = ConfigDict({"frozen": rule})
-    optimizer, schedule = optim.make_optimizer(config)
-    variables = Tiny(Layers()).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    frozen = optim.frozen_statistics(config.optimizer.multipliers.to_dict(), variables)
-    assert frozen == (("backbone/bn",) if "batch_stats" in still else ())
-    model = Tiny(Layers(axis_name=train.AXIS, frozen_statistics=frozen))
-    policy = precision.make_policy(config)
-    state = train_state.to_host(train_state.create(variables, optimizer, policy, seed=1))
-    step = train.make_step(
-        jax.devices()[:2],
-        model=model,
-        loss=losses.make_loss(config, train.AXIS),
-        optimizer=optimizer,
-        schedule=schedule,
-        policy=policy,
-        mean=MEAN,
-        std=STD,
+    rules = {"frozen": MultiplierConfig(**rule)}
+    experiment = make_experiment()
+    experiment = dataclasses.replace(
+        experiment, optimizer=dataclasses.replace(experiment.optimizer, multipliers=rules)
     )
+    variables = Tiny(Layers()).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    frozen = optim.frozen_statistics(rules, variables)
+    assert frozen == (("backbone/bn",) if "batch_stats" in still else ())
+    model = Tiny(Layers(axis_name=AXIS, frozen_statistics=frozen))
+    components = make_components(experiment, model)
+    state = make_state(components, variables)
+    step = components.make_step(jax.devices()[:2])
     after = train_state.replicate(state, jax.devices()[:2])
     for index in range(2):
         after, _ = step(after, make_batch(index, 2))
@@ -512,15 +549,17 @@ def test_rules_that_freeze_statistics():
     variables = jax.eval_shape(
         lambda: init_variables(create_model("emanet_r18-d8", num_classes=3), 0)
     )
-    every = optim.frozen_statistics({"all": dict(pattern="", learning_rate=0.0)}, variables)
+    every = optim.frozen_statistics(
+        {"all": MultiplierConfig(pattern="", learning_rate=0.0)}, variables
+    )
     assert (
         "decode_head/ema_module" in every
         and "backbone/stem.1" in every
         and "auxiliary_head/convs.0/bn" in every
     )
     half = {
-        "scales": dict(pattern="/scale$", learning_rate=0.0),
-        "stem": dict(pattern="^backbone/stem", learning_rate=0.0),
+        "scales": MultiplierConfig(pattern="/scale$", learning_rate=0.0),
+        "stem": MultiplierConfig(pattern="^backbone/stem", learning_rate=0.0),
     }
     assert optim.frozen_statistics(half, variables) == (
         "backbone/stem.1",
@@ -528,28 +567,27 @@ def test_rules_that_freeze_statistics():
         "backbone/stem.7",
     )
     back = {
-        "all": dict(pattern="^backbone/", learning_rate=0.0),
-        "last": dict(pattern="/layer4", freeze_statistics=False),
+        "all": MultiplierConfig(pattern="^backbone/", learning_rate=0.0),
+        "last": MultiplierConfig(pattern="/layer4", freeze_statistics=False),
     }
     found = optim.frozen_statistics(back, variables)
     assert "backbone/layer3.0/bn1" in found and not any(
         "layer4" in module or "head" in module for module in found
     )
     assert (
-        optim.frozen_statistics({"slow": dict(pattern="^backbone/", learning_rate=0.1)}, variables)
+        optim.frozen_statistics(
+            {"slow": MultiplierConfig(pattern="^backbone/", learning_rate=0.1)}, variables
+        )
         == ()
     )
-    published = get_experiment(
-        "emanet_r50-d8_512x1024_80k_cityscapes"
-    ).optimizer.multipliers.to_dict()
-    assert optim.frozen_statistics(published, variables) == ()
+    published = get_experiment("emanet_r50-d8_512x1024_80k_cityscapes").optimizer.multipliers
+    rules = {label: MultiplierConfig(**rule.to_dict()) for label, rule in published.items()}
+    assert optim.frozen_statistics(rules, variables) == ()
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_step_that_is_not_finite_changes_nothing_in_any_precision(name):
-    config = make_config()
-    config.precision = name
-    state, step = make_pieces(config, 4)
+    state, step = make_run(make_experiment(precision=name), 4)
     before, batch = train_state.to_host(state), make_batch(0, 4)
     batch["image"] = batch["image"].astype(np.float32)
     batch["image"][0, 0, 0, 0] = np.nan
@@ -570,28 +608,25 @@ def test_streams_of_random_numbers_differ_and_labels_may_be_bytes():
 
     def loss(logits, out, label):
         assert label.dtype == jnp.int32
-        return jax.lax.pmean(logits.mean(), train.AXIS), {}
+        return jax.lax.pmean(logits.mean(), AXIS), {}
 
-    config = make_config()
-    (optimizer, schedule), policy = optim.make_optimizer(config), precision.make_policy(config)
-    state = train_state.create(
-        {"params": {"w": np.zeros(1, np.float32)}}, optimizer, policy, seed=1
-    )
+    components = make_components(make_experiment(), Spy())
+    state = make_state(components, {"params": {"w": np.zeros(1, np.float32)}})
     batch = make_batch(0, 1) | {"label": np.zeros((1, BATCH, SIZE, SIZE), np.uint8)}
     step = functools.partial(
         train_step,
-        model=Spy(),
+        model=components.model,
         loss=loss,
-        optimizer=optimizer,
-        schedule=schedule,
-        policy=policy,
+        optimizer=components.optimizer,
+        schedule=components.schedule,
+        policy=components.policy,
         mean=MEAN,
         std=STD,
     )
     keys = jax.vmap(
         lambda state, batch: (step(state, batch), jax.tree.map(jax.random.key_data, seen))[1],
         (None, 0),
-        axis_name=train.AXIS,
+        axis_name=AXIS,
     )(state, batch)
     expected = jax.random.key_data(jax.random.fold_in(jax.random.key(1), 0))
     np.testing.assert_array_equal(np.ravel(keys["dropout"]), expected)

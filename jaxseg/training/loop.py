@@ -1,430 +1,472 @@
-"""Training: the loop around `train_step`, and `train(config, workdir)`, which does it all."""
+"""Training an experiment in a workdir (`train`), and the loop around its step (`run_steps`)."""
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, files, losses, metrics, models, optim, precision, zoo
-from jaxseg.config import fields
-from jaxseg.config.defaults import DEFAULTS
-from jaxseg.errors import ConfigError, NonFiniteError, WeightsError
+from jaxseg import checkpoint, files, metrics, precision
+from jaxseg.config.resolve import Config
+from jaxseg.config.schema import Experiment
+from jaxseg.data import pipeline
+from jaxseg.data.catalog import load_spec
+from jaxseg.data.measure import measure
+from jaxseg.data.spec import DatasetSpec
+from jaxseg.data.validate import checks
+from jaxseg.errors import NonFiniteError
+from jaxseg.experiments import open_experiment
+from jaxseg.training import hints
 from jaxseg.training import state as train_state
-from jaxseg.training.logging import Progress, format_account
+from jaxseg.training.build import Components, build_components, check_batch_size
+from jaxseg.training.initial import initial_variables
+from jaxseg.training.logging import TrainLogger, format_summary
 from jaxseg.training.state import TrainState
-from jaxseg.training.step import AXIS, make_step
-from jaxseg.training.step import (
-    train_step as train_step,  # part of this room, though not called here
+from jaxseg.training.step import Batch, Metrics, Step
+from jaxseg.training.validation import Validator
+from jaxseg.workdir import (
+    check_experiment,
+    read_training,
+    restore_classes,
+    restore_measured_fields,
+    write_experiment,
 )
-from jaxseg.weights import class_rows
-from jaxseg.weights.class_rows import Classes
 
-IN_FLIGHT = 2  # steps the host may run ahead of the devices
-PICTURES = 8  # how many predictions an evaluation draws
-PATIENCE = 50  # overflowing float16 steps in a row that are no longer bad luck
-PATIENCE_LOSS = (
-    5  # and those whose loss itself is not finite, which only a smaller dynamic scale could mend
-)
+IN_FLIGHT = 2  # steps that the host may run ahead of the devices
+# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not
+# finite, which only a smaller dynamic scale could mend.
+MAX_SKIPPED = 50
+MAX_SKIPPED_LOSS = 5
+
+
+class Batches(Protocol):
+    """Training batches, as `data.pipeline.train_batches` gives them."""
+
+    position: int  # batches taken so far
+
+    def __next__(self) -> Batch:
+        """Return the next batch, {'image', 'label', 'size'} [D, B, ...]."""
+
+    def names(self, index: int) -> Sequence[object]:
+        """Return the names of the samples of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What the loop calls besides the step; `evaluate(step, state)` gives a summary with mIoU."""
+class Run:
+    """What stays the same from the first step of a run to the last.
 
-    progress: Progress
-    manager: ocp.CheckpointManager
-    evaluate: Callable[[int, TrainState], dict[str, Any]]
-    enough: float = math.inf  # the mIoU that ends training before the last step
-
-
-def run_steps(state: TrainState, step: Callable, batches: Any, hooks: Hooks, *, steps: int, log_every: int,
-              eval_every: int, checkpoint_every: int, policy: precision.Policy) -> TrainState:  # fmt: skip
-    """Train from `state.step` to `steps`; log, evaluate and save on the way, and at the last step.
-
-    The devices are looked at only every `log_every` steps and before an evaluation or a save; `eval_every` and
-    `checkpoint_every` may be 0, never before the last step. Raises NonFiniteError; what was saved by then is sound.
+    Attributes:
+        experiment: What is trained.
+        manager: Of the workdir's checkpoints.
+        step: The training step over all devices.
+        policy: Its precision.
+        logger: Receives progress.
+        evaluate: Called as evaluate(step, variables on the host); returns a summary with 'mIoU'.
+        target_miou: Stop early once validation mIoU reaches this value.
     """
-    progress, pending = hooks.progress, []
-    progress.open_interval()
-    for index in range(int(state.step), steps):
-        batch = progress.fetch(
-            lambda: next(batches), lambda: not pending or pending[-1]["loss"].is_ready()
-        )
-        state, metrics = step(state, batch)
-        pending.append(metrics)
-        if len(pending) > IN_FLIGHT:
-            jax.block_until_ready(pending[-1 - IN_FLIGHT]["loss"])
-        done = index + 1
-        progress.tick(done)
-        evaluating = done == steps or (eval_every and done % eval_every == 0)
-        saving = evaluating or (checkpoint_every and done % checkpoint_every == 0)
-        if saving or done % log_every == 0:
-            progress.log(
+
+    experiment: Experiment
+    manager: ocp.CheckpointManager
+    step: Step
+    policy: precision.Policy
+    logger: TrainLogger
+    evaluate: Callable[[int, Any], dict[str, Any]]
+    target_miou: float = math.inf
+
+    def evaluates_at(self, done: int) -> bool:
+        """Return whether an evaluation follows after `done` steps."""
+        return done == self.experiment.steps or _divides(self.experiment.eval_every, done)
+
+    def saves_at(self, done: int) -> bool:
+        """Return whether a checkpoint is saved after `done` steps."""
+        return self.evaluates_at(done) or _divides(self.experiment.checkpoint_every, done)
+
+    def logs_at(self, done: int) -> bool:
+        """Return whether metrics are logged after `done` steps."""
+        return self.saves_at(done) or _divides(self.experiment.log_every, done)
+
+
+def _divides(every: int, done: int) -> bool:
+    return bool(every) and done % every == 0
+
+
+# --- The loop -------------------------------------------------------------------------------------
+
+
+def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
+    """Train from `state.step` to the experiment's last step; log, evaluate and save on the way.
+
+    Metrics are fetched to the host only every `log_every` steps and before evaluating or
+    checkpointing.
+
+    Args:
+        run: The run.
+        state: Replicated over the devices of the step; it is donated.
+        batches: Positioned at the next batch.
+
+    Returns:
+        The last state.
+
+    Raises:
+        NonFiniteError: The loss or the gradient is not finite; checkpoints saved by then are sound.
+    """
+    logger, steps = run.logger, run.experiment.steps
+    pending: list[Metrics] = []
+    logger.start_interval()
+    for done in range(int(state.step) + 1, steps + 1):
+        batch = logger.next_batch(lambda: next(batches), lambda: _is_idle(pending))
+        state, step_metrics = run.step(state, batch)
+        pending.append(step_metrics)
+        _wait_for_devices(pending)
+        logger.update(done)
+        if run.logs_at(done):
+            rows, first = train_state.to_host(pending), done - len(pending)
+            is_last = done == steps
+            logger.log(
                 done,
-                examine(pending, done - len(pending), batches.names, policy, last=done == steps),
+                check_finite_and_average(rows, first, batches.names, run.policy, last=is_last),
             )
             pending.clear()
-        if saving:
-            with progress.paused():
-                position, summary = {"batches": int(batches.position), **progress.spent()}, {}
-                try:
-                    summary = hooks.evaluate(done, state) if evaluating else {}
-                finally:  # whatever goes wrong there, the training until here is kept
-                    checkpoint.save(hooks.manager, state, position, summary.get("mIoU"))
-            if (summary.get("mIoU") or 0) >= hooks.enough:
-                break
+        if run.saves_at(done) and _evaluate_and_save(run, done, state, batches.position):
+            break
     return state
 
 
-def examine(
-    pending: list[dict[str, jax.Array]],
+def _is_idle(pending: Sequence[Metrics]) -> bool:
+    """Whether the devices have finished every step that they were given."""
+    return not pending or pending[-1]["loss"].is_ready()  # type: ignore[attr-defined]
+
+
+def _wait_for_devices(pending: Sequence[Metrics]) -> None:
+    """Keep the host at most IN_FLIGHT steps ahead."""
+    if len(pending) > IN_FLIGHT:
+        jax.block_until_ready(pending[-1 - IN_FLIGHT]["loss"])
+
+
+def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> bool:
+    """Evaluate, if it is time, and save; returns whether the target is reached."""
+    summary: dict[str, Any] = {}
+    with run.logger.paused():
+        position = {"batches": int(batches), **run.logger.state_dict()}
+        host = train_state.to_host(state)
+        try:
+            if run.evaluates_at(done):
+                summary = run.evaluate(done, host.variables)
+        finally:  # an evaluation that fails does not cost the training until here
+            checkpoint.save(
+                run.manager,
+                done,
+                host.variables,
+                host.optimizer_items,
+                position,
+                summary.get("mIoU"),
+            )
+    return (summary.get("mIoU") or 0) >= run.target_miou
+
+
+def check_finite_and_average(
+    rows: Sequence[dict[str, Any]],
     first: int,
-    names: Callable[[int], Sequence[str]],
+    names: Callable[[int], Sequence[object]],
     policy: precision.Policy,
     *,
     last: bool = False,
 ) -> dict[str, float]:
-    """Fetch the metrics of the batches `first`, `first` + 1, ...; their mean loss and last other values.
+    """Check the metrics of consecutive steps and average them.
 
-    Raises NonFiniteError at the first that is not finite. With float16 overflowing gradients are expected, and only `PATIENCE`
-    of them in a row count; a loss that is not finite counts too, unless a dynamic scale may still mend it (`PATIENCE_LOSS`) in
-    steps to come. last: the run ends with these batches.
+    With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row
+    are an error. So is a loss that is not finite, unless a smaller dynamic scale may still mend it
+    in later steps.
+
+    Args:
+        rows: Metrics of each step, on the host; arrays are equal on all devices.
+        first: Index of the first step's batch.
+        names: Returns the names of the files of a batch.
+        policy: The run's.
+        last: The run ends with these steps.
+
+    Returns:
+        The mean of the losses over finite steps and the last of their other metrics; with loss
+        scaling also 'overflowed', the number of steps that were not applied.
+
+    Raises:
+        NonFiniteError: A step is not finite; names its files.
     """
-    rows = [
-        {key: float(np.asarray(value).ravel()[0]) for key, value in row.items()}
-        for row in train_state.to_host(pending)
-    ]
-    for offset, row in enumerate(rows):
-        wrong_loss = not math.isfinite(row["loss"])
-        mendable = (
-            not policy.static_scale
-            and row["scale"] > 1
-            and row["skipped"] <= PATIENCE_LOSS
-            and not (last and row is rows[-1])
-        )
-        hopeless = row["skipped"] > PATIENCE or (wrong_loss and not mendable)
-        if not row["finite"] and (hopeless or not policy.scaled):
-            batch = first + offset
-            skipped = f" ({row['skipped']:.0f} overflowing steps in a row)" if policy.scaled else ""
-            more = "" if policy.name == "float32" else ", or set --config.precision=float32"
-            raise NonFiniteError(
-                f"step {batch + 1}: loss {row['loss']}, gradient norm {row['grad_norm']}, learning rate {row['lr']:.3g}{skipped}. "
-                f"Files of this batch: {', '.join(map(str, names(batch)))}. The last checkpoint is from before",
-                field="optimizer.learning_rate",
-                hint="look at these files, lower config.optimizer.learning_rate, set or lower "
-                f"config.optimizer.clip_norm{more}",
-            )
-    good = [row for row in rows if row["finite"]] or rows[-1:]
-    means = {
-        key: sum(row[key] for row in good) / len(good) for key in good[0] if key.startswith("loss")
+    steps = [{key: float(np.ravel(value)[0]) for key, value in row.items()} for row in rows]
+    for offset, step in enumerate(steps):
+        is_final = last and offset == len(steps) - 1
+        if not step["finite"] and not _may_recover(step, policy, is_final):
+            raise _non_finite_error(step, first + offset, names(first + offset), policy)
+    good = [step for step in steps if step["finite"]] or steps[-1:]
+    averages = {
+        key: sum(step[key] for step in good) / len(good)
+        for key in good[0]
+        if key.startswith("loss")
     }
-    overflowed = (
-        {"overflowed": len(rows) - sum(bool(row["finite"]) for row in rows)}
-        if policy.scaled
-        else {}
+    averages |= {key: good[-1][key] for key in ("lr", "grad_norm", "scale")}
+    if policy.uses_loss_scaling:
+        averages["overflowed"] = sum(not step["finite"] for step in steps)
+    return averages
+
+
+def _may_recover(step: dict[str, float], policy: precision.Policy, is_final: bool) -> bool:
+    """Whether a step that was not finite is an overflow that a smaller loss scale may end."""
+    if not policy.uses_loss_scaling or step["skipped"] > MAX_SKIPPED:
+        return False
+    if math.isfinite(step["loss"]):
+        return True
+    scale_can_fall = not policy.static_scale and step["scale"] > 1
+    return scale_can_fall and step["skipped"] <= MAX_SKIPPED_LOSS and not is_final
+
+
+def _non_finite_error(
+    step: dict[str, float], batch: int, names: Sequence[object], policy: precision.Policy
+) -> NonFiniteError:
+    overflows = f" ({step['skipped']:.0f} overflowing steps in a row)"
+    skipped = overflows if policy.uses_loss_scaling else ""
+    full = "" if policy.name == "float32" else ", or set config.precision='float32'"
+    return NonFiniteError(
+        f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, "
+        f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
+        f"{', '.join(map(str, names))}. The last checkpoint is from before",
+        field="optimizer.learning_rate",
+        hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+        f"config.optimizer.clip_norm{full}",
     )
-    rest = {key: good[-1][key] for key in ("lr", "grad_norm", "scale")}
-    return {**means, **rest, **overflowed}
 
 
-def _announced(step: Callable, progress: Progress, folder: str | None) -> Callable:
-    """`step`, whose first call (which compiles) says so and how long it took."""
-    told = False
+def log_first_compile(step: Step, logger: TrainLogger) -> Step:
+    """Wrap a step so that its first call, which compiles, logs how long that takes."""
+    is_compiled = False
 
-    def call(state: TrainState, batch: Any) -> Any:
-        nonlocal told
-        if told:
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal is_compiled
+        if is_compiled:
             return step(state, batch)
-        told = True
+        is_compiled = True
+        folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         kept = f" (kept in {folder}: the next start is quick)" if folder else ""
-        progress.message(f"compiling the training step{kept}")
-        before = progress.seconds
-        with progress.paused():
+        logger.message(f"compiling the training step{kept}")
+        before = logger.seconds
+        with logger.paused():
             result = step(state, batch)
-        progress.message(f"compiled in {progress.seconds - before:.1f} s")
+        logger.message(f"compiled in {logger.seconds - before:.1f} s")
         return result
 
     return call
 
 
-def check_batch_size(batch_size: int, devices: int) -> None:
-    """ConfigError unless the global batch divides among all devices."""
-    if batch_size < 1 or batch_size % devices:
-        near = max(batch_size // devices, 1) * devices
-        raise ConfigError(
-            f"config.batch_size={batch_size} is global and must divide among {devices} devices",
-            field="batch_size",
-            hint=f"{near} would",
-        )
+# --- A whole run ----------------------------------------------------------------------------------
 
 
-def build_model(config: ConfigDict, policy: precision.Policy) -> Any:
-    """The model that trains `config`: norms over all devices, the statistics of what the optimiser freezes frozen too.
+def train(
+    experiment: Experiment | Config,
+    workdir: str | Path,
+    *,
+    target_miou: float = math.inf,
+    spec: DatasetSpec | None = None,
+) -> dict[str, Any]:
+    """Train an experiment in a workdir, continuing a run that an earlier call began there.
 
-    Raises:
-        ConfigError: a batch norm would have one value per channel to normalise.
-    """
-    options = dict(dtype=policy.dtype, axis_name=AXIS)
-    model, image = (
-        models.create_model(config.model, **options),
-        (1, *config.dataset.crop_size, config.dataset.channels),
-    )
-    if rules := config.optimizer.multipliers.to_dict():
-        frozen = optim.frozen_statistics(rules, models.variable_shapes(model, image))
-        model = models.create_model(config.model, **options, frozen_statistics=frozen)
-    if config.batch_size == 1:  # with more samples there are more values; tracing takes seconds
-        check_batch_norm(model, image)
-    return model
+    The data is checked and everything built before anything is written. At the end the best
+    checkpoint is evaluated, and its table printed, its pictures and metrics.json written. With
+    several processes (`jax.distributed` initialised by the caller) each calls this.
 
+    Args:
+        experiment: What to train: an Experiment, or a config that is still to be resolved.
+        workdir: Folder of the run: config, checkpoints, logs, pictures, metrics.json.
+        target_miou: Stop early once validation mIoU reaches this value.
+        spec: The experiment's data set, if it is loaded already.
 
-def check_batch_norm(model: Any, image_shape: tuple[int, int, int, int]) -> None:
-    """Trace a training pass over one device's images [B, H, W, C], which raises what the training step would.
+    Returns:
+        The summary that metrics.json holds.
 
     Raises:
-        ConfigError: a batch norm would have one value per channel to normalise.
+        ConfigError: The experiment contradicts itself, its data or the number of devices.
+        CheckpointError: The workdir holds a run of another experiment.
+        DataError: The data cannot be trained on.
+        WeightsError: `init_from` cannot be loaded.
+        NonFiniteError: Training diverged.
     """
-
-    def forward(variables: Any, images: jax.Array) -> Any:
-        key = jax.random.key(0)
-        return model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=list(variables),
-            rngs={"dropout": key, "points": key},
-        )
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    jax.eval_shape(
-        jax.vmap(forward, in_axes=(None, 0), axis_name=AXIS),
-        models.variable_shapes(model, image_shape),
-        images,
-    )
-
-
-def initial_state(
-    config: ConfigDict, model: Any, optimizer: Any, policy: precision.Policy, init_from: str
-) -> tuple[TrainState, str]:
-    """The state at step 0, weights from `config.seed` or the source `init_from`, and what to tell about it ('' for nothing)."""
-
-    def fresh(channels: int) -> Any:
-        return models.init_variables(
-            model, seed=config.seed, image_shape=(1, *config.dataset.crop_size, channels)
-        )
-
-    channels, told = config.dataset.get("channels", 3), ""
-    variables = fresh(channels)
-    image = (1, *config.dataset.crop_size, channels)
-    classes = Classes(
-        tuple(config.dataset.classes), lambda: class_rows.find_axes(config.model, image)
-    )
-    if init_from:
-        try:
-            variables, report = train_state.load_initial(variables, init_from, classes)
-            told = train_state.format_report(report, init_from)
-        except WeightsError:
-            if channels == 3:
-                raise
-            loaded, report = train_state.load_initial(
-                fresh(3), init_from, classes
-            )  # published weights expect RGB
-            variables = train_state.adapt_channels(loaded, variables)
-            told = f"{train_state.format_report(report, init_from)}; its first convolution, of RGB, now reads {channels} channels"
-    return train_state.create(variables, optimizer, policy, config.seed), told
-
-
-def evaluation(
-    config: ConfigDict, policy: precision.Policy, progress: Progress, folder: Path
-) -> Callable[..., dict[str, Any]]:
-    """(step, variables, again=False) -> the summary of metrics.json on the evaluation split.
-
-    A few pictures go to `folder`, in place of the last evaluation's. They and the summary are logged, once a step: not `again`.
-    """
-    from jaxseg import visualize
-    from jaxseg.data import pipeline
-    from jaxseg.evaluation.evaluate import evaluate
-
-    model, samples = (
-        models.create_model(config.model, dtype=policy.dtype),
-        pipeline.eval_samples(config),
-    )
-
-    def call(step: int, variables: Any, again: bool = False) -> dict[str, Any]:
-        def keep(name: str, picture: np.ndarray) -> None:
-            visualize.save_picture(folder, name, picture)
-            if not again:
-                progress.picture(step, name, picture)
-
-        with policy.matmul_precision():
-            summary = evaluate(
-                model, variables, config, samples, pictures=PICTURES, save_picture=keep
-            )
-        overall = {
-            key: value for key, value in summary.items() if not isinstance(value, dict | list)
-        }
-        if not again:
-            progress.record("eval", {"step": step, **overall})
-        shown = ", ".join(
-            f"{key} {overall[key]:.4f}"
-            for key in ("mIoU", "aAcc", "mAcc")
-            if overall[key] is not None
-        )
-        progress.message(
-            f"step {step}: {shown} ({overall['images']} images in {overall['seconds']:.1f} s)"
-        )
-        return summary
-
-    return call
-
-
-def train(config: ConfigDict, workdir: str | Path, *, enough: float = math.inf) -> dict[str, Any]:
-    """Train `config` in `workdir`, going on where an earlier call stopped; returns the summary that metrics.json holds.
-
-    enough: end as soon as an evaluation gives this mIoU.
-    The data is checked and everything built before anything is written. At the end the best checkpoint is evaluated, its
-    table printed, its pictures and metrics.json written. With several processes (jax.distributed initialised by the caller)
-    each calls this.
-    """
-    from jaxseg.config.resolve import resolve
-    from jaxseg.data import catalog
-
     workdir = files.expand(workdir)
-    files.check_output(workdir, "--workdir")
-    config = checkpoint.recall_measured(workdir, fields.tidy(fields.complete(config)))
-    config = resolve(checkpoint.recall_classes(workdir, config))
-    check_batch_size(config.batch_size, jax.device_count())
-    checkpoint.check_config(workdir, config)
-    policy, (optimizer, schedule) = precision.make_policy(config), optim.make_optimizer(config)
-    model, loss = build_model(config, policy), losses.make_loss(config, axis_name=AXIS)
-    catalog.check(config)
-    compiled = jax.config.jax_compilation_cache_dir
-    step = make_step(
-        model=model, loss=loss, optimizer=optimizer, schedule=schedule, policy=policy,
-        mean=tuple(config.dataset.image_mean), std=tuple(config.dataset.image_std),
-    )  # fmt: skip
-    with checkpoint.open_manager(workdir, keep=config.keep_checkpoints) as manager:
-        fresh = manager.latest_step() is None
-        state, told = initial_state(
-            config, model, optimizer, policy, config.init_from if fresh else ""
-        )
-        state, position = (state, {"batches": 0}) if fresh else checkpoint.restore(manager, state)
-        enabled = jax.process_index() == 0
-        if enabled:
-            checkpoint.write_config(workdir, config, catalog.trained_spec(config.dataset).to_json())
-        spent = {key: position[key] for key in ("seconds", "busy", "images") if key in position}
-        progress = Progress(
-            workdir,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            start=int(state.step),
-            enabled=enabled,
-            **spent,
-        )
-        with contextlib.closing(progress):
-            going_on = "" if fresh else f"continuing {workdir} after step {int(state.step)}"
-            for line in filter(None, (told, going_on, _advice(config, fresh), _settling(config))):
-                progress.message(line)
-            return _run(
-                config,
-                workdir,
-                manager,
-                state,
-                position,
-                _announced(step, progress, compiled),
-                policy,
-                progress,
-                enough,
-            )
+    files.check_output(workdir, "workdir")
+    experiment, spec = complete_experiment(experiment, workdir, spec)
+    components = build_components(experiment)
+    checks.check(experiment, spec)
+    with checkpoint.open_manager(workdir, keep=experiment.keep_checkpoints) as manager:
+        start = create_or_load_state(components, manager)
+        write_description(workdir, experiment, spec)
+        with _open_logger(workdir, experiment, start) as logger:
+            _log_start(logger, experiment, workdir, start)
+            pictures = workdir / "pictures"
+            validator = Validator(experiment, spec, components.policy, logger, pictures)
+            step = log_first_compile(components.make_step(), logger)
+            run = Run(experiment, manager, step, components.policy, logger, validator, target_miou)
+            summary = _train_to_the_end(run, spec, start, workdir)
+            return _finish(run, validator, summary, workdir)
 
 
-def _run(
-    config: ConfigDict, workdir: Path, manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any],
-    step: Callable, policy: precision.Policy, progress: Progress, enough: float,
-) -> dict[str, Any]:  # fmt: skip
-    """Train from `state` to the end, whatever happens leaving best.json up to date, and finish."""
-    from jaxseg.data import pipeline
+def complete_experiment(
+    experiment: Experiment | Config, workdir: Path, spec: DatasetSpec | None = None
+) -> tuple[Experiment, DatasetSpec]:
+    """Fill in what a run takes from its workdir if it is continued, else from the data.
 
-    assess, evaluated = evaluation(config, policy, progress, workdir / "pictures"), {}
+    Args:
+        experiment: An Experiment, or a config that is still to be resolved.
+        workdir: Folder of the run.
+        spec: The experiment's data set, if it is loaded already.
 
-    def evaluate(done: int, state: TrainState) -> dict[str, Any]:
-        evaluated.clear()  # the pictures on disk are the last evaluation's
-        evaluated[done] = assess(done, train_state.to_host(state.variables))
-        return evaluated[done]
+    Returns:
+        The experiment to train and its data set.
 
-    start = int(state.step)
-    account = _stored_account(workdir, progress, position) if start == config.steps else None
+    Raises:
+        ConfigError: The experiment contradicts itself, its data or the number of devices.
+        CheckpointError: The workdir holds a run of another experiment.
+        DataError: The data cannot be read, or has other classes than the run.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment, spec = open_experiment(experiment, measured=False)
+    check_batch_size(experiment.batch_size, jax.device_count())
+    experiment = restore_classes(workdir, experiment)
+    if spec is None or experiment.dataset.classes not in ((), spec.classes):
+        spec = load_spec(experiment.dataset)  # which maps labels to the classes of the run
+    experiment = restore_measured_fields(workdir, experiment)
+    experiment = measure(experiment, spec)
+    check_experiment(workdir, experiment)
+    return experiment, spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        state: On the host.
+        position: What the checkpoint says of the run so far; {'batches': 0} for a new run.
+        is_new: Whether the workdir had no checkpoint.
+        report: Which weights were loaded, '' for none.
+    """
+
+    state: TrainState
+    position: dict[str, Any]
+    is_new: bool
+    report: str = ""
+
+
+def create_or_load_state(components: Components, manager: ocp.CheckpointManager) -> Start:
+    """Create the state at step 0, or load the latest checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint does not hold a state of this experiment.
+        WeightsError: `init_from` cannot be loaded; a run that is continued does not read it.
+    """
+    experiment, model = components.experiment, components.model
+    is_new = manager.latest_step() is None
+    source = experiment.init_from if is_new else ""
+    variables, report = initial_variables(experiment, model, source)
+    state = train_state.create(variables, components.optimizer, components.policy, experiment.seed)
+    found = checkpoint.restore(manager, state.variables, state.optimizer_items)
+    if found is None:
+        return Start(state, {"batches": 0}, is_new, report)
+    variables, items, position = found
+    return Start(TrainState.from_items(variables, items), position, is_new, report)
+
+
+def write_description(workdir: Path, experiment: Experiment, spec: DatasetSpec) -> None:
+    """Write config.json and dataset.json; process 0 does."""
+    if jax.process_index() == 0:
+        dataset = experiment.dataset
+        measured = spec.with_statistics(dataset.image_mean, dataset.image_std)
+        write_experiment(workdir, experiment, measured.to_json())
+
+
+@contextlib.contextmanager
+def _open_logger(workdir: Path, experiment: Experiment, start: Start) -> Iterator[TrainLogger]:
+    """Open the run's logger, which goes on counting where the last process stopped."""
+    counted = ("seconds", "busy", "images")
+    logger = TrainLogger(
+        workdir,
+        steps=experiment.steps,
+        batch_size=experiment.batch_size,
+        start=int(start.state.step),
+        enabled=jax.process_index() == 0,
+        **{key: start.position[key] for key in counted if key in start.position},
+    )
+    with contextlib.closing(logger):
+        yield logger
+
+
+def _log_start(logger: TrainLogger, experiment: Experiment, workdir: Path, start: Start) -> None:
+    """Log where the run starts, and advice on it."""
+    messages = [start.report]
+    if start.is_new:
+        messages.append(hints.pretrained_hint(experiment))
+    else:
+        messages.append(f"continuing {workdir} after step {int(start.state.step)}")
+    messages.append(hints.batch_norm_warmup_warning(experiment))
+    for message in filter(None, messages):
+        logger.message(message)
+
+
+def _train_to_the_end(run: Run, spec: DatasetSpec, start: Start, workdir: Path) -> dict[str, Any]:
+    """Train the steps that are left; best.json is up to date afterwards, even if they fail.
+
+    Returns:
+        The summary of training (`TrainLogger.summary`).
+    """
+    experiment = run.experiment
     try:
-        if account is None:
-            batches = pipeline.train_batches(
-                config, devices=jax.local_device_count(), start=position["batches"],
-                process_index=jax.process_index(), process_count=jax.process_count(),
-            )  # fmt: skip
-            with contextlib.closing(batches):
-                run_steps(
-                    train_state.replicate(state), step, batches, Hooks(progress, manager, evaluate, enough), policy=policy,
-                    steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
-                    checkpoint_every=config.checkpoint_every,
-                )  # fmt: skip
-            account = progress.account()
+        if int(start.state.step) == experiment.steps:
+            return _stored_summary(workdir, run.logger, start.position)
+        batches = pipeline.train_batches(
+            experiment.dataset,
+            spec,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            devices=jax.local_device_count(),
+            start=start.position["batches"],
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(batches):
+            run_steps(run, train_state.replicate(start.state), batches)
+        return run.logger.summary()
     finally:
-        checkpoint.write_best(manager)
-    best = (checkpoint.best(manager) or {"step": int(manager.latest_step())})["step"]
-    progress.message(format_account(account))
-    if best not in evaluated:
-        variables = checkpoint.load_variables(workdir / "checkpoints" / str(best))[1]
-        evaluated[best] = assess(best, variables, again=checkpoint.best(manager) is not None)
-    return _finish(workdir, progress, {**evaluated[best], "step": best, "training": account})
+        checkpoint.write_best(run.manager)
 
 
-def _stored_account(workdir: Path, progress: Progress, position: dict[str, Any]) -> dict[str, Any]:
-    """The account of a run that an earlier process trained to its end: metrics.json's, or, if that process did not come to
-    write it after the last save, what the save knows."""
-    seconds, stored = round(position.get("seconds", 0.0), 3), checkpoint.read_training(workdir)
-    return (
-        stored
-        if stored and stored["seconds"] >= seconds
-        else {**progress.account(), "seconds": seconds}
-    )
+def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a run that an earlier process trained to its end.
+
+    It is metrics.json's; if that process was killed after the last save and before writing it, what
+    the save knows.
+    """
+    seconds = round(position.get("seconds", 0.0), 3)
+    stored = read_training(workdir)
+    if stored and stored["seconds"] >= seconds:
+        return stored
+    return {**logger.summary(), "seconds": seconds}
 
 
-def _advice(config: ConfigDict, fresh: bool) -> str:
-    if not fresh or config.init_from or not config.get("pretrained", ""):
-        return ""
-    name = next(
-        (name for name in zoo.IMAGENET if config.pretrained.rpartition("/")[2].startswith(name)), ""
-    )
-    fetch = f"; python scripts/convert_mmseg.py --download={name} fetches it" if name else ""
-    return f"starting from random weights; the published run began with {config.pretrained} (give the file as --config.init_from{fetch})"
-
-
-def _settling(config: ConfigDict) -> str:
-    """A warning if the run is too short for batch norm's running statistics, on which evaluation relies."""
-    momentum, settled = config.model.norm.momentum, 1e-3
-    left = momentum**config.steps
-    if left < settled:
-        return ""
-    needed = math.ceil(math.log(settled) / math.log(momentum))
-    usual = DEFAULTS["model"]["norm"]["momentum"]
-    helps = usual < momentum and usual**config.steps < settled
-    quicker = f", or set --config.model.norm.momentum={usual}" if helps else ""
-    return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start after {config.steps} "
-        f"steps (momentum {momentum}), and evaluation may look far worse than the loss: train for {needed} steps or "
-        f"more{quicker}"
-    )
-
-
-def _finish(workdir: Path, progress: Progress, summary: dict[str, Any]) -> dict[str, Any]:
-    """Leave the best checkpoint's table on the screen and metrics.json in the workdir."""
-    progress.message(f"best checkpoint: step {summary['step']}\n{metrics.format_table(summary)}")
-    if progress.enabled:
+def _finish(
+    run: Run, validator: Validator, training: dict[str, Any], workdir: Path
+) -> dict[str, Any]:
+    """Report the best checkpoint: a table on the console, metrics.json and pictures."""
+    logger = run.logger
+    logger.message(format_summary(training))
+    best = checkpoint.best(run.manager)
+    step = int(run.manager.latest_step()) if best is None else best["step"]
+    if step not in validator.summaries:
+        _, variables = checkpoint.load_variables(workdir / "checkpoints" / str(step))
+        validator(step, variables, record=best is None)
+    summary = {**validator.summaries[step], "step": step, "training": training}
+    logger.message(f"best checkpoint: step {step}\n{metrics.format_table(summary)}")
+    if logger.enabled:
         files.write_json(workdir / "metrics.json", summary)
-        progress.message(f"wrote {workdir / 'metrics.json'} and {workdir / 'pictures'}")
+        logger.message(f"wrote {workdir / 'metrics.json'} and {workdir / 'pictures'}")
     return summary

@@ -1,77 +1,140 @@
-"""Proof of a data pipeline: a model must learn a few images by heart, or data, labels and model do not fit together."""
+"""Overfitting on a few images: a sanity check of data, labels, model and loss together."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+from flax.core import FrozenDict
 
-from jaxseg.config.resolve import check_alone
+from jaxseg.config.resolve import Config
+from jaxseg.config.schema import Experiment
 from jaxseg.data.sources import parse_split
 from jaxseg.errors import DataError
+from jaxseg.experiments import load_experiment
 from jaxseg.training.loop import train
 
-GOAL = 0.95  # mIoU on the images it was trained on
-STEPS, EVALUATE_EVERY = 1000, 50
-RATE = 1e-3  # of Adam: published rates presume pretrained weights and thousands of steps
-# No augmentation: what is left is reading, label map, normalisation, model, loss and evaluation.
-PLAIN = dict(
-    flip=0.0, vertical_flip=0.0, rotate=0.0, cutout=0.0, clahe=0.0, mosaic=0.0, class_crop=0.0, photometric=False,
-    ratio_range=(1.0, 1.0), cat_max_ratio=1.0, class_balance=0.0,
-)  # fmt: skip
+TARGET_MIOU = 0.95  # on the images that the model was trained on
+MAX_STEPS, EVAL_EVERY, LOG_EVERY = 1000, 50, 10
+LEARNING_RATE = 1e-3  # of Adam: published rates presume pretrained weights and thousands of steps
+# Fields of DatasetConfig. Without augmentation, reading, label map, normalisation, model, loss and
+# evaluation are left.
+NO_AUGMENTATION: dict[str, Any] = {
+    "flip": 0.0,
+    "vertical_flip": 0.0,
+    "rotate": 0.0,
+    "cutout": 0.0,
+    "clahe": 0.0,
+    "mosaic": 0.0,
+    "class_crop": 0.0,
+    "photometric": False,
+    "ratio_range": (1.0, 1.0),
+    "cat_max_ratio": 1.0,
+    "class_balance": 0.0,
+}
 
 
-def overfit(config: ConfigDict, workdir: str | Path, count: int) -> dict[str, Any]:
-    """Train on the first `count` training images of an unresolved config until the mIoU on them is GOAL; returns train's summary.
+def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) -> dict[str, Any]:
+    """Train on the first images of the training split until the mIoU on them is TARGET_MIOU.
 
-    Raises ConfigError for a config that cannot be meant, and DataError, with the worst classes, if config.steps (at
-    most STEPS) do not get there.
+    Args:
+        experiment: An Experiment, or a config that is still to be resolved.
+        workdir: As for `train`.
+        count: Number of images.
+
+    Returns:
+        The summary of `train`.
+
+    Raises:
+        DataError: The target is not reached within the experiment's steps, at most MAX_STEPS; lists
+            the worst classes.
+        ConfigError: As for `train`.
     """
-    config = overfit_config(config, count, jax.device_count())
-    summary = train(config, workdir, enough=GOAL)
-    if summary["mIoU"] < GOAL:
-        worst = sorted(
-            (value["IoU"], name)
-            for name, value in summary["per_class"].items()
-            if value["IoU"] is not None
-        )[:3]
-        raise DataError(
-            f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training images themselves after {config.steps} steps, below "
-            f"{GOAL}; lowest: {', '.join(f'{name} {iou:.3f}' for iou, name in worst)}. Look at {workdir}/pictures: if the prediction "
-            "is right but coarse, thin classes are too fine for this model (a smaller output stride or larger images help)"
-            f"{'' if config.steps == STEPS else f' or it needs more steps, --config.steps={STEPS}'}; if not, labels and images do not "
-            "belong together: scripts/check_data.py and browse_data.py show them."
-        )
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment, measured=False)
+    experiment = overfit_experiment(experiment, count, jax.device_count())
+    summary = train(experiment, workdir, target_miou=TARGET_MIOU)
+    if summary["mIoU"] < TARGET_MIOU:
+        raise _not_reached(summary, experiment, workdir)
     return summary
 
 
-def overfit_config(config: ConfigDict, count: int, devices: int) -> ConfigDict:
-    """A copy of `config` that trains on, and evaluates on, the first `count` images of its training split, as they are."""
-    config = check_alone(config.copy_and_resolve_references().unlock())
-    split = first_of(config.dataset.train_split, count)
-    batch = -(-min(config.batch_size, count) // devices) * devices
-    config.update(
-        dict(
-            name=f"{config.name}_overfit",
-            batch_size=batch,
-            steps=min(config.steps, STEPS),
-            log_every=10,
-        )
+def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str | Path) -> DataError:
+    found = [(row["IoU"], name) for name, row in summary["per_class"].items()]
+    lowest = sorted((iou, name) for iou, name in found if iou is not None)[:3]
+    names = ", ".join(f"{name} {iou:.3f}" for iou, name in lowest)
+    longer = (
+        ""
+        if experiment.steps == MAX_STEPS
+        else f" or it needs more steps, config.steps={MAX_STEPS}"
     )
-    config.eval_every = config.checkpoint_every = EVALUATE_EVERY
-    config.dataset.update(PLAIN | dict(train_split=split, val_split=split))
-    config.dataset.concat = ConfigDict()
-    config.eval.update(dict(dataset="", root="", source="", scales=(1.0,), flip=False))
-    config.model.dropout_rate = 0.0
-    config.optimizer.update(dict(name="adam", learning_rate=RATE, weight_decay=0.0, clip_norm=0.0))
-    config.schedule.update(
-        dict(name="cosine", end_value=0.0, warmup_steps=0)
-    )  # batch statistics settle as the rate falls
-    return config
+    return DataError(
+        f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training "
+        f"images themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
+        file=workdir,
+        hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too "
+        f"fine for this model (a smaller output stride or larger images help){longer}; if not, "
+        "labels and images do not belong together: scripts/check_data.py and browse_data.py show "
+        "them",
+    )
+
+
+def overfit_experiment(experiment: Experiment, count: int, devices: int) -> Experiment:
+    """Make the experiment that trains and evaluates on the same few images, without augmentation.
+
+    Args:
+        experiment: Gives model, losses and data.
+        count: Number of images, the first of the training split.
+        devices: Number of devices; the batch size becomes a multiple of it.
+
+    Raises:
+        DataError: The training split is given in percent.
+    """
+    split = first_of(experiment.dataset.train_split, count)
+    smallest = min(experiment.batch_size, count)
+    return dataclasses.replace(
+        experiment,
+        name=f"{experiment.name}_overfit",
+        batch_size=-(-smallest // devices) * devices,
+        steps=min(experiment.steps, MAX_STEPS),
+        log_every=LOG_EVERY,
+        eval_every=EVAL_EVERY,
+        checkpoint_every=EVAL_EVERY,
+        model=dataclasses.replace(experiment.model, dropout_rate=0.0),
+        dataset=dataclasses.replace(
+            experiment.dataset,
+            **NO_AUGMENTATION,
+            train_split=split,
+            val_split=split,
+            concat=FrozenDict(),
+        ),
+        optimizer=dataclasses.replace(
+            experiment.optimizer,
+            name="adam",
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            clip_norm=0.0,
+        ),
+        # Batch statistics settle as the rate falls.
+        schedule=dataclasses.replace(
+            experiment.schedule, name="cosine", end_value=0.0, warmup_steps=0
+        ),
+        eval=dataclasses.replace(
+            experiment.eval, dataset="", root="", source="", scales=(1.0,), flip=False
+        ),
+    )
 
 
 def first_of(split: str, count: int) -> str:
-    """The first `count` samples of a split, or of the first of several: 'train[10:]+extra', 4 -> 'train[10:14]'. Raises DataError."""
+    """Return the split of the first samples: 'train[10:]+extra', 4 -> 'train[10:14]'.
+
+    Args:
+        split: One split, or several of which the first is used.
+        count: Number of samples.
+
+    Raises:
+        DataError: The split is given in percent.
+    """
     part = parse_split(split)[0]
     first, last = part["first"] or "0", part["last"] or ""
     if "%" in first + last:
@@ -79,5 +142,6 @@ def first_of(split: str, count: int) -> str:
             f"config.dataset.train_split='{split}': overfitting takes the first images of a split",
             field="dataset.train_split",
             hint="give numbers, 'train[100:]', not percents",
-        )  # fmt: skip
-    return f"{part['name']}[{first}:{min(int(first) + count, int(last or int(first) + count))}]"
+        )
+    end = int(first) + count
+    return f"{part['name']}[{first}:{min(end, int(last)) if last else end}]"

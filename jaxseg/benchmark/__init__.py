@@ -1,0 +1,15 @@
+"""Speed of training, inference and the data pipeline.
+
+`measure` times training and inference on synthetic images and needs jax, flax, optax and
+ml_collections and nothing else; `benchmark.data.measure_data` times the data pipeline. Both return
+a row: median and spread of the time after warm-up, images per second, time to compile, FLOPs as XLA
+counts them, memory, and the conditions they hold under. Fields that MMSegmentation's timing has as
+well have the same names in both.
+"""
+
+from jaxseg.benchmark.cases import SyntheticSpec as SyntheticSpec
+from jaxseg.benchmark.cases import without_measurements as without_measurements
+from jaxseg.benchmark.measure import PRECISIONS as PRECISIONS
+from jaxseg.benchmark.measure import measure as measure
+from jaxseg.benchmark.rows import append as append
+from jaxseg.benchmark.timing import Timing as Timing

@@ -1,0 +1,134 @@
+"""Time, FLOPs and memory of training and inference."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxseg import precision
+from jaxseg.benchmark.cases import infer_case, slide_case, train_case
+from jaxseg.benchmark.rows import conditions
+from jaxseg.benchmark.timing import Case, Timing, summarize, time_runs
+from jaxseg.config.schema import Experiment
+from jaxseg.errors import ConfigError
+from jaxseg.registry import lookup
+
+TF32 = "tf32"  # float32 whose products a GPU may round to TF32
+PRECISIONS = (*precision.PRECISIONS, TF32)
+INFERENCE = {"infer": infer_case, "slide": slide_case}
+WHATS = ("train", *INFERENCE)
+TRAIN_BATCH, INFERENCE_BATCH = 2, 1  # default images a device
+INFERENCE_SIZE = (1024, 2048)  # default (height, width)
+DEFAULT_TIMING = Timing()
+
+
+def measure(
+    experiment: Experiment,
+    what: str,
+    *,
+    precision_name: str = "",
+    batch: int = 0,
+    size: tuple[int, int] | None = None,
+    devices: int = 1,
+    timing: Timing = DEFAULT_TIMING,
+) -> dict[str, Any]:
+    """Time an experiment's training step or inference on synthetic images.
+
+    Args:
+        experiment: What to time.
+        what: 'train', 'infer' (whole images) or 'slide' (sliding windows).
+        precision_name: One of PRECISIONS, '' for the experiment's; 'tf32' is float32 whose products
+            a GPU may round to TF32.
+        batch: Images a device; 0 for 2 (train) or 1 (infer, slide).
+        size: (height, width) in pixels; None for the experiment's crop (train) or 1024 x 2048
+            (infer, slide).
+        devices: Number of devices that train.
+        timing: How often to run.
+
+    Returns:
+        A row of figures and conditions, JSON values by name.
+
+    Raises:
+        ConfigError: A name is unknown, or there are fewer devices.
+    """
+    lookup(dict.fromkeys(WHATS), what, "benchmark", field="what")
+    names = dict(zip(PRECISIONS, PRECISIONS))
+    name = lookup(
+        names, precision_name or experiment.precision, "precision", field="precision_name"
+    )
+    if devices > len(jax.devices()):
+        raise ConfigError(
+            f"devices is {devices}, but JAX sees {len(jax.devices())}", field="devices"
+        )
+    experiment = dataclasses.replace(experiment, precision="float32" if name == TF32 else name)
+    peak_before = _allocator_peak()
+    with _matmul_precision(name):
+        if what == "train":
+            crop = size or experiment.dataset.crop_size
+            used = jax.devices()[:devices]
+            case = train_case(experiment, batch or TRAIN_BATCH, crop, used)
+        else:
+            image = size or INFERENCE_SIZE
+            case = INFERENCE[what](experiment, batch or INFERENCE_BATCH, image)
+        figures = summarize(time_runs(case.run, timing))
+    return {
+        "library": "jaxseg",
+        "jax": jax.__version__,
+        "config": experiment.name,
+        "what": what,
+        "precision": name,
+        **case.facts,
+        **figures,
+        **_speed(case, figures["seconds"]),
+        "compile_seconds": case.compile_seconds,
+        **_memory(case.compiled, peak_before),
+        **conditions(timing),
+    }
+
+
+def _matmul_precision(name: str) -> contextlib.AbstractContextManager[Any]:
+    if name == TF32:
+        return jax.default_matmul_precision("tensorfloat32")
+    return contextlib.nullcontext()
+
+
+def _speed(case: Case, seconds: float) -> dict[str, float | None]:
+    flops = _flops(case)
+    return {
+        "images_per_second": case.images / seconds,
+        "flops": flops,
+        "tflops_per_second": None if flops is None else flops / seconds / 1e12,
+    }
+
+
+def _flops(case: Case) -> float | None:
+    """Return the floating-point operations of a run on one device, None if XLA does not count them.
+
+    XLA counts the body of a loop once.
+    """
+    analysis: Any = {} if case.compiled is None else case.compiled.cost_analysis() or {}
+    return case.programs * float(analysis["flops"]) if analysis.get("flops", 0) > 0 else None
+
+
+def _allocator_peak() -> int:
+    """Return the peak bytes in use on the first device; 0 if it does not count them (CPU)."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+def _memory(compiled: Any, before: int) -> dict[str, Any]:
+    """Return the peak memory of a device in GiB.
+
+    It is the allocator's if this case set a new peak in this process, else what the program plans.
+    """
+    plan = compiled.memory_analysis()
+    parts = ("argument", "output", "temp")
+    planned = sum(getattr(plan, f"{part}_size_in_bytes") for part in parts)
+    planned -= plan.alias_size_in_bytes
+    peak = _allocator_peak()
+    is_measured = peak > before
+    return {
+        "peak_memory_gb": (peak if is_measured else planned) / 2**30,
+        "peak_memory_source": "memory_stats" if is_measured else "memory_analysis",
+        "planned_memory_gb": planned / 2**30,
+    }

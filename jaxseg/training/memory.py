@@ -1,0 +1,26 @@
+"""Peak memory of a run."""
+
+import sys
+
+import jax
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def peak_memory() -> tuple[int | None, str]:
+    """Return the largest peak of a local device, or this process's where devices do not count.
+
+    Returns:
+        Bytes, and a description of them; None where neither is known.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
+    if peaks:
+        return max(peaks), "peak device memory"
+    if resource is None:
+        return None, "peak memory unknown"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak process memory (RSS)"
