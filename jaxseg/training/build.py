@@ -60,10 +60,11 @@ def build_components(experiment: Experiment) -> Components:
     optimizer, schedule = optim.make_optimizer(
         experiment.optimizer, experiment.schedule, experiment.steps
     )
+    loss = losses.make_loss(experiment, axis_name=AXIS)  # before the model, which takes longer
     return Components(
         experiment=experiment,
         model=build_model(experiment, policy),
-        loss=losses.make_loss(experiment, axis_name=AXIS),
+        loss=loss,
         optimizer=optimizer,
         schedule=schedule,
         policy=policy,
