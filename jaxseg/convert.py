@@ -1,19 +1,19 @@
-"""Between MMSegmentation's checkpoints and ours: state dicts of names and arrays, whole workdirs, weight files."""
+"""Between MMSegmentation's checkpoints and ours: state dicts, weight files, whole workdirs."""
 
-import json
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from jaxseg import checkpoint
+from jaxseg.config.resolve import Config
 from jaxseg.errors import CheckpointError, WeightsError
+from jaxseg.experiments import open_experiment
 from jaxseg.files import expand
+from jaxseg.models import create_model
+from jaxseg.weights.merge import MergeReport
 from jaxseg.weights.mmseg import (
-    Report,
     current_names,
     from_mmseg,
     load_backbone,
+    load_model,
     strip_prefix,
     to_mmseg,
     to_variables,
@@ -21,9 +21,8 @@ from jaxseg.weights.mmseg import (
 )
 from jaxseg.weights.state_dict import read_classes, read_state_dict, write_state_dict
 
-StateDictError = WeightsError  # its earlier name
-
 __all__ = [
+    "MergeReport",
     "Report",
     "StateDictError",
     "convert_checkpoint",
@@ -31,6 +30,7 @@ __all__ = [
     "export_checkpoint",
     "from_mmseg",
     "load_backbone",
+    "load_model",
     "read_classes",
     "read_state_dict",
     "strip_prefix",
@@ -40,54 +40,70 @@ __all__ = [
     "write_state_dict",
 ]
 
+Report = MergeReport  # its earlier name
+StateDictError = WeightsError  # its earlier name
+
 
 def convert_checkpoint(
-    config: Any, weights: str | Path, workdir: str | Path, *, ema: bool = False
-) -> Report:
-    """Write a workdir with the weights of one of MMSegmentation's files as step 0, for evaluation, prediction and init_from.
+    config: Config, weights: str | Path, workdir: str | Path, *, ema: bool = False
+) -> MergeReport:
+    """Write a workdir with the weights of a file of MMSegmentation as step 0.
 
-    `config`: the experiment's, resolved or not; it names the data set, whose classes and palette the workdir gets. `ema`: as
-    in read_state_dict.
+    Args:
+        config: The experiment that the weights are of; its data set gives the workdir's classes and
+            palette.
+        weights: The file (see `read_state_dict`).
+        workdir: For evaluation, prediction and config.init_from.
+        ema: Take the moving average of the weights, as in `read_state_dict`.
+
+    Returns:
+        The report, which lists all variables as loaded.
 
     Raises:
-        WeightsError: the file cannot be read, does not fit or holds a NaN or an infinity.
-        CheckpointError: the workdir holds checkpoints already.
+        WeightsError: The file cannot be read, does not fit, or holds a NaN or an infinity.
+        CheckpointError: The workdir holds checkpoints already.
     """
-    from jaxseg.config.resolve import resolve
-    from jaxseg.data.catalog import trained_spec
-    from jaxseg.models import create_model
-
     workdir = expand(workdir)
     if any((workdir / "checkpoints").glob("*")):
         raise CheckpointError(
             "it holds checkpoints already",
             file=workdir,
-            field="--output",
+            field="workdir",
             hint="choose another folder",
         )
-    config = resolve(config)
+    experiment, spec = open_experiment(config)
+    dataset = experiment.dataset
     state_dict = read_state_dict(weights, ema=ema)
     try:
-        variables = from_mmseg(state_dict, create_model(config.model), config.dataset.channels)
+        variables, report = load_model(state_dict, create_model(experiment.model), dataset.channels)
     except WeightsError as error:
         raise WeightsError(
-            f"for {config.name}: {error.problem}", file=weights, hint=error.hint
+            f"for {experiment.name}: {error.problem}", file=weights, hint=error.hint
         ) from error
-    checkpoint.save_variables(workdir, config, variables, trained_spec(config.dataset).to_json())
-    names = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    return Report(tuple(names), (), (), {})
+    described = spec.with_statistics(dataset.image_mean, dataset.image_std).to_json()
+    checkpoint.save_variables(workdir, experiment, variables, described)
+    return report
 
 
 def export_checkpoint(path: str | Path, output: str | Path) -> int:
-    """Write the weights of a workdir (its best step) or of one step as MMSegmentation's: .pth (needs PyTorch), .safetensors
-    or .npz, by the suffix of `output`. Returns the number of tensors."""
+    """Write the weights of a checkpoint as a file that MMSegmentation reads.
 
-    path = expand(path).absolute()
+    Args:
+        path: A workdir (its best step) or WORKDIR/checkpoints/STEP.
+        output: A .pth (which needs PyTorch), .safetensors or .npz.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or no dataset.json.
+        WeightsError: The file cannot be written.
+    """
+    path = expand(path)
     _, variables = checkpoint.load_variables(path)
-    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    facts = json.loads((workdir / "dataset.json").read_text())
-    classes, palette = facts["classes"], facts["palette"]
-    # dataset_meta is where MMSegmentation 1.x looks, CLASSES and PALETTE are 0.x's
+    metadata = checkpoint.load_dataset_metadata(path)
+    classes, palette = metadata["classes"], metadata["palette"]
+    # MMSegmentation 1.x reads dataset_meta, 0.x CLASSES and PALETTE.
     meta = {
         "dataset_meta": {"classes": classes, "palette": palette},
         "CLASSES": classes,

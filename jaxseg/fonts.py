@@ -1,6 +1,11 @@
-"""Fonts for class names in any script: Pillow's own, else one of the system that has every letter of the text."""
+"""Fonts for class names in any script.
+
+English letters need Pillow's own font alone. For others Matplotlib is used, which comes with the
+`train` extra: its fonts, and its list of the system's.
+"""
 
 import io
+import logging
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -9,40 +14,54 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageFont
 
+log = logging.getLogger(__name__)
+
+ENGLISH = frozenset(map(chr, range(0x21, 0x7F)))  # all of which Pillow's font has
 # Fonts whose every letter is a box or nothing.
 PLACEHOLDERS = ("lastresort", "adobeblank")
-STYLED = (
-    "bold",
-    "italic",
-    "oblique",
-    "light",
-    "thin",
-    "black",
-    "mono",
-    "condensed",
-    "serif",
-)  # taken last
+# Fonts with these words in their names are tried last.
+STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed", "serif")
 
 
-def choose_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font that shows every letter of a text, None if there is none here.
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # Pillow without FreeType has the latter only
 
-    Pillow's own font has the English letters alone. Beyond them Matplotlib's, which comes with jaxseg, has those of
-    European languages, Greek, Cyrillic and Arabic; for others a font of the system is looked for, once a script.
+
+def choose_font(text: str, size: int) -> Font | None:
+    """Choose a font that can show every letter of a text.
+
+    Pillow's own font has the English letters; Matplotlib's those of European languages, Greek,
+    Cyrillic and Arabic. For other scripts the fonts of the system are searched, once for each set
+    of letters.
 
     Args:
-        text: what is to be shown.
-        size: of the letters, in pixels.
+        text: The text to show.
+        size: Size of the letters in pixels.
+
+    Returns:
+        The font, or None if none of them has all letters, or Matplotlib is needed and not
+        installed.
     """
     default, letters = ImageFont.load_default(size), _letters(text)
-    if letters <= _default_letters():
+    if letters <= ENGLISH:
         return default
-    file = _find_font(letters)
+    try:
+        if letters <= _default_letters():
+            return default
+        file = _find_font(letters)
+    except ModuleNotFoundError as error:
+        _log_missing(str(error))
+        return None
     return None if file is None else ImageFont.truetype(file, size)
 
 
+@cache
+def _log_missing(error: str) -> None:
+    """Log, once, why names are not shown."""
+    log.warning("names with other than English letters are shown as numbers: %s", error)
+
+
 def _letters(text: str) -> frozenset[str]:
-    """The characters of a text that need a picture: not spaces, controls, joiners and variation selectors."""
+    """The characters that need a glyph: not spaces, controls, joiners and variation selectors."""
     return frozenset(
         c
         for c in text
@@ -52,19 +71,23 @@ def _letters(text: str) -> frozenset[str]:
 
 @cache
 def _default_letters() -> frozenset[str]:
-    return frozenset(map(chr, _code_points(io.BytesIO(ImageFont.load_default(16).font_bytes))))
+    """The characters of Pillow's own font."""
+    font = ImageFont.load_default(16)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return ENGLISH
+    return frozenset(map(chr, _code_points(io.BytesIO(font.font_bytes))))
 
 
 def _code_points(file: str | io.BytesIO) -> np.ndarray:
-    """The characters that a font has a picture of, sorted."""
-    from matplotlib.ft2font import FT2Font  # wanted for unusual names only
+    """The characters of a font, sorted, uint32 [N]."""
+    from matplotlib.ft2font import FT2Font  # noqa: PLC0415 - optional, for unusual names only
 
     return np.array(sorted(FT2Font(file).get_charmap()), np.uint32)
 
 
 @cache
 def _coverage(file: str) -> np.ndarray:
-    """`_code_points` of a font file; of one that cannot be read, none."""
+    """The characters of a font file; none if it cannot be read."""
     try:
         return _code_points(file)
     except (OSError, RuntimeError, ValueError):  # FreeType's errors are RuntimeErrors
@@ -75,18 +98,14 @@ def _coverage(file: str) -> np.ndarray:
 def _find_font(letters: frozenset[str]) -> str | None:
     """The first font file that has all these letters and can draw them at any size."""
     wanted = np.array(list(map(ord, letters)), np.uint32)
-    return next(
-        (
-            file
-            for file in _candidates()
-            if np.isin(wanted, _coverage(file)).all() and _draws(file, letters)
-        ),
-        None,
-    )
+    for file in _candidates():
+        if np.isin(wanted, _coverage(file)).all() and _can_draw(file, letters):
+            return file
+    return None
 
 
-def _draws(file: str, letters: frozenset[str]) -> bool:
-    """Whether Pillow can use a font: those of coloured pictures have one size only."""
+def _can_draw(file: str, letters: frozenset[str]) -> bool:
+    """Whether Pillow can use a font: fonts of coloured pictures have one size only."""
     try:
         return ImageFont.truetype(file, 16).getmask("".join(letters)).getbbox() is not None
     except (OSError, ValueError):
@@ -95,7 +114,7 @@ def _draws(file: str, letters: frozenset[str]) -> bool:
 
 def _candidates() -> Iterator[str]:
     """Font files, the plainest first."""
-    import matplotlib
+    import matplotlib  # noqa: PLC0415 - optional, for unusual names only
 
     yield str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     yield from _system_fonts()
@@ -103,14 +122,17 @@ def _candidates() -> Iterator[str]:
 
 @cache
 def _system_fonts() -> tuple[str, ...]:
-    from matplotlib import font_manager  # slow to import
+    """The font files of the system, the plainest first."""
+    from matplotlib import font_manager  # noqa: PLC0415 - optional, and slow to import
 
-    def styled(file: str) -> int:
-        return sum(word in Path(file).name.lower() for word in STYLED)
-
-    files = (
+    files = [
         file
         for file in font_manager.findSystemFonts()
         if not any(name in Path(file).name.lower() for name in PLACEHOLDERS)
-    )
-    return tuple(sorted(files, key=lambda file: (styled(file), file)))
+    ]
+    return tuple(sorted(files, key=lambda file: (_count_styles(file), file)))
+
+
+def _count_styles(file: str) -> int:
+    """How many words of STYLED a font's name contains."""
+    return sum(word in Path(file).name.lower() for word in STYLED)

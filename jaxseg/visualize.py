@@ -1,10 +1,11 @@
 """Pictures of label maps: colours over the photo with a legend, panels for logs, palette PNGs.
 
-Everything is RGB uint8 [H, W, 3]; masks are integer [H, W] with 255 for pixels that have no class.
+Pictures are RGB uint8 [H, W, 3]. Masks are integers [H, W], 255 for pixels without class.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,39 +13,65 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxseg.constants import IGNORE
 from jaxseg.errors import DataError
 from jaxseg.files import atomic_path
-from jaxseg.fonts import choose_font
+from jaxseg.fonts import Font, choose_font
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
-SMALLEST_SIDE = (
-    320  # smaller pictures are enlarged to at least this, so that legend and borders are legible
-)
-LARGEST_SIDE = 768  # a panel's columns are no longer than this
+# Smaller pictures are enlarged to at least this side, so that legend and borders are legible.
+SMALLEST_SIDE = 320
+LARGEST_SIDE = 768  # of a panel's columns
+BORDER_OPACITY = 0.35  # added to the opacity at the borders of classes
+
+Palette = Sequence[Sequence[int]]
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """An image [H, W, C] of any dtype and number of channels as RGB uint8 [H, W, 3]: its first three channels, or the first alone.
+    """Convert an image of any dtype and number of channels to RGB.
 
-    8 bits stay as they are; others are stretched between their 2nd and 98th percentile, RGB as a whole, of more channels each.
+    The first three channels are shown, or the first one alone. 8 bits stay as they are. Other
+    dtypes are stretched between the 2nd and the 98th percentile: of all channels together, or of
+    each channel if there are more than three.
+
+    Args:
+        image: [H, W, C].
+
+    Returns:
+        RGB uint8 [H, W, 3].
     """
-    bands = image.shape[-1]
-    image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
+    channels = image.shape[-1]
+    image = image[..., :3] if channels >= 3 else np.repeat(image[..., :1], 3, -1)
     if image.dtype == np.uint8:
         return image
     image = image.astype(np.float32)
-    low, high = np.percentile(
-        image, (2, 98), axis=(0, 1) if bands > 3 else None, keepdims=True
-    ).astype(np.float32)
+    axis = (0, 1) if channels > 3 else None
+    low, high = np.percentile(image, (2, 98), axis=axis, keepdims=True).astype(np.float32)
     return np.clip((image - low) * (255 / np.maximum(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
-def colorize(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mask [H, W] in the palette's colours, [H, W, 3] uint8; 255 is black."""
+def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
+    """Draw a mask in the colours of its classes; 255 is black.
+
+    Args:
+        mask: Integers [H, W].
+        palette: RGB of each class, 0..255.
+
+    Returns:
+        RGB uint8 [H, W, 3].
+
+    Raises:
+        DataError: The mask is not integers [H, W], or holds a number that is not a class.
+    """
+    return _color_table(palette)[_ids(mask, len(palette))]
+
+
+def _color_table(palette: Palette) -> np.ndarray:
+    """RGB of 0 to 255, uint8 [256, 3]; black where there is no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.asarray(palette, np.uint8)
-    return table[_ids(mask, len(palette))]
+    return table
 
 
 def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """A mask as uint8, after checking it; raise DataError."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise DataError(
@@ -54,16 +81,18 @@ def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
     wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
     if wrong.size:
         raise DataError(
-            f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor {IGNORE}",
+            f"the mask holds {int(wrong[0])}, which is neither one of {num_classes} classes nor "
+            f"{IGNORE}",
             field="mask",
         )
     return mask.astype(np.uint8)
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """Pixels whose class differs from the pixel below or to the right, and that pixel too: [H, W] bool."""
+    """Pixels that differ from the one below or to the right, and that one too: bool [H, W]."""
     edge = np.zeros(mask.shape, bool)
-    down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    down = mask[1:] != mask[:-1]
+    right = mask[:, 1:] != mask[:, :-1]
     edge[1:] |= down
     edge[:-1] |= down
     edge[:, 1:] |= right
@@ -71,156 +100,250 @@ def _borders(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def _enlarged(size: tuple[int, int], smallest: int) -> tuple[int, int]:
-    """Height and width times the whole number that brings the shorter side to `smallest` or more."""
+def _enlarged(size: tuple[int, ...], smallest: int) -> tuple[int, int]:
+    """Height and width times the whole factor that brings the shorter side to `smallest`."""
     factor = max(1, -(-smallest // min(size)))
     return size[0] * factor, size[1] * factor
 
 
-def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-    return (
-        array
-        if array.shape[:2] == size
-        else np.asarray(Image.fromarray(array).resize(size[::-1], how))
-    )
+def _resized(array: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+    """An image or mask of another size (height, width)."""
+    if array.shape[:2] == size:
+        return array
+    return np.asarray(Image.fromarray(array).resize(size[::-1], method))
 
 
 def blend(
-    image: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
+    image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> np.ndarray:
-    """Image and mask of one size mixed, [H, W, 3]: class borders in full colour, pixels without class dimmed."""
+    """Mix an image and its mask: class borders in full colour, pixels without class dimmed.
+
+    Args:
+        image: RGB uint8 [H, W, 3].
+        mask: Integers [H, W].
+        palette: RGB of each class, 0..255.
+        opacity: Share of the mask's colour, 0 to 1.
+
+    Returns:
+        RGB uint8 [H, W, 3].
+
+    Raises:
+        DataError: The mask holds a number that is not a class.
+    """
     color = colorize(mask, palette).astype(np.float32)
-    weight = np.where(_borders(np.asarray(mask)), min(1.0, opacity + 0.35), opacity)[..., None]
+    at_border = min(1.0, opacity + BORDER_OPACITY)
+    weight = np.where(_borders(np.asarray(mask)), at_border, opacity)[..., None]
     return (image * (1 - weight) + color * weight + 0.5).astype(np.uint8)
 
 
 def overlay(
     image: np.ndarray,
     mask: np.ndarray,
-    palette: Sequence[Sequence[int]],
+    palette: Palette,
     classes: Sequence[str],
     opacity: float = 0.5,
 ) -> np.ndarray:
-    """The mask in colour over its image with a legend of the classes present, RGB uint8 [H', W', 3].
+    """Draw a mask over its image, and a legend of its classes below.
 
-    image: uint8 [h, w, 3]; mask: [H, W] (an image of another size is resized to it). Small pictures are enlarged by a
-    whole factor; the legend, largest class first with its share of the picture, stands below.
+    The legend lists the largest class first, with their shares of the picture. Small pictures are
+    enlarged by a whole factor.
+
+    Args:
+        image: RGB uint8 [h, w, 3]; it is resized to the mask.
+        mask: Integers [H, W].
+        palette: RGB of each class, 0..255.
+        classes: Name of each class.
+        opacity: Share of the mask's colour, 0 to 1.
+
+    Returns:
+        RGB uint8 [H', W', 3].
+
+    Raises:
+        DataError: The mask holds a number that is not a class.
     """
     size = _enlarged(np.asarray(mask).shape, SMALLEST_SIDE)
     picture = _blended(image, mask, palette, size, opacity)
-    strip = legend(
-        [mask], palette, classes, picture.shape[1], _font_size(picture.shape[1]), shares=True
-    )
+    width = picture.shape[1]
+    strip = legend([mask], palette, classes, width, _font_size(width), shares=True)
     return np.concatenate([picture, strip])
 
 
-def _blended(image, mask, palette, size, opacity) -> np.ndarray:
+def _blended(
+    image: np.ndarray, mask: np.ndarray, palette: Palette, size: tuple[int, int], opacity: float
+) -> np.ndarray:
+    """Image and mask resized to (height, width) and mixed."""
     ids = _resized(_ids(mask, len(palette)), size, Image.Resampling.NEAREST)
-    return blend(
-        _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC), ids, palette, opacity
-    )
+    photo = _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC)
+    return blend(photo, ids, palette, opacity)
 
 
 def panel(
     image: np.ndarray,
     truth: np.ndarray,
     prediction: np.ndarray,
-    palette: Sequence[Sequence[int]],
+    palette: Palette,
     classes: Sequence[str],
     opacity: float = 0.65,
 ) -> np.ndarray:
-    """[image | truth | prediction] side by side with titles and one legend, RGB uint8.
+    """Draw [image | truth | prediction] side by side, with titles and one legend.
 
-    image: uint8 [h, w, 3]; truth and prediction: [H, W] of the label's size.
+    Args:
+        image: RGB uint8 [h, w, 3].
+        truth: Integers [H, W].
+        prediction: Integers [H, W].
+        palette: RGB of each class, 0..255.
+        classes: Name of each class.
+        opacity: Share of the masks' colours, 0 to 1.
+
+    Returns:
+        RGB uint8 [H', W', 3].
+
+    Raises:
+        DataError: A mask holds a number that is not a class.
     """
     height, width = _enlarged(np.asarray(truth).shape, SMALLEST_SIDE)
     shrink = min(1.0, LARGEST_SIDE / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     photo = _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC)
     masks = [_blended(image, mask, palette, size, opacity) for mask in (truth, prediction)]
-    gap = max(4, size[1] // 80)
     text = _font_size(2 * size[1])
-    columns = [
-        _titled(picture, title, text)
-        for picture, title in zip([photo, *masks], ("image", "truth", "prediction"))
-    ]
+    pictures = zip([photo, *masks], ("image", "truth", "prediction"))
+    columns = [_titled(picture, title, text) for picture, title in pictures]
+    gap = max(4, size[1] // 80)
     space = np.full((columns[0].shape[0], gap, 3), BACKGROUND, np.uint8)
     row = np.concatenate([columns[0], space, columns[1], space, columns[2]], axis=1)
     return np.concatenate([row, legend([truth, prediction], palette, classes, row.shape[1], text)])
 
 
 def _font_size(width: int) -> int:
+    """Size of letters, in pixels, in a picture of this width."""
     return int(np.clip(width / 52, 13, 36))
 
 
 def _titled(picture: np.ndarray, title: str, size: int) -> np.ndarray:
+    """A picture with a title above, its letters `size` pixels high."""
     bar = Image.new("RGB", (picture.shape[1], size * 2), BACKGROUND)
     ImageDraw.Draw(bar).text((2, size), title, INK, ImageFont.load_default(size), anchor="lm")
     return np.concatenate([np.asarray(bar), picture])
 
 
+class _Entry(NamedTuple):
+    """One class in a legend."""
+
+    name: str
+    font: Font
+    share: str
+    color: tuple[int, ...]
+
+
 def legend(
     masks: Sequence[np.ndarray],
-    palette: Sequence[Sequence[int]],
+    palette: Palette,
     classes: Sequence[str],
     width: int,
     size: int = 14,
     shares: bool = False,
 ) -> np.ndarray:
-    """Colour and name of every class in the masks, most frequent first, in as many columns as fit: [h, width, 3].
+    """Draw colour and name of every class in some masks.
 
-    A name for which no font is at hand is "class" and its number. size: of the letters, in pixels; shares: write how
-    much of the masks each class takes.
+    The most frequent class is first, and there are as many columns as fit. A name that no font can
+    show is written as "class" and its number.
+
+    Args:
+        masks: Integers [H, W] each.
+        palette: RGB of each class, 0..255.
+        classes: Name of each class.
+        width: Width of the legend in pixels.
+        size: Size of the letters in pixels.
+        shares: Write which share of the masks each class takes.
+
+    Returns:
+        RGB uint8 [h, width, 3].
+
+    Raises:
+        DataError: A mask holds a number that is not a class.
     """
-    counts = sum(np.bincount(_ids(mask, len(palette)).ravel(), minlength=256) for mask in masks)
-    present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
+    counts = np.zeros(256, np.int64)
+    for mask in masks:
+        counts += np.bincount(_ids(mask, len(palette)).ravel(), minlength=256)
+    entries = [
+        _make_entry(int(k), counts[k] / counts.sum(), palette, classes, size, shares)
+        for k in np.argsort(-counts, kind="stable")
+        if counts[k]
+    ]
+    return _draw_legend(entries, width, size)
+
+
+def _make_entry(
+    k: int, share: float, palette: Palette, classes: Sequence[str], size: int, shares: bool
+) -> _Entry:
+    """The entry of class k, which takes this share of the pixels."""
+    text = f"{100 * share:.1f}%" if shares else ""
+    if k == IGNORE:
+        return _Entry("no class", ImageFont.load_default(size), text, (0, 0, 0))
+    color = tuple(map(int, palette[k]))
+    font = choose_font(str(classes[k]), size)
+    if font is None:
+        return _Entry(f"class {k}", ImageFont.load_default(size), text, color)
+    return _Entry(str(classes[k]), font, text, color)
+
+
+def _draw_legend(entries: Sequence[_Entry], width: int, size: int) -> np.ndarray:
+    """The entries in columns, letters `size` pixels high."""
     plain = ImageFont.load_default(size)
-    entries = []
-    for k in present:
-        name, color = (
-            ("no class", (0, 0, 0))
-            if k == IGNORE
-            else (str(classes[k]), tuple(map(int, palette[k])))
-        )
-        font = choose_font(name, size)
-        name, font = (f"class {k}", plain) if font is None else (name, font)
-        entries.append(
-            (name, font, f"{100 * counts[k] / counts.sum():.1f}%" if shares else "", color)
-        )
-    box, pad = size, size // 2
-    cell = max(
-        (font.getlength(name) + pad + plain.getlength(share) for name, font, share, _ in entries),
-        default=0,
-    )
-    cell = int(box + pad + cell + 2 * pad)
+    box, pad, line = size, size // 2, int(size * 1.6)
+    lengths = [
+        entry.font.getlength(entry.name) + pad + plain.getlength(entry.share) for entry in entries
+    ]
+    cell = int(box + pad + max(lengths, default=0) + 2 * pad)
     columns = max(1, min((width - pad) // cell, len(entries)))
-    line = int(size * 1.6)
     rows = -(-len(entries) // columns)
     strip = Image.new("RGB", (width, rows * line + 2 * pad), BACKGROUND)
     pen = ImageDraw.Draw(strip)
-    for i, (name, font, share, color) in enumerate(entries):
-        x, y = pad + (i % columns) * cell, pad + (i // columns) * line + line // 2
-        pen.rounded_rectangle(
-            (x, y - box // 2, x + box, y + box // 2), size // 5, color, outline=FAINT
-        )
+    for number, entry in enumerate(entries):
+        row, column = divmod(number, columns)
+        x, y = pad + column * cell, pad + row * line + line // 2
+        corners = (x, y - box // 2, x + box, y + box // 2)
+        pen.rounded_rectangle(corners, size // 5, entry.color, outline=FAINT)
         x += box + pad
-        pen.text((x, y), name, INK, font, anchor="lm")
-        pen.text((x + font.getlength(name) + pad, y), share, FAINT, plain, anchor="lm")
+        pen.text((x, y), entry.name, INK, entry.font, anchor="lm")
+        x_share = x + entry.font.getlength(entry.name) + pad
+        pen.text((x_share, y), entry.share, FAINT, plain, anchor="lm")
     return np.asarray(strip)
 
 
-def save_label_png(path: str | Path, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write class ids [H, W] as a palette PNG: pixel values are the ids, viewers show the colours."""
+def save_label_png(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
+    """Write a mask as a palette PNG: pixel values are class indices, viewers show the colours.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        mask: Integers [H, W].
+        palette: RGB of each class, 0..255.
+
+    Raises:
+        DataError: The mask holds a number that is not a class.
+        JaxsegError: The file cannot be written.
+    """
     picture = Image.fromarray(_ids(mask, len(palette)), mode=None)
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = np.asarray(palette, np.uint8)
-    picture.putpalette(colors.tobytes())
+    picture.putpalette(_color_table(palette).tobytes())
     with atomic_path(path) as part:
         picture.save(part, optimize=True)
 
 
 def save_picture(folder: str | Path, name: str, picture: np.ndarray) -> Path:
-    """Write a picture as folder/name.png (the folder is made, slashes in the name become dashes); returns the path."""
+    """Write a picture as PNG.
+
+    Args:
+        folder: The folder; made if it is missing.
+        name: Name of the file without suffix; slashes in it become dashes.
+        picture: RGB uint8 [H, W, 3].
+
+    Returns:
+        The file.
+
+    Raises:
+        JaxsegError: The file cannot be written.
+    """
     path = Path(folder) / f"{name.replace('/', '-')}.png"
     with atomic_path(path) as part:
         Image.fromarray(picture).save(part)

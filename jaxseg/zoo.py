@@ -1,4 +1,4 @@
-"""The published experiments as a table: what there is, how well it does, where its weights are."""
+"""The published experiments: their names, results and weights."""
 
 import csv
 import difflib
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from jaxseg.errors import ConfigError
 
-# The 25 methods of the model zoo: title -> (the config file, what its backbones' names begin with); '' is any.
+Row = dict[str, str]  # of the table of published experiments
+# The 25 methods of the model zoo: title -> (config file, beginning of the backbone's name); "" for
+# any.
 METHODS: dict[str, tuple[str, str]] = {
     "FCN": ("fcn", "r"),
     "PSPNet": ("pspnet", "r"),
@@ -36,11 +38,12 @@ METHODS: dict[str, tuple[str, str]] = {
     "DNLNet": ("dnl", ""),
     "CGNet": ("cgnet", ""),
 }
-# Data sets with a column in the overview.
+# Data sets with a column in the overview: title -> name.
 COLUMNS = {"Cityscapes": "cityscapes", "ADE20K": "ade20k", "VOC 2012 + aug": "voc12aug"}
 BEGIN = "<!-- zoo: begin (python scripts/list_configs.py --markdown) -->"
 END = "<!-- zoo: end -->"
-# ImageNet weights that published runs began with: the last part of `pretrained` -> path below the download address.
+# ImageNet weights that published runs started from: last part of `pretrained` -> path below the
+# download address.
 IMAGENET = {
     "resnet18_v1c": "pretrain/third_party/resnet18_v1c-b5776b93.pth",
     "resnet50_v1c": "pretrain/third_party/resnet50_v1c-2cccc1ad.pth",
@@ -49,117 +52,147 @@ IMAGENET = {
     "hrnetv2_w18": "pretrain/third_party/hrnetv2_w18-00eb2006.pth",
     "hrnetv2_w48": "pretrain/third_party/hrnetv2_w48-d2186c55.pth",
     "resnest101": "pretrain/third_party/resnest101_d2-f3b931b2.pth",
-    "mobilenet_v2": "mmclassification/v0/mobilenet_v2/mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
+    "mobilenet_v2": (
+        "mmclassification/v0/mobilenet_v2/mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth"
+    ),
     "mobilenet_v3_large": "pretrain/third_party/mobilenet_v3_large-bc2c3fd3.pth",
     "mobilenet_v3_small": "pretrain/third_party/mobilenet_v3_small-47085aa1.pth",
-    "resnet50_8xb256-rsb-a1-600e_in1k": "mmclassification/v0/resnet/resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth",
+    "resnet50_8xb256-rsb-a1-600e_in1k": (
+        "mmclassification/v0/resnet/resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth"
+    ),
 }
 
 
 @functools.cache
-def published() -> tuple[dict[str, str], ...]:
-    """The 478 published experiments as rows of zoo.csv: name, source (MMSegmentation 1.x's), parameters,
-    parameters_inference, mIoU, mIoU_ms_flip, checkpoint, pretrained, url_path; '' where nothing was published.
+def published() -> tuple[Row, ...]:
+    """Return the 478 published experiments, the rows of zoo.csv.
 
-    Where MMSegmentation's own index names two experiments alike, a row has the file and figures of its own name.
+    The columns are name, source (MMSegmentation 1.x's config), parameters, parameters_inference,
+    mIoU, mIoU_ms_flip, checkpoint, pretrained and url_path; "" where nothing was published. Where
+    MMSegmentation's own index has two experiments of one name, a row has the file and results of
+    its own name.
     """
     with open(Path(__file__).with_name("zoo.csv"), newline="") as file:
         return tuple(csv.DictReader(file))
 
 
-def find(words: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The experiments whose names contain every one of `words`."""
+def find(words: Sequence[str] = ()) -> list[Row]:
+    """Return the experiments whose names contain all of these words."""
     return [row for row in published() if all(word in row["name"] for word in words)]
 
 
 def weights_path(name: str) -> str:
-    """Where the weights of a published experiment, or of an ImageNet backbone such as resnet50_v1c, lie below the download
-    address. Raises ConfigError, with the nearest name, for one that is unknown or has no published weights."""
+    """Return where published weights are, below the download address.
 
+    Args:
+        name: An experiment, or an ImageNet backbone such as `resnet50_v1c`.
+
+    Raises:
+        ConfigError: The name is unknown (the error gives the nearest), or has no published weights.
+    """
     paths = {row["name"]: row["url_path"] for row in published()} | IMAGENET
     if name not in paths:
-        near = difflib.get_close_matches(name, paths, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        hint += f"scripts/list_configs.py lists all {len(published())}"
-        raise ConfigError(f"unknown experiment '{name}'", field="--download", hint=hint)
+        hint = f"scripts/list_configs.py lists all {len(published())}"
+        if near := difflib.get_close_matches(name, paths, 1):
+            hint = f"did you mean '{near[0]}'? {hint}"
+        raise ConfigError(f"unknown experiment '{name}'", field="name", hint=hint)
     if not paths[name]:
         raise ConfigError(
-            f"MMSegmentation published no weights of '{name}'", field="--download",
+            f"MMSegmentation published no weights of '{name}'",
+            field="name",
             hint=f"similar ones: python scripts/list_configs.py {name.split('_')[0]}",
-        )  # fmt: skip
+        )
     return paths[name]
 
 
-def text_table(rows: Sequence[dict[str, str]]) -> str:
-    """Name, parameters, published mIoU (and with scales and flips) and checkpoint file, a line each, and their number."""
-    head = ("name", "parameters", "mIoU", "ms+flip", "checkpoint")
-    lines = [
-        (
-            r["name"],
-            f"{int(r['parameters']):,}",
-            r["mIoU"] or "-",
-            r["mIoU_ms_flip"] or "-",
-            r["checkpoint"] or "-",
-        )
-        for r in rows
+def backbone_of(row: Row) -> str:
+    """Return the backbone in a name: 'r50-d8', 'hr18s'; '' for fast_scnn and cgnet."""
+    parts = row["name"].removeprefix("fast_scnn").removeprefix("cgnet").split("_")
+    backbone = next(part for part in parts[1:] if part not in ("d6", ""))
+    is_crop = "x" in backbone and backbone.replace("x", "").isdigit()
+    return "" if is_crop else backbone
+
+
+def rows_of(method: str) -> list[Row]:
+    """Return the experiments of one of METHODS."""
+    config, backbone = METHODS[method]
+    prefix = f"{config}_" if config else ""
+    return [
+        row
+        for row in published()
+        if row["name"].startswith(prefix) and backbone_of(row).startswith(backbone)
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(4)]
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Format experiments for a terminal.
+
+    Each line has name, parameters, published mIoU (single scale, then with scales and flips) and
+    checkpoint file; the last line is their number.
+    """
+    lines = [("name", "parameters", "mIoU", "ms+flip", "checkpoint")]
+    for row in rows:
+        scores = (row["mIoU"] or "-", row["mIoU_ms_flip"] or "-", row["checkpoint"] or "-")
+        lines.append((row["name"], f"{int(row['parameters']):,}", *scores))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
     text = [
-        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}"
-        for a, b, c, d, e in [head, *lines]
+        f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {miou:>{widths[2]}}  "
+        f"{ms_flip:>{widths[3]}}  {checkpoint}"
+        for name, parameters, miou, ms_flip, checkpoint in lines
     ]
     return "\n".join([*text, f"{len(rows)} of {len(published())} published experiments"])
 
 
-def backbone_of(row: dict[str, str]) -> str:
-    """The backbone's name in a row's: 'r50-d8', 'hr18s'; '' for fast_scnn and cgnet."""
-    parts = row["name"].removeprefix("fast_scnn").removeprefix("cgnet").split("_")
-    parts = [p for p in parts[1:] if p not in ("d6", "")]
-    return "" if "x" in parts[0] and parts[0].replace("x", "").isdigit() else parts[0]
-
-
-def rows_of(method: str) -> list[dict[str, str]]:
-    """The experiments of one of METHODS."""
-    config, backbone = METHODS[method]
-    return [
-        row
-        for row in published()
-        if row["name"].startswith(config and f"{config}_") and backbone_of(row).startswith(backbone)
-    ]
-
-
 def markdown_table() -> str:
-    """README's overview, between its markers: a row a method, with config files, backbones, parameters and published mIoU."""
+    """Format README's overview, with its markers.
+
+    Each method has a row with config files, backbones, parameters and published mIoU.
+    """
+    titles = " | ".join(f"mIoU {title}" for title in COLUMNS)
     lines = [
-        f"| Method | Config | Backbones | Parameters (M) | {' | '.join(f'mIoU {title}' for title in COLUMNS)} | Experiments |",
+        f"| Method | Config | Backbones | Parameters (M) | {titles} | Experiments |",
         f"|---|---|---|---:|{'---:|' * len(COLUMNS)}---:|",
     ]
-    for method in METHODS:
-        rows = rows_of(method)
-        configs = sorted({_config_of(row) for row in rows})
-        backbones = sorted({backbone_of(row) for row in rows} - {""}, key=_natural)
-        sizes = _range([int(row["parameters"]) / 1e6 for row in rows], 1)
-        scores = [
-            _range([float(r["mIoU"]) for r in rows if r["mIoU"] and r["name"].endswith(f"_{d}")], 2)
-            for d in COLUMNS.values()
-        ]
-        cells = [
-            method,
-            ", ".join(f"`{c}`" for c in configs),
-            ", ".join(backbones) or "its own",
-            sizes,
-            *scores,
-            str(len(rows)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(_overview(method))} |" for method in METHODS]
     return "\n".join([BEGIN, *lines, END])
 
 
-def _config_of(row: dict[str, str]) -> str:
+def _overview(method: str) -> list[str]:
+    """The cells of a method in README's overview."""
+    rows = rows_of(method)
+    configs = sorted({_config_of(row) for row in rows})
+    backbones = sorted({backbone_of(row) for row in rows} - {""}, key=_natural)
+    scores = [
+        _range(
+            [
+                float(row["mIoU"])
+                for row in rows
+                if row["mIoU"] and row["name"].endswith(f"_{dataset}")
+            ],
+            2,
+        )
+        for dataset in COLUMNS.values()
+    ]
+    return [
+        method,
+        ", ".join(f"`{config}`" for config in configs),
+        ", ".join(backbones) or "its own",
+        _range([int(row["parameters"]) / 1e6 for row in rows], 1),
+        *scores,
+        str(len(rows)),
+    ]
+
+
+def _config_of(row: Row) -> str:
+    """The config file of an experiment."""
     return "fast_scnn" if row["name"].startswith("fast_scnn") else row["name"].split("_")[0]
 
 
-def _natural(text: str) -> tuple:
+def _natural(text: str) -> tuple[object, ...]:
+    """A key that sorts names by their letters, then by the numbers in them."""
     digits = "".join(c if c.isdigit() else " " for c in text).split()
     return (text.rstrip("0123456789-dmgsb")[:1], *(int(d) for d in digits), text)
 

@@ -109,4 +109,4 @@ def data_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

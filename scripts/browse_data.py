@@ -1,31 +1,35 @@
-"""Look at training samples as the network sees them: one picture [image | label over image] each, and sheet.png of all.
+r"""Draw training samples as the network sees them, one picture each and a sheet of all.
 
-python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.dataset.root=data/mine --output=look
-python scripts/browse_data.py ... --raw        the same images without augmentation
+  python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder \
+    --config.dataset.root=data/mine --output=look
+  python scripts/browse_data.py ... --raw          the same images without augmentation
+
+A picture shows the image and, beside it, the label over the image.
 """
 
 from absl import flags
 
 from jaxseg import cli, files
+from jaxseg.browse import browse
+from jaxseg.experiments import open_experiment
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to write into; made if it is missing.", required=True
 )
-COUNT = flags.DEFINE_integer("count", 16, "How many samples.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", 16, "Number of samples.", lower_bound=1)
 RAW = flags.DEFINE_bool(
     "raw", False, "Show the images as their files hold them, without augmentation."
 )
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.config.resolve import resolve
-    from jaxseg.data.validate.browse import browse
-
+    """Write the pictures."""
     files.check_output(OUTPUT.value, "--output")
-    written = browse(resolve(CONFIG.value), OUTPUT.value, COUNT.value, raw=RAW.value)
+    experiment, spec = open_experiment(CONFIG.value)
+    written = browse(experiment, spec, OUTPUT.value, COUNT.value, raw=RAW.value)
     print(f"wrote {len(written) - 1} samples into {OUTPUT.value}, and {written[-1]} of them all")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -1,15 +1,17 @@
-"""Segment photos: writes <stem>.png (class ids, with a palette) and <stem>_overlay.png for each.
+"""Segment photos: write <stem>.png (class ids, with a palette) and <stem>_overlay.png of each.
 
   python scripts/predict.py --checkpoint=runs/quickstart --input=photos --output=segmented
   python scripts/predict.py --checkpoint=runs/quickstart --input=photo.jpg --output=mask.png
 
---config.eval.* overrides the config of the run. With --config, which is optional here, its dataset and eval parts replace
-those of the run first (an empty dataset.root stays the run's if the data set is the same).
+--config.eval.* overrides the config of the run. With --config, which is optional here, its dataset
+and eval parts replace the run's first (an empty dataset.root stays the run's if the data set is the
+same).
 """
 
 from absl import flags
 
 from jaxseg import cli
+from jaxseg.inference.files import predict_checkpoint
 
 CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
@@ -22,7 +24,8 @@ INPUT = flags.DEFINE_string("input", None, "An image file or a folder of images.
 SUBMISSION = flags.DEFINE_bool(
     "submission",
     False,
-    "Write only <stem>.png, with the data set's own label values or colours, as benchmarks want them.",
+    "Write only <stem>.png, with the data set's own label values or colours, as benchmarks "
+    "expect them.",
 )
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -33,8 +36,7 @@ OUTPUT = flags.DEFINE_string(
 
 
 def main(_: list[str]) -> None:
-    from jaxseg.inference.files import predict_checkpoint
-
+    """Segment the input."""
     files = predict_checkpoint(
         CHECKPOINT.value,
         INPUT.value,
@@ -42,8 +44,9 @@ def main(_: list[str]) -> None:
         config=CONFIG.value,
         submission=SUBMISSION.value,
     )
-    print(f"segmented {len(files)} image{'s'[: len(files) != 1]} into {OUTPUT.value}")
+    images = "1 image" if len(files) == 1 else f"{len(files)} images"
+    print(f"segmented {images} into {OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    cli.run(main, needs_config=False, of_run=True)
+    cli.run_main(main, needs_config=False, of_run=True)

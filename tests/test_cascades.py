@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.errors import ConfigError
 from jaxseg.losses import cross_entropy, point_cross_entropy
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.heads.lraspp import LRASPPHead, window_averages
@@ -147,7 +148,8 @@ def test_lraspp_says_that_images_are_too_small_or_averages_all():
     features = [_random(1, 16, 16, 4), _random(1, 8, 8, 4), _random(1, 4, 4, 8)]
     head = LRASPPHead(num_classes=3, channels=8, layer=Layers())
     variables = head.init(jax.random.key(0), features, train=False)
-    with pytest.raises(ValueError, match="385 pixels.*small_input='global'"):
+    with pytest.raises(ConfigError) as error:
         head.apply(variables, features, train=False)
+    assert error.value.field == "small_input" and "'global'" in error.value.hint
     logits, _ = head.clone(small_input="global").apply(variables, features, train=False)
     assert logits.shape == (1, 16, 16, 3)

@@ -1,14 +1,22 @@
 """Classes in another order than the run's: refused, or mapped by name, wherever data meets a trained model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import (
+    eval_samples,
+    make_experiment,
+    make_folder,
+    train_source,
+    write_png,
+)
 from PIL import Image
 
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
 from jaxseg.config.resolve import resolve
-from jaxseg.data import catalog, class_order, pipeline, sources
-from jaxseg.data.validate import checks
+from jaxseg.data import catalog, class_order, pipeline
+from jaxseg.data.sources.folder import label_map_of
 from jaxseg.errors import ConfigError, DataError
 from jaxseg.inference import files as predict
 
@@ -29,15 +37,19 @@ def decode(file):
     return np.asarray(Image.open(file))
 
 
+def in_order(run):
+    """The same experiment, which refuses classes in another order."""
+    dataset = dataclasses.replace(run.dataset, match_classes="order")
+    return dataclasses.replace(run, dataset=dataset)
+
+
 def run_config(root, **dataset):
-    return make_config(root=str(root), classes=RUN, **dataset)
+    return make_experiment(root=root, classes=RUN, **dataset)
 
 
 USES = {
-    "training": lambda config: pipeline.train_source(config.dataset),
-    "the check before training": checks.find_splits,
-    "evaluation": pipeline.eval_samples,
-    "dataset.json": lambda config: catalog.trained_spec(config.dataset),
+    "training": lambda run: catalog.load_spec(run.dataset),
+    "evaluation": lambda run: pipeline.eval_dataset(run.dataset, run.eval),
 }
 
 
@@ -66,7 +78,7 @@ def test_by_name_both_need_the_same_names(tmp_path, classes):
     root = make_folder(tmp_path)
     (root / "classes.txt").write_text("\n".join(classes) + "\n")
     with pytest.raises(DataError) as error:
-        pipeline.eval_samples(run_config(root, match_classes="name"))
+        eval_samples(run_config(root, match_classes="name"))
     assert "'bus'" in error.value.hint or "'car'" in error.value.hint
 
 
@@ -74,36 +86,29 @@ def test_by_name_labels_mean_what_they_meant(tmp_path):
     """In training, evaluation, further data sets, and with label maps and colours."""
     same, other = make_folder(tmp_path / "a"), make_other(tmp_path / "b")
     by_name = run_config(other, match_classes="name")
-    expected = pipeline.eval_samples(run_config(same))
-    found = pipeline.eval_samples(by_name)
+    expected = eval_samples(run_config(same))
+    found = eval_samples(by_name)
     assert found.spec.classes == RUN
     for i in range(len(expected)):
         np.testing.assert_array_equal(found[i]["label"], expected[i]["label"])
-    train = pipeline.train_source(by_name.dataset)
-    np.testing.assert_array_equal(
-        train.read_label(1), pipeline.train_source(run_config(same).dataset).read_label(1)
-    )
-    joined = make_config(
+    train = train_source(by_name)
+    np.testing.assert_array_equal(train.read_label(1), train_source(run_config(same)).read_label(1))
+    joined = make_experiment(
         root=str(same),
         match_classes="name",
         concat={"more": {"name": "folder", "root": str(other)}},
     )
-    source = pipeline.train_source(joined.dataset)
+    source = train_source(joined)
     np.testing.assert_array_equal(source.read_label(1), source.read_label(6))
-    joined.dataset.match_classes = "order"
     with pytest.raises(DataError) as error:
-        pipeline.train_source(joined.dataset)
+        train_source(in_order(joined))
     assert error.value.field == "dataset.concat.more" and error.value.file == str(
         other / "classes.txt"
     )
-    elsewhere = run_config(same, match_classes="name")
-    elsewhere.eval.root = str(other)
-    np.testing.assert_array_equal(
-        pipeline.eval_samples(elsewhere)[0]["label"], expected[0]["label"]
-    )
-    elsewhere.dataset.match_classes = "order"
+    elsewhere = run_config(same, match_classes="name", evaluation=dict(root=str(other)))
+    np.testing.assert_array_equal(eval_samples(elsewhere)[0]["label"], expected[0]["label"])
     with pytest.raises(DataError) as error:
-        pipeline.eval_samples(elsewhere)
+        eval_samples(in_order(elsewhere))
     assert error.value.field == "eval.root"
 
 
@@ -115,24 +120,22 @@ def test_reordered_specs_keep_values_colours_and_official_labels(tmp_path):
         moved.label_map == {0: 2, 1: 0, 2: 1, 3: 255}
         and moved.colors == ((2, 2, 2), (3, 3, 3), (1, 1, 1)) == moved.palette
     )
-    assert moved.official_ids == (1, 2, 0)
+    assert moved.submission_ids == (1, 2, 0)
     city = catalog.get_spec("cityscapes")
     moved = class_order.reorder(city, city.classes[::-1])
     assert moved.label_map[7] == 18 and moved.label_map[33] == 0 and moved.label_map[0] == 255
-    assert (
-        sources._ids_of(moved, "identity")[0][0] == 18
-        and sources._ids_of(city, "identity")[0][0] == 0
-    )
+    assert label_map_of(moved, "identity")[0][0] == 18 and label_map_of(city, "identity")[0][0] == 0
     assert class_order.match_classes(city, (), "order", "") is city
 
 
 def test_resolve_keeps_the_order_and_checks_the_choice(tmp_path):
     config = get_experiment("fcn_r18-d8_64x64_2k_folder")
     config.dataset.root = str(make_folder(tmp_path))
-    assert resolve(config.copy_and_resolve_references()).dataset.classes == RUN
+    spec = catalog.get_spec("folder", tmp_path)
+    assert resolve(config, spec).dataset.classes == RUN
     config.dataset.match_classes = "names"
     with pytest.raises(ConfigError, match="'names'.*'name'"):
-        resolve(config)
+        resolve(config, spec)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,8 @@ def test_predictions_on_data_of_another_order_are_refused_or_written_in_it(tmp_p
     )
 
     class Segment:
-        classes, palette, config = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3)), run_config(root)
+        classes, palette = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+        experiment = run_config(root)
 
         def __call__(self, image):
             return np.array([[0, 1, 2]], np.int32).repeat(20, 0).repeat(8, 1)

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from jaxseg import checkpoint, convert, zoo
-from jaxseg.config import builders
+from jaxseg.config.finder import get_experiment
 from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import create_model, init_variables
-from jaxseg.training import state as train_state
-from jaxseg.weights import class_rows
 
 DATA = Path(__file__).parent / "data" / "state_dict"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -55,9 +53,9 @@ def test_round_trip_is_exact(name):
     "method", sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "quickstart")
 )
 def test_names_are_unique(method):
-    """Of the smallest published model of every config file: as many PyTorch names as variables, so that nothing is lost on the way."""
+    """The smallest published model of every config file has as many PyTorch names as variables."""
     rows = [row for row in zoo.published() if row["name"].startswith(f"{method}_")]
-    experiment = builders.get_experiment(min(rows, key=lambda row: int(row["parameters"]))["name"])
+    experiment = get_experiment(min(rows, key=lambda row: int(row["parameters"]))["name"])
     model = create_model(experiment.model, num_classes=19)
     keys = {"params": jax.random.key(0), "points": jax.random.key(0)}
     shapes = jax.eval_shape(lambda: model.init(keys, np.zeros((1, 512, 512, 3), np.float32)))
@@ -82,19 +80,29 @@ def test_errors_list_both_sides():
     del state_dict["decode_head.bottleneck.conv.weight"]
     state_dict["decode_head.another.weight"] = np.zeros((1, 2), np.float32)
     state_dict["decode_head.conv_seg.bias"] = np.zeros(7, np.float32)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(WeightsError) as error:
         convert.from_mmseg(state_dict, model)
     for text in (
         "of another shape (1):\n    decode_head.conv_seg.bias: the file has (7,), the model (3,)\n",
-        "in the model, not in the file (1):\n    decode_head.bottleneck.conv.weight (8, 64, 3, 3)\n",
+        "in the model, not in the file (1):\n"
+        "    decode_head.bottleneck.conv.weight (8, 64, 3, 3)\n",
         "in the file, not in the model (1):\n    decode_head.another.weight (1, 2)",
     ):
-        assert text in str(error.value)
-    with pytest.raises(
-        ValueError,
-        match=r"(?s)not in the file \(\d+\).*\.\.\. and \d+ more.*not in the model \(1\):\n    x \(3,\)",
-    ):
+        assert text in error.value.problem
+
+
+def test_long_lists_in_errors_are_cut():
+    model, variables = narrow()
+    with pytest.raises(WeightsError) as error:
         convert.from_mmseg({"x": np.zeros(3)}, model)
+    lines = error.value.problem.splitlines()
+    count = len(jax.tree.leaves(variables))
+    assert lines[1] == f"  in the model, not in the file ({count}):"
+    assert lines[22:] == [
+        f"    ... and {count - 20} more",
+        "  in the file, not in the model (1):",
+        "    x (3,)",
+    ]
 
 
 def backbone_weights(variables) -> dict[str, np.ndarray]:
@@ -150,25 +158,26 @@ def test_whole_models_give_their_backbone():
 
 def test_other_backbones_are_refused():
     """Also a deeper one, which has every tensor of a shallower one and more."""
-    (_, r18), (_, r18b), (_, r34) = (
-        narrow(),
-        narrow("fcn_r18b-d8"),
-        narrow("pspnet_r18-d8", backbone=NARROW["backbone"] | dict(depth=34)),
-    )
-    with pytest.raises(ValueError, match=r"(?s)not in the model \(\d+\):.*backbone.layer1.2."):
-        convert.load_backbone(backbone_weights(r34), r18)
-    with pytest.raises(ValueError, match=r"(?s)not in the file \(\d+\):.*backbone.layer1.2"):
-        convert.load_backbone(backbone_weights(r18), r34)
-    with pytest.raises(
-        ValueError,
-        match=r"(?s)not in the file.*backbone.stem.0.weight.*not in the model.*backbone.conv1.weight",
+    (_, r18), (_, r18b) = narrow(), narrow("fcn_r18b-d8")
+    _, r34 = narrow("pspnet_r18-d8", backbone=NARROW["backbone"] | dict(depth=34))
+    absent, unknown = "in the model, not in the file", "in the file, not in the model"
+    for source, target, lists in (
+        (r34, r18, {unknown: "backbone.layer1.2."}),
+        (r18, r34, {absent: "backbone.layer1.2."}),
+        (r18b, r18, {absent: "backbone.stem.0.weight", unknown: "backbone.conv1.weight"}),
     ):
-        convert.load_backbone(backbone_weights(r18b), r18)
+        with pytest.raises(WeightsError) as error:
+            convert.load_backbone(backbone_weights(source), target)
+        for title, name in lists.items():
+            assert name in error.value.problem.partition(f"{title} (")[2].partition(" (\n")[0]
+        assert all(
+            (title in error.value.problem) == (title in lists) for title in (absent, unknown)
+        )
 
 
 def test_to_a_workdir_and_back(tmp_path):
-    """A file becomes a workdir that evaluation, prediction and training read, and comes back as it was."""
-    experiment = builders.get_experiment("pspnet_r18-d8_512x1024_80k_cityscapes")
+    """A file becomes a workdir that all other steps read, and comes back as it was."""
+    experiment = get_experiment("pspnet_r18-d8_512x1024_80k_cityscapes")
     experiment.model.backbone.update(NARROW["backbone"])
     experiment.model.heads.decode.channels = experiment.model.heads.aux_0.channels = 8
     variables = init_variables(create_model(experiment.model), 0)
@@ -187,11 +196,10 @@ def test_to_a_workdir_and_back(tmp_path):
         convert.convert_checkpoint(experiment, tmp_path / "x.npz", tmp_path / "run")
     assert error.value.file == str(tmp_path / "run")
     convert.write_state_dict(tmp_path / "y.npz", {"a.weight": np.zeros(3)})
-    with pytest.raises(
-        WeightsError, match="(?s)pspnet_r18-d8_512x1024_80k_cityscapes.*not in the model.*a.weight"
-    ) as error:
+    with pytest.raises(WeightsError) as error:
         convert.convert_checkpoint(experiment, tmp_path / "y.npz", tmp_path / "other")
     assert error.value.file == str(tmp_path / "y.npz") and not (tmp_path / "other").exists()
+    assert experiment.name in error.value.problem and "a.weight" in error.value.problem
 
 
 @pytest.mark.parametrize(
@@ -208,46 +216,9 @@ def test_a_wrappers_prefix_is_found_by_what_then_fits(prefix, name):
     assert same(filled["params"]["backbone"], variables["params"]["backbone"])
     two = state_dict | {f"teacher.{name}": value for name, value in plain.items()}
     if prefix != "module.":  # data parallel's is always taken off
-        with pytest.raises(WeightsError, match="teacher"):
+        with pytest.raises(WeightsError) as error:
             convert.from_mmseg(two, model)
-
-
-def test_init_from_a_file_with_class_names_takes_rows_by_name(tmp_path, monkeypatch):
-    _, source = narrow(num_classes=2)
-    config_3 = builders.get_experiment("pspnet_r18-d8_64x64_1k_shapes").model
-    config_3.backbone.update(NARROW["backbone"])
-    config_3.heads.decode.channels, config_3.num_classes = 8, 3
-    fresh = init_variables(create_model(config_3), 1)
-    np.savez(tmp_path / "x.npz", **convert.to_mmseg(source))
-    monkeypatch.setattr(convert, "read_classes", lambda path: ("a", "b"))
-    classes = class_rows.Classes(
-        ("b", "c", "a"), lambda: class_rows.find_axes(config_3, (1, 64, 64, 3))
-    )
-    merged, report = train_state.load_initial(fresh, str(tmp_path / "x.npz"), classes)
-    assert "2 of 3 rows, new: c" in report.classes and not report.mismatched
-    for head in ("decode_head", "auxiliary_head"):
-        ours, theirs, new = (
-            tree["params"][head]["conv_seg"]["kernel"] for tree in (merged, source, fresh)
-        )
-        np.testing.assert_array_equal(
-            ours, np.stack([theirs[..., 1], new[..., 1], theirs[..., 0]], axis=-1)
-        )
-    assert same(merged["params"]["backbone"], source["params"]["backbone"])
-
-
-@pytest.mark.parametrize("name, expected", [
-    ("pointrend_r18", {"decode_head.1/fc_seg/kernel": (1, 2), "decode_head.1/fcs.0.conv/kernel": (1,), "decode_head.0/conv_seg/bias": (0,)}),
-    ("encnet_r18-d8", {"decode_head/se_layer/kernel": (1,), "decode_head/conv_seg/kernel": (3,)}),
-    ("danet_r18-d8", {"decode_head/pam_conv_seg/bias": (0,), "decode_head/cam_conv_seg/kernel": (3,), "decode_head/conv_seg/kernel": (3,)}),
-])  # fmt: skip
-def test_axes_of_classes_are_found_by_shape(name, expected):
-    model = builders.get_experiment(f"{name}_512x1024_80k_cityscapes").model
-    axes = class_rows.find_axes(model, (1, 64, 64, 3))
-    assert (
-        expected.items()
-        <= {path.removeprefix("params/"): where for path, where in axes.items()}.items()
-    )
-    assert all("head" in path for path in axes)
+        assert "'teacher.'" in error.value.problem
 
 
 def test_class_names_of_genuine_files():
@@ -272,8 +243,9 @@ def test_weights_that_are_not_numbers_are_refused_by_name(value):
         lambda: convert.from_mmseg(state_dict, model),
         lambda: convert.load_backbone(state_dict, variables),
     ):
-        with pytest.raises(WeightsError, match="backbone.layer1.0.bn1.running_var"):
+        with pytest.raises(WeightsError) as error:
             load()
+        assert "backbone.layer1.0.bn1.running_var" in error.value.problem
 
 
 def test_another_number_of_classes_is_called_that():

@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, write_png
+from helpers.data_helpers import check_experiment, make_experiment, write_png
 
 from jaxseg import constants
 from jaxseg.data import catalog, sources
+from jaxseg.data.builtin import BUILTIN, CONVERTED, named_label_map
+from jaxseg.data.prepare import raw_datasets
 
 LAYOUTS = [
-    (name, number)
-    for name in sorted(catalog.SPECS)
-    for number in range(len(catalog.SPECS[name]) - 1)
+    (name, number) for name in sorted(BUILTIN) for number in range(len(BUILTIN[name].layouts))
 ]
 
 
 @pytest.mark.parametrize("name, number", LAYOUTS)
 def test_every_layout_reads_a_miniature(tmp_path, name, number):
     """Every split's folders, two images each, labels of the last class and of what is ignored; found by the root alone."""
-    layout = catalog.SPECS[name][number + 1]
+    layout = BUILTIN[name].layouts[number]
     for split in ("train", "val"):
         for part in layout.parts(split):
             ids = raw_ids(name, layout)
@@ -37,7 +37,7 @@ def test_every_layout_reads_a_miniature(tmp_path, name, number):
                 listing.write_text("one\ntwo\n")
     spec = catalog.get_spec(name, tmp_path)
     assert spec.layout == layout
-    catalog.check(make_config(name, root=str(tmp_path)))
+    check_experiment(make_experiment(name, root=str(tmp_path)))
     for split in ("train", "val"):
         source = sources.open_source(spec, tmp_path, split)
         image, label = source.read(1)
@@ -47,10 +47,14 @@ def test_every_layout_reads_a_miniature(tmp_path, name, number):
 
 def raw_ids(name, layout):
     """{raw id: class} of the first class, of the last and, where there is one, of an ignored id, in this layout's labels."""
-    ids = catalog.label_map(layout.labels[-1][1], catalog.get_spec(name).num_classes)
+    ids = named_label_map(layout.labels[-1][1], catalog.get_spec(name).num_classes)
     wanted = (0, catalog.get_spec(name).num_classes - 1, constants.IGNORE)
     return {
         next(raw for raw, index in ids.items() if index == one): one
         for one in wanted
         if one in ids.values()
     }
+
+
+def test_data_sets_that_need_conversion_are_those_that_can_be_converted():
+    assert set(CONVERTED) == set(raw_datasets.NAMES)

@@ -10,10 +10,10 @@ from helpers.data_helpers import write_png
 from PIL import Image
 from scipy.io import savemat
 
+from jaxseg.data.builtin import CONVERTED
 from jaxseg.data.catalog import get_spec
 from jaxseg.data.decode import decode_image
-from jaxseg.data.prepare import raw_datasets as official
-from jaxseg.data.prepare import raw_labels
+from jaxseg.data.prepare import raw_datasets, raw_labels
 from jaxseg.errors import DataError
 
 SIZE = (6, 8)
@@ -52,7 +52,7 @@ def bars(*values) -> np.ndarray:
     )
 
 
-# --- The miniatures ---------------------------------------------------------------------------------------------------
+# --- The miniatures -------------------------------------------------------------------------------
 
 
 def make_voc12aug(root):
@@ -98,7 +98,7 @@ def make_coco_stuff10k(root):
 
 
 def make_potsdam(root, label="5_Labels_all_noBoundary/top_potsdam_{}_label_noBoundary.tif"):
-    for stems in official.POTSDAM:
+    for stems in raw_datasets.POTSDAM:
         for stem in stems:
             put(root / f"2_Ortho_RGB/top_potsdam_{stem}_RGB.tif", photo())
             put(
@@ -108,7 +108,7 @@ def make_potsdam(root, label="5_Labels_all_noBoundary/top_potsdam_{}_label_noBou
 
 
 def make_vaihingen(root, label="eroded/top_mosaic_09cm_{}_noBoundary.tif"):
-    for stems in official.VAIHINGEN:
+    for stems in raw_datasets.VAIHINGEN:
         for stem in stems:
             put(root / f"ISPRS_semantic_labeling_Vaihingen/top/top_mosaic_09cm_{stem}.tif", photo())
             put(
@@ -168,7 +168,7 @@ def make_hrf(root):
 
 
 def make_stare(root, suffix=".ppm.gz"):
-    for stem in official.STARE:
+    for stem in raw_datasets.STARE:
         put(root / f"stare-images/{stem}{suffix}", photo())
         put(root / f"labels-ah/{stem}.ah{suffix}", MASK)
 
@@ -201,23 +201,30 @@ def along(row: np.ndarray) -> list[int]:
     return [int(value) for index, value in enumerate(row) if index == 0 or value != row[index - 1]]
 
 
-# --- Every set --------------------------------------------------------------------------------------------------------
+# --- Every set ------------------------------------------------------------------------------------
 
 
 def test_every_set_is_tested():
-    assert tuple(SETS) == official.NAMES
+    assert tuple(SETS) == raw_datasets.NAMES
+    assert set(raw_datasets.NAMES) == set(CONVERTED)  # what messages know of these
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_official_download_is_read(name, tmp_path):
     train, val, classes, _ = SETS[name]
     make(name, tmp_path)
-    found = {split: official.jobs(name, tmp_path, split) for split in ("train", "val")}
-    assert [len(jobs) for jobs in found.values()] == [train, val]
-    names = [job.name for jobs in found.values() for job in jobs]
+    found = {split: raw_datasets.list_tasks(name, tmp_path, split) for split in ("train", "val")}
+    assert [len(tasks) for tasks in found.values()] == [train, val]
+    names = [task.name for tasks in found.values() for task in tasks]
     assert len(set(names)) == train + val
     assert len(
-        {file for jobs in found.values() for job in jobs for file in job.files if file.is_file()}
+        {
+            file
+            for tasks in found.values()
+            for task in tasks
+            for file in task.files
+            if file.is_file()
+        }
     ) == 2 * len(names)
     ((stem, image, label),) = found["train"][0].load()
     pixels = decode_image(image.read_bytes(), image) if isinstance(image, Path) else image
@@ -235,61 +242,67 @@ def test_a_missing_piece_is_named_with_where_it_comes_from(name, tmp_path):
     if name == "camvid":  # without a list the labels say what there is
         lines(tmp_path / "train.txt", "0006R0_f00930")
     with pytest.raises(DataError) as caught:
-        official.jobs(name, tmp_path, "train")
+        raw_datasets.list_tasks(name, tmp_path, "train")
     tail = missing.rsplit("/")[-1]
     assert all(part in str(caught.value) for part in (str(tmp_path), tail, name, "unpack there")), (
         str(caught.value)
     )
     with pytest.raises(DataError, match="unpack there"):
-        official.jobs(name, tmp_path / "elsewhere", "val")
+        raw_datasets.list_tasks(name, tmp_path / "elsewhere", "val")
 
 
-def test_wrong_names_are_refused(tmp_path):
-    with pytest.raises(DataError, match="'ade20k' is not among .* voc12aug"):
-        official.jobs("ade20k", tmp_path, "train")
-    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
-        official.jobs("drive", tmp_path, "test")
-    with pytest.raises(DataError, match="needs the folder"):
-        official.jobs("drive", "", "train")
-    for name in ("isaid", "camvid"):
-        with pytest.raises(DataError, match="nowhere below it lies"):
-            official.jobs(name, tmp_path, "train")
+@pytest.mark.parametrize(
+    "name, given, split, field",
+    [
+        ("ade20k", True, "train", "name"),
+        ("drive", True, "test", "splits"),
+        ("drive", False, "train", "root"),
+        ("isaid", True, "train", "root"),
+        ("camvid", True, "train", "root"),
+    ],
+)
+def test_wrong_names_are_refused(tmp_path, name, given, split, field):
+    with pytest.raises(DataError) as caught:
+        raw_datasets.list_tasks(name, tmp_path if given else "", split)
+    assert caught.value.field == field and f"'{name}'" in caught.value.problem
 
 
-# --- Single sets ------------------------------------------------------------------------------------------------------
+# --- Single sets ----------------------------------------------------------------------------------
 
 
 def test_voc_train_keeps_its_own_labels(tmp_path):
     make_voc12aug(tmp_path)
     expected = ["2007_000032", "2007_000039", "2008_000002", "2008_000003"]
     for root in (tmp_path, tmp_path / "VOCdevkit/.."):
-        assert [job.name for job in official.jobs("voc12aug", root, "train")] == expected
-    ((_, image, label),) = official.jobs("voc12aug", tmp_path, "train")[2].load()
+        assert [
+            task.name for task in raw_datasets.list_tasks("voc12aug", root, "train")
+        ] == expected
+    ((_, image, label),) = raw_datasets.list_tasks("voc12aug", tmp_path, "train")[2].load()
     assert image == tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg" and along(
         label[0]
     ) == [0, 15]
     (tmp_path / "benchmark_RELEASE").rename(tmp_path / "VOCdevkit/VOCaug")
     assert [
-        job.name for job in official.jobs("voc12aug", tmp_path / "VOCdevkit", "train")
+        task.name for task in raw_datasets.list_tasks("voc12aug", tmp_path / "VOCdevkit", "train")
     ] == expected
 
 
 def test_a_mat_file_must_hold_its_array(tmp_path):
     make_coco_stuff10k(tmp_path)
-    (job,) = official.jobs("coco_stuff10k", tmp_path, "train")
+    (task,) = raw_datasets.list_tasks("coco_stuff10k", tmp_path, "train")
     file = tmp_path / "annotations/COCO_train2014_000000000077.mat"
     savemat(file, {"T": np.zeros(SIZE)})
-    with pytest.raises(DataError, match="077.mat: holds no array S"):
-        list(job.load())
+    with pytest.raises(DataError, match="077.mat: contains no MATLAB array S"):
+        list(task.load())
     file.write_bytes(b"no mat")
-    with pytest.raises(DataError, match="077.mat: holds no array S"):
-        list(job.load())
+    with pytest.raises(DataError, match="077.mat: contains no MATLAB array S"):
+        list(task.load())
     savemat(file, {"S": bars(12, 1)})  # an id that COCO-Stuff does not give
     with pytest.raises(DataError, match="label value 12"):
-        list(job.load())
+        list(task.load())
     savemat(file, {"S": bars(1, 1)[:5]})
     with pytest.raises(DataError, match="8x6 .* 8x5"):
-        list(job.load())
+        list(task.load())
 
 
 def test_ids_agree_with_the_classes():
@@ -319,30 +332,30 @@ def test_ids_agree_with_the_classes():
 
 def test_labels_without_boundary_are_preferred_and_not_mixed(tmp_path):
     make_potsdam(tmp_path, "5_Labels_all/top_potsdam_{}_label.tif")
-    assert len(official.jobs("potsdam", tmp_path, "val")) == 14
+    assert len(raw_datasets.list_tasks("potsdam", tmp_path, "val")) == 14
     put(
         tmp_path / "5_Labels_all_noBoundary/top_potsdam_2_13_label_noBoundary.tif",
         bars((0, 0, 0)).astype(np.uint8),
     )
     with pytest.raises(DataError, match="top_potsdam_2_14_label_noBoundary.tif"):
-        official.jobs("potsdam", tmp_path, "val")
+        raw_datasets.list_tasks("potsdam", tmp_path, "val")
 
 
 def test_complete_labels_of_vaihingen_have_the_names_of_its_images(tmp_path):
     make_vaihingen(tmp_path, "gts/top_mosaic_09cm_{}.tif")
-    ((stem, _, label),) = official.jobs("vaihingen", tmp_path, "val")[0].load()
+    ((stem, _, label),) = raw_datasets.list_tasks("vaihingen", tmp_path, "val")[0].load()
     assert stem == "area2_0_0_512_512" and along(label[0]) == [2, 4, 255]
 
 
 def test_a_few_stray_colours_are_ignored_and_more_are_an_error(tmp_path, caplog):
     make_isaid(tmp_path)
-    job = official.jobs("isaid", tmp_path, "val")[0]
+    task = raw_datasets.list_tasks("isaid", tmp_path, "val")[0]
     colors = np.zeros((20, 30, 3), np.uint8)
     put(tmp_path / "val/images/images/P0003.png", photo((20, 30)))
     file = tmp_path / "val/Semantic_masks/images/P0003_instance_color_RGB.png"
     colors[4, 7:13] = 0, 0, 64
     put(file, colors)
-    ((_, _, label),) = job.load()
+    ((_, _, label),) = task.load()
     assert (label[4, 7:13] == 255).all() and (label[:20, :30] == 0).sum() == 594
     assert "6 of 600 pixels" in caplog.text and str(file) in caplog.text
     colors[5, 7] = 0, 0, 64
@@ -351,13 +364,13 @@ def test_a_few_stray_colours_are_ignored_and_more_are_an_error(tmp_path, caplog)
         DataError,
         match=r"RGB.png: 7 of 600 .* \(0, 0, 64\) at row 4, column 7; the nearest is \(0, 0, 63\)",
     ):
-        list(job.load())
+        list(task.load())
 
 
 def test_camvid_is_split_as_by_segnet_or_by_a_list(tmp_path):
     make_camvid(tmp_path)
     names = {
-        split: [job.name for job in official.jobs("camvid", tmp_path, split)]
+        split: [task.name for task in raw_datasets.list_tasks("camvid", tmp_path, split)]
         for split in ("train", "val", "test")
     }
     assert names["train"] == ["0001TP_008520", "0006R0_f00930", "0016E5_07920"]
@@ -369,7 +382,9 @@ def test_camvid_is_split_as_by_segnet_or_by_a_list(tmp_path):
         tmp_path / "val.txt",
         "/SegNet/CamVid/val/0006R0_f00930.png /SegNet/CamVid/valannot/0006R0_f00930.png",
     )
-    assert [job.name for job in official.jobs("camvid", tmp_path, "val")] == ["0006R0_f00930"]
+    assert [task.name for task in raw_datasets.list_tasks("camvid", tmp_path, "val")] == [
+        "0006R0_f00930"
+    ]
 
 
 def test_camvid_has_a_class_for_each_of_its_colours():
@@ -380,51 +395,88 @@ def test_camvid_has_a_class_for_each_of_its_colours():
 
 def test_masks_are_0_and_255(tmp_path):
     make_stare(tmp_path, ".ppm")
-    job = official.jobs("stare", tmp_path, "val")[-1]
-    assert job.name == "im0324"
-    ((_, image, label),) = job.load()
+    task = raw_datasets.list_tasks("stare", tmp_path, "val")[-1]
+    assert task.name == "im0324"
+    ((_, image, label),) = task.load()
     np.testing.assert_array_equal(image, photo())
     np.testing.assert_array_equal(label, MASK // 255)
     put(tmp_path / "labels-ah/im0324.ah.ppm", MASK // 255)
     with pytest.raises(DataError, match="im0324.ah.ppm: its largest value is 1"):
-        list(job.load())
+        list(task.load())
     (tmp_path / "labels-ah/im0324.ah.ppm").write_bytes(b"")
     with pytest.raises(DataError, match="im0324.ah.ppm: cannot be read"):
-        list(job.load())
+        list(task.load())
 
 
-# --- Tiles ------------------------------------------------------------------------------------------------------------
+# --- Tiles ----------------------------------------------------------------------------------------
 
 # Width and height of Vaihingen's images, by area.
 VAIHINGEN_SIZES = {
-    1: (1919, 2569), 2: (2428, 2767), 3: (2006, 3007), 4: (1887, 2557), 5: (1887, 2557), 6: (1887, 2557), 7: (1887, 2557), 8: (1887, 2557),
-    10: (1887, 2557), 11: (1893, 2566), 12: (1922, 2575), 13: (2818, 2558), 14: (1919, 2565), 15: (1919, 2565), 16: (1919, 2565),
-    17: (2336, 1281), 20: (1866, 2315), 21: (1903, 2546), 22: (1903, 2546), 23: (1903, 2546), 24: (1903, 2546), 26: (2995, 1783),
-    27: (1917, 3313), 28: (1917, 2567), 29: (1917, 2563), 30: (1934, 2563), 31: (1980, 2555), 32: (1980, 2555), 33: (1581, 2555),
-    34: (1388, 2555), 35: (2805, 1884), 37: (1996, 1995), 38: (3816, 2550),
-}  # fmt: skip
+    1: (1919, 2569),
+    2: (2428, 2767),
+    3: (2006, 3007),
+    4: (1887, 2557),
+    5: (1887, 2557),
+    6: (1887, 2557),
+    7: (1887, 2557),
+    8: (1887, 2557),
+    10: (1887, 2557),
+    11: (1893, 2566),
+    12: (1922, 2575),
+    13: (2818, 2558),
+    14: (1919, 2565),
+    15: (1919, 2565),
+    16: (1919, 2565),
+    17: (2336, 1281),
+    20: (1866, 2315),
+    21: (1903, 2546),
+    22: (1903, 2546),
+    23: (1903, 2546),
+    24: (1903, 2546),
+    26: (2995, 1783),
+    27: (1917, 3313),
+    28: (1917, 2567),
+    29: (1917, 2563),
+    30: (1934, 2563),
+    31: (1980, 2555),
+    32: (1980, 2555),
+    33: (1581, 2555),
+    34: (1388, 2555),
+    35: (2805, 1884),
+    37: (1996, 1995),
+    38: (3816, 2550),
+}
 
 
 def count(name, width, height):
-    side, stride, _ = official.SETS[name].tile
-    return len(official.starts(width, side, stride)) * len(official.starts(height, side, stride))
+    side, stride, _ = raw_datasets.DATASETS[name].tile
+    return len(raw_datasets.tile_starts(width, side, stride)) * len(
+        raw_datasets.tile_starts(height, side, stride)
+    )
 
 
 def test_tiles_are_as_many_as_published():
-    assert [len(stems) * count("potsdam", 6000, 6000) for stems in official.POTSDAM] == [3456, 2016]
-    sizes = [[VAIHINGEN_SIZES[int(stem[4:])] for stem in stems] for stems in official.VAIHINGEN]
+    assert [len(stems) * count("potsdam", 6000, 6000) for stems in raw_datasets.POTSDAM] == [
+        3456,
+        2016,
+    ]
+    sizes = [[VAIHINGEN_SIZES[int(stem[4:])] for stem in stems] for stems in raw_datasets.VAIHINGEN]
     assert [sum(count("vaihingen", *size) for size in part) for part in sizes] == [344, 398]
 
 
 def test_the_last_tile_is_moved_back_to_the_border():
-    assert official.starts(6000, 512, 512)[-2:] == [5120, 5488]
-    assert official.starts(1024, 512, 512) == [0, 512] and official.starts(1025, 512, 512) == [
+    assert raw_datasets.tile_starts(6000, 512, 512)[-2:] == [5120, 5488]
+    assert raw_datasets.tile_starts(1024, 512, 512) == [0, 512] and raw_datasets.tile_starts(
+        1025, 512, 512
+    ) == [
         0,
         512,
         513,
     ]
-    assert official.starts(896, 896, 512) == official.starts(100, 896, 512) == [0]
-    assert official.starts(1408, 896, 512) == [0, 512] and official.starts(1500, 896, 512) == [
+    assert raw_datasets.tile_starts(896, 896, 512) == raw_datasets.tile_starts(100, 896, 512) == [0]
+    assert raw_datasets.tile_starts(1408, 896, 512) == [0, 512] and raw_datasets.tile_starts(
+        1500, 896, 512
+    ) == [
         0,
         512,
         604,
@@ -437,7 +489,7 @@ def test_tiles_of_isprs(tmp_path):
     colors[:, 520:] = 0, 255, 0
     put(tmp_path / "2_Ortho_RGB/top_potsdam_2_10_RGB.tif", image)
     put(tmp_path / "5_Labels_all_noBoundary/top_potsdam_2_10_label_noBoundary.tif", colors)
-    first, second = official.jobs("potsdam", tmp_path, "train")[0].load()
+    first, second = raw_datasets.list_tasks("potsdam", tmp_path, "train")[0].load()
     assert (first[0], second[0]) == ("2_10_0_0_512_512", "2_10_88_0_600_512")
     np.testing.assert_array_equal(second[1], image[:, 88:])
     assert (
@@ -455,7 +507,7 @@ def test_tiles_of_isaid_are_padded(tmp_path):
         tmp_path / "val/Semantic_masks/images/P0003_instance_color_RGB.png",
         np.zeros((700, 1000, 3), np.uint8),
     )
-    tiles = list(official.jobs("isaid", tmp_path, "val")[0].load())
+    tiles = list(raw_datasets.list_tasks("isaid", tmp_path, "val")[0].load())
     assert [name for name, _, _ in tiles] == ["P0003_0_896_0_896", "P0003_0_896_104_1000"]
     _, pixels, label = tiles[1]
     assert (

@@ -9,11 +9,11 @@ import unicodedata
 import cv2
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
 
 from jaxseg.data import catalog
-from jaxseg.data.prepare import raw_datasets as official
+from jaxseg.data.prepare import raw_files
 from jaxseg.data.sources import listing, pairs
 from jaxseg.data.validate import checks, report
 from jaxseg.errors import DataError
@@ -76,7 +76,7 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
     assert [file.name for file in find_images(folder / "images/train")] == sorted(
         ["t0.png", "t1.png", name]
     )
-    catalog.check(make_config(root=str(folder)))
+    check_experiment(make_experiment(root=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
     assert [file.name for file in find_images(folder / "images/train")] == ["t0.png", "t1.png"]
     with caplog.at_level(logging.INFO):
-        catalog.check(make_config(root=str(folder)))
+        check_experiment(make_experiment(root=str(folder)))
     kind = next((f" ({kind})" for kind in DOCUMENTS if name.endswith(kind)), "")
     assert [
         record.getMessage() for record in caplog.records if "left out" in record.getMessage()
@@ -127,10 +127,11 @@ def test_a_broken_link(folder):
     file.symlink_to("/nowhere/gone.png")
     error = refused(folder)
     assert error.file == str(file) and "/nowhere/gone.png" in error.problem
-    config = make_config(root=str(folder))
+    experiment = make_experiment(root=folder)
+    spec = catalog.load_spec(experiment.dataset)
     assert [
         (problem.kind, problem.file)
-        for problem in report.check_data(config).problems
+        for problem in report.check_data(experiment.dataset, experiment.eval, spec).problems
         if problem.kind != "leak"
     ] == [("damaged image", str(file))]
     file.rename(file.with_suffix(".txt"))
@@ -189,7 +190,7 @@ def test_official_downloads_are_walked_alike(tmp_path):
     for name in ("a.png", ".b.png", "sub/c.png", "__MACOSX/d.png"):
         write_png(tmp_path / name, np.zeros((4, 4), np.uint8))
     (tmp_path / "sub/loop").symlink_to(tmp_path)
-    assert sorted(official._index(tmp_path)) == ["a.png", "c.png"]
+    assert sorted(raw_files.index_files(tmp_path)) == ["a.png", "c.png"]
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------
@@ -315,7 +316,9 @@ def test_labels_that_no_image_has(folder):
         "labels/train/sub/y.tif",
         "labels/train/x.png",
     ]
-    split = checks.find_splits(make_config(root=str(folder), train_split="train[:1]"))[0]
+    experiment = make_experiment(root=folder, train_split="train[:1]")
+    spec = catalog.load_spec(experiment.dataset)
+    split = checks.find_splits(experiment.dataset, experiment.eval, spec)[0]
     assert len(split.unused_labels()) == 2  # the rest of the split's images still own their labels
 
 

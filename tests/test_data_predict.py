@@ -9,18 +9,24 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from helpers.data_helpers import make_config, write_png
-from helpers.predictor_helpers import make_float_predictor, make_predictor, random_image
+from helpers.data_helpers import write_png
+from helpers.predictor_helpers import (
+    make_experiment,
+    make_float_predictor,
+    make_predictor,
+    random_image,
+    toy,
+)
 from PIL import Image
 
 from jaxseg.errors import DataError, JaxsegError, NonFiniteError
-from jaxseg.inference.files import _official_ids, find_images, predict_files, save_official
+from jaxseg.inference.files import find_images, load_official_ids, predict_files, save_official
 
 
 class Segment:
     """A predictor that finds class 1 everywhere."""
 
-    config, palette, classes = make_config(), ((0, 0, 0), (255, 0, 0)), ("a", "b")
+    experiment, palette, classes = make_experiment(), ((0, 0, 0), (255, 0, 0)), ("a", "b")
 
     def __call__(self, image):
         return np.ones(image.shape[:2], np.int32)
@@ -134,7 +140,7 @@ def test_names_of_predictions(tmp_path, name):
 def test_an_input_without_images(tmp_path):
     with pytest.raises(DataError) as caught:
         find_images(tmp_path / "gone")
-    assert caught.value.file == str(tmp_path / "gone") and caught.value.field == "--input"
+    assert caught.value.file == str(tmp_path / "gone") and caught.value.field == "source"
     (tmp_path / "plan.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(DataError, match=r"it holds plan.pdf \(PDF\)"):
         find_images(tmp_path)
@@ -146,11 +152,11 @@ def test_label_values_that_a_submission_cannot_hold(tmp_path, value):
         json.dumps({"classes": ["sky", "road"], "official_ids": [0, value]})
     )
     with pytest.raises(DataError, match=f"label value {value} stands for class 'road'"):
-        _official_ids(tmp_path)
+        load_official_ids(tmp_path)
     (tmp_path / "dataset.json").write_text(
         json.dumps({"classes": ["sky", "road"], "official_ids": [0, 65535]})
     )
-    assert _official_ids(tmp_path) == [0, 65535]
+    assert load_official_ids(tmp_path) == [0, 65535]
 
 
 # --- Paths that cannot be used ----------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
         predict_files(Segment(), tmp_path / source, tmp_path / output)
     assert any(path in error.value.file for path in (source, output))
     if decisive != "cannot be written":
-        assert error.value.field == "--output"
+        assert error.value.field == "output"
     assert written(tmp_path) == before and not (tmp_path / "mask.png").exists()
 
 
@@ -188,11 +194,11 @@ def test_inputs_that_cannot_be_used(tmp_path):
     for name in ("nothing", ""):
         with pytest.raises(DataError, match="no such file or folder|no images") as error:
             predict_files(Segment(), tmp_path / name, tmp_path / "out")
-        assert error.value.file == str(tmp_path / name) and error.value.field == "--input"
+        assert error.value.file == str(tmp_path / name) and error.value.field == "source"
     photos(tmp_path / "twice", "a.png", "a.jpg")
     with pytest.raises(DataError, match="both be written as a.png") as error:
         predict_files(Segment(), tmp_path / "twice", tmp_path / "out")
-    assert error.value.field == "--input" and Path(error.value.file).stem == "a"
+    assert error.value.field == "source" and Path(error.value.file).stem == "a"
     photos(tmp_path / "beside", "a.png", "a_overlay.jpg")
     with pytest.raises(DataError, match="both be written as a_overlay.png"):
         predict_files(Segment(), tmp_path / "beside", tmp_path / "out")
@@ -233,7 +239,7 @@ def test_one_bad_image_is_told_in_the_words_of_a_photo(tmp_path, kind, alone):
     assert [file.stem for file in find_images(tmp_path / "in")] == ["a", "z"]
     with pytest.raises(DataError) as error:
         segment = (
-            types.SimpleNamespace(config=make_config(), classes=(), palette=())
+            types.SimpleNamespace(experiment=make_experiment(), classes=(), palette=())
             if kind != "cut"
             else Segment()
         )
@@ -292,8 +298,7 @@ def test_pixels_without_data_are_255(tmp_path):
 
 def test_scores_that_are_not_finite_name_the_file(tmp_path):
     photos(tmp_path, "a.png")
-    segment = make_predictor()
-    segment.model.apply = lambda variables, images, train: (images / 0, {})
+    segment = make_predictor(model=toy(lambda images: images / 0))
     with pytest.raises(NonFiniteError, match="140 of 140 pixels") as error:
         predict_files(segment, tmp_path / "a.png", tmp_path / "out")
     assert error.value.file == str(tmp_path / "a.png") and not list(tmp_path.rglob("out/*"))

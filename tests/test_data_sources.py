@@ -8,11 +8,19 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from helpers.data_helpers import make_config, make_folder, write_png
+from helpers.data_helpers import (
+    check_experiment,
+    eval_samples,
+    make_experiment,
+    make_folder,
+    train_batches,
+    write_png,
+)
 from PIL import Image
 
-from jaxseg.data import catalog, pipeline, sources
+from jaxseg.data import catalog, sources
 from jaxseg.data.decode import formats
+from jaxseg.data.sources import pairs
 from jaxseg.data.validate import checks
 from jaxseg.errors import DataError
 
@@ -23,9 +31,9 @@ def folder(tmp_path):
 
 
 def check(root, **dataset):
-    config = make_config(root=str(root), **dataset)
-    catalog.check(config)
-    return config
+    experiment = make_experiment(root=root, **dataset)
+    check_experiment(experiment)
+    return experiment
 
 
 def refused(root, *parts, **dataset):
@@ -40,7 +48,7 @@ def refused(root, *parts, **dataset):
 
 def test_a_good_folder_passes_and_reads(folder):
     config = check(folder)
-    samples = pipeline.eval_samples(config)
+    samples = eval_samples(config)
     assert samples.names == ["v0", "v1"] and samples[0]["image"].shape == (20, 24, 3)
     assert samples[-1]["label"].dtype == np.int32 and set(np.unique(samples[-1]["label"])) <= {
         0,
@@ -56,20 +64,18 @@ def test_palette_label_keeps_its_ids(folder):
     label.putdata(ids.ravel().tolist())
     label.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     label.save(folder / "labels/val/v0.png")
-    np.testing.assert_array_equal(pipeline.eval_samples(check(folder))[0]["label"], ids)
+    np.testing.assert_array_equal(eval_samples(check(folder))[0]["label"], ids)
 
 
 def test_16_bit_label(folder):
     ids = np.uint16([[0, 1], [2, 255]])
     cv2.imwrite(str(folder / "labels/val/v0.png"), ids)
     cv2.imwrite(str(folder / "images/val/v0.png"), np.zeros((2, 2, 3), np.uint8))
-    np.testing.assert_array_equal(pipeline.eval_samples(check(folder))[0]["label"], ids)
+    np.testing.assert_array_equal(eval_samples(check(folder))[0]["label"], ids)
 
 
 def test_resized_shape_comes_from_the_header(folder):
-    config = make_config(root=str(folder))
-    config.eval.resize = (48, 30)
-    samples = pipeline.eval_samples(config)
+    samples = eval_samples(make_experiment(root=folder, evaluation=dict(resize=(48, 30))))
     assert samples.shape(0) == (30, 36) == samples[0]["image"].shape[:2] and samples[0][
         "label"
     ].shape == (20, 24)
@@ -85,7 +91,7 @@ def test_cityscapes_layout(tmp_path, labels, raw, road):
         label = np.full((4, 6), raw, np.uint8)
         label[0] = 7
         write_png(tmp_path / f"gtFine/{split}/bonn/bonn_1_gtFine_{labels}.png", label)
-    samples = pipeline.eval_samples(check(tmp_path, name="cityscapes"))
+    samples = eval_samples(check(tmp_path, name="cityscapes"))
     assert (
         samples.names == ["bonn_1"]
         and (samples[0]["label"][1:] == 13).all()
@@ -105,8 +111,8 @@ def test_listed_layout(tmp_path):
     lists.mkdir(parents=True)
     for name, stem in (("train", "a"), ("aug", "b"), ("val", "c")):
         (lists / f"{name}.txt").write_text(f"{stem}\n")
-    pairs = sources.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
-    assert [pair.name for pair in pairs] == ["a", "b"]
+    found = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
+    assert [pair.name for pair in found] == ["a", "b"]
     check(tmp_path, name="voc12aug")
     (lists / "val.txt").write_text("gone\n")
     refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")
@@ -185,14 +191,14 @@ def write_colour_labels(folder):
 
 def test_colour_labels_with_a_table(folder):
     numbers = [
-        pipeline.eval_samples(make_config(root=str(folder)))[index]["label"] for index in range(2)
+        eval_samples(make_experiment(root=str(folder)))[index]["label"] for index in range(2)
     ]
-    batch = next(pipeline.train_batches(make_config(root=str(folder)), devices=1))
+    batch = next(train_batches(make_experiment(root=str(folder)), devices=1))
     write_colour_labels(folder)
-    samples = pipeline.eval_samples(check(folder))
+    samples = eval_samples(check(folder))
     for index, label in enumerate(numbers):
         np.testing.assert_array_equal(samples[index]["label"], label)
-    colored = next(pipeline.train_batches(make_config(root=str(folder)), devices=1))
+    colored = next(train_batches(make_experiment(root=str(folder)), devices=1))
     np.testing.assert_array_equal(colored["label"], batch["label"])
 
 
@@ -206,9 +212,9 @@ def test_colour_outside_the_table(folder):
 
 
 def test_number_of_an_ignored_line_is_ignored(folder):
-    before = pipeline.eval_samples(make_config(root=str(folder)))[0]["label"]
+    before = eval_samples(make_experiment(root=str(folder)))[0]["label"]
     (folder / "classes.txt").write_text("void 0 0 0\nroad\ncar\n")
-    after = pipeline.eval_samples(check(folder))[0]["label"]
+    after = eval_samples(check(folder))[0]["label"]
     np.testing.assert_array_equal(after, np.array([255, 0, 1] + [255] * 253)[before])
 
 
@@ -217,7 +223,7 @@ def test_label_suffix_in_any_case(folder):
         file = folder / "labels" / name
         file.with_suffix(".png").rename(file)
     spec = catalog.get_spec("folder", folder)
-    assert sources.find_pairs(spec, folder, "train")[1].label.name == "t1.Png"
+    assert pairs.find_pairs(spec, folder, "train")[1].label.name == "t1.Png"
     check(folder)
 
 
@@ -275,29 +281,28 @@ def test_two_images_of_one_name(folder):
 def test_channels(folder):
     refused(
         folder,
-        "t0.png: has 3 channels, but config.dataset.channels=5; set --config.dataset.channels=3",
+        "t0.png: has 3 channels, but config.dataset.channels=5; set config.dataset.channels=3",
         channels=5,
     )
 
 
 def test_evaluation_data_of_other_classes(folder):
-    config = make_config(root=str(folder))
-    config.eval.dataset, config.eval.root = "cityscapes", str(folder)
+    evaluation = dict(dataset="cityscapes", root=str(folder))
+    config = make_experiment(root=folder, evaluation=evaluation)
     with pytest.raises(
         DataError, match="'cityscapes' has 19 classes, number 0 is 'road'.* 3, number 0 is 'sky'"
     ) as error:
-        catalog.check(config)
+        check_experiment(config)
     assert error.value.field == "eval.root"
 
 
 def test_evaluation_data_with_classes_in_another_order(folder, tmp_path_factory):
     other = make_folder(tmp_path_factory.mktemp("other"))
-    config = make_config(root=str(folder))
-    config.eval.root = str(other)
-    catalog.check(config)
+    config = make_experiment(root=folder, evaluation=dict(root=str(other)))
+    check_experiment(config)
     (other / "classes.txt").write_text("car\nroad\nsky\n")
     with pytest.raises(DataError, match="number 0 is 'car'.* number 0 is 'sky'") as error:
-        catalog.check(config)
+        check_experiment(config)
     assert error.value.file == str(other / "classes.txt") and error.value.field == "eval.root"
 
 
@@ -332,13 +337,13 @@ def test_label_of_4_bits(folder):
     )
     (folder / "labels/val/v0.png").write_bytes(formats.PNG + png)
     np.testing.assert_array_equal(
-        pipeline.eval_samples(check(folder))[0]["label"], np.resize([0, 1, 2, 0], (20, 24))
+        eval_samples(check(folder))[0]["label"], np.resize([0, 1, 2, 0], (20, 24))
     )
 
 
 def test_raw_ids_and_label_formats(folder):
     """label_map.txt gives raw ids their classes; labels may be TIFF, BMP and NPY."""
-    before = [pipeline.eval_samples(make_config(root=str(folder)))[i]["label"] for i in range(2)]
+    before = [eval_samples(make_experiment(root=str(folder)))[i]["label"] for i in range(2)]
     raw = np.full(256, 9000, np.uint16)
     raw[:3], raw[255] = (255, 7, 1000), 3
     for file in list((folder / "labels").glob("*/*.png")):
@@ -351,7 +356,7 @@ def test_raw_ids_and_label_formats(folder):
     (folder / "label_map.txt").write_text(
         "# raw ids\n255 sky\n7 road # asphalt\n1000 car\n2-4 ignore\n"
     )
-    samples = pipeline.eval_samples(check(folder))
+    samples = eval_samples(check(folder))
     for index, label in enumerate(before):
         np.testing.assert_array_equal(samples[index]["label"], label)
     table = checks.format_label_map(samples.spec)
@@ -359,7 +364,7 @@ def test_raw_ids_and_label_formats(folder):
         text in table for text in ("255 -> 0 sky", "7 -> 1 road", "1000 -> 2 car", "2-4 -> ignored")
     )
     (folder / "label_map.txt").write_text("255 sky\n7 road\n2-4 ignore\n1000 van\n")
-    refused(folder, "label_map.txt: line 4: 'van' is no class of classes.txt")
+    refused(folder, "label_map.txt: line 4: 'van' is not a class of classes.txt")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n")
     refused(folder, "label_map.txt: no label value stands for class 'car'")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n1000 car\n")
@@ -403,7 +408,7 @@ def test_one_class_teaches_nothing(folder):
         write_png(file, np.eye(20, 24, dtype=np.uint8) * 255)
     refused(folder, "hold only 0 and 255", "label_map.txt beside classes.txt: `0 a` and `255 b`")
     (folder / "label_map.txt").write_text("0 a\n255 b\n")
-    assert set(np.unique(pipeline.eval_samples(check(folder))[0]["label"])) == {0, 1}
+    assert set(np.unique(eval_samples(check(folder))[0]["label"])) == {0, 1}
 
 
 def test_check_samples_limits_what_is_read(folder, monkeypatch, caplog):
@@ -423,6 +428,6 @@ def test_check_samples_limits_what_is_read(folder, monkeypatch, caplog):
 
 def test_the_loader_says_the_same(folder):
     write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
-    batches = pipeline.train_batches(make_config(root=str(folder), batch_size=8), devices=1)
+    batches = train_batches(make_experiment(root=str(folder), batch_size=8), devices=1)
     with pytest.raises(DataError, match="labels/train/t1.png: label value 9, 480 pixels"):
         next(batches)

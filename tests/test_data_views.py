@@ -6,7 +6,7 @@ import pytest
 from test_data_transforms import EXACT, noise
 
 from jaxseg.data.augment import transforms
-from jaxseg.data.augment.transforms import View
+from jaxseg.data.augment.transforms import CropWindow
 
 SIZES = [
     ((20, 31), size)
@@ -20,7 +20,9 @@ def views(size):
     shape = tuple(max(side * 2 // 3, 1) for side in size)
     down, right = (side - part for side, part in zip(size, shape))
     corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
-    return [View(size, corner, shape) for corner in corners] + [View(size, (0, 0), size)]
+    return [CropWindow(size, corner, shape) for corner in corners] + [
+        CropWindow(size, (0, 0), size)
+    ]
 
 
 def cut(array, view):
@@ -39,7 +41,7 @@ def test_label_of_a_view_is_exactly_resize_then_crop():
         whole = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
         for view in views(size):
             np.testing.assert_array_equal(
-                transforms.view_label(label, view), cut(whole, view), str((old, view))
+                transforms.extract_label(label, view), cut(whole, view), str((old, view))
             )
 
 
@@ -55,7 +57,7 @@ def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
             [cv2.resize(image[..., c].copy(), size[::-1]) for c in range(channels)], -1
         ).astype(np.float64)
         for view in views(size):
-            out = transforms.view_image(image, view)
+            out = transforms.extract_image(image, view)
             assert out.shape == (*view.shape, channels) and out.dtype == dtype
             errors.append(np.abs(out - cut(whole, view)).ravel())
     errors, top = np.concatenate(errors), 1.0 if dtype == np.float32 else np.iinfo(dtype).max
@@ -67,7 +69,7 @@ def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
 
 def test_a_view_at_scale_1_is_a_slice():
     image = noise((20, 31, 3))
-    out = transforms.view_image(image, View((20, 31), (3, 4), (10, 20)))
+    out = transforms.extract_image(image, CropWindow((20, 31), (3, 4), (10, 20)))
     assert np.shares_memory(out, image)
     np.testing.assert_array_equal(out, image[3:13, 4:24])
 
@@ -83,9 +85,12 @@ def test_a_view_asks_for_the_pixels_it_needs_only():
             asked.append([(side.start, side.stop) for side in box])
             return image[box]
 
-    for view in (View((200, 400), (60, 100), (40, 80)), View((100, 200), (60, 100), (40, 80))):
+    for view in (
+        CropWindow((200, 400), (60, 100), (40, 80)),
+        CropWindow((100, 200), (60, 100), (40, 80)),
+    ):
         np.testing.assert_array_equal(
-            transforms.view_image(Undecoded(), view), transforms.view_image(image, view)
+            transforms.extract_image(Undecoded(), view), transforms.extract_image(image, view)
         )
     (rows, columns), exact = asked
     assert (
@@ -100,13 +105,13 @@ def test_a_view_asks_for_the_pixels_it_needs_only():
 
 def test_a_view_of_many_channels_and_of_a_wide_image():
     image = noise((9, 12, 200))
-    out = transforms.view_image(image, View((18, 24), (5, 6), (8, 9)))
+    out = transforms.extract_image(image, CropWindow((18, 24), (5, 6), (8, 9)))
     np.testing.assert_array_equal(
         out[..., 150:151],
-        transforms.view_image(image[..., 150:151], View((18, 24), (5, 6), (8, 9))),
+        transforms.extract_image(image[..., 150:151], CropWindow((18, 24), (5, 6), (8, 9))),
     )
     wide = noise((2, 70000, 1))  # beyond OpenCV's short integers
-    out = transforms.view_image(wide, View((2, 140000), (0, 120000), (2, 1000)))
+    out = transforms.extract_image(wide, CropWindow((2, 140000), (0, 120000), (2, 1000)))
     assert (
         np.abs(
             out[..., 0].astype(int) - cv2.resize(wide[:, 59990:60510], (1040, 2))[:, 20:1020]
@@ -117,18 +122,18 @@ def test_a_view_of_many_channels_and_of_a_wide_image():
 
 def test_a_quarter_turn_is_exact():
     image, label = noise((5, 5, 3)), noise((5, 5))
-    view = View((5, 5), (0, 0), (5, 5), 90.0)
+    view = CropWindow((5, 5), (0, 0), (5, 5), 90.0)
     np.testing.assert_array_equal(
-        transforms.view_image(image, view), np.rot90(image)
+        transforms.extract_image(image, view), np.rot90(image)
     )  # counter-clockwise
-    np.testing.assert_array_equal(transforms.view_label(label, view), np.rot90(label))
+    np.testing.assert_array_equal(transforms.extract_label(label, view), np.rot90(label))
 
 
 def test_outside_of_the_image_is_0_and_255():
     image, label = np.full((2, 4, 1), 9, np.uint8), np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
-    view = View((2, 4), (0, 0), (2, 4), 90.0)  # the middle columns become rows
-    assert transforms.view_label(label, view).tolist() == [[255, 3, 7, 255], [255, 2, 6, 255]]
-    assert transforms.view_image(image, view)[..., 0].tolist() == [[0, 9, 9, 0]] * 2
+    view = CropWindow((2, 4), (0, 0), (2, 4), 90.0)  # the middle columns become rows
+    assert transforms.extract_label(label, view).tolist() == [[255, 3, 7, 255], [255, 2, 6, 255]]
+    assert transforms.extract_image(image, view)[..., 0].tolist() == [[0, 9, 9, 0]] * 2
 
 
 def test_a_turn_at_twice_the_size():
@@ -136,7 +141,9 @@ def test_a_turn_at_twice_the_size():
     image = cv2.GaussianBlur(noise((40, 50, 3)), (0, 0), 3)
     whole = cv2.resize(image, (100, 80)).astype(int)
     for angle in (-33.0, 10.0, 90.0):
-        out = transforms.view_image(image, View((80, 100), (20, 30), (41, 41), angle)).astype(int)
+        out = transforms.extract_image(
+            image, CropWindow((80, 100), (20, 30), (41, 41), angle)
+        ).astype(int)
         assert np.abs(out[20, 20] - whole[40, 50]).max() <= 1
         if angle == 90:  # 5 to the right of the middle is now 5 above it
             assert np.abs(out[15, 20] - whole[40, 55]).max() <= 1

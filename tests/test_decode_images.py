@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxseg.data.decode import ImageOptions, decode, decode_image, inspect_image
 from jaxseg.data.decode.images import turn
-from jaxseg.data.validate.statistics import image_statistics
+from jaxseg.data.statistics import image_statistics
 from jaxseg.data.values import check_finite, check_range
 from jaxseg.errors import DataError
 

@@ -1,12 +1,16 @@
 """Home folders, text in any encoding, and folders as their owners see them."""
 
+import logging
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from jaxseg import checkpoint, files
-from jaxseg.errors import DataError
+from jaxseg.errors import DataError, JaxsegError
 
 
 def touch(root, *names):
@@ -19,7 +23,7 @@ def names(root, found):
     return [str(path.relative_to(root)) for path in found]
 
 
-# --- Paths ------------------------------------------------------------------------------------------------------------
+# --- Paths ----------------------------------------------------------------------------------------
 
 
 def test_home_folders(monkeypatch):
@@ -40,7 +44,7 @@ def test_home_in_the_librarys_own_paths(tmp_path, monkeypatch):
     assert checkpoint.find_workdir("~/run/checkpoints/5") == (tmp_path / "run", "5")
 
 
-# --- Text -------------------------------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -61,13 +65,13 @@ def test_json(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-16")
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="a.json: is no JSON"):
+    with pytest.raises(DataError, match="a.json: is not JSON"):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(DataError, match="b.json: cannot be read"):
         files.read_json(tmp_path / "b.json")
 
 
-# --- Folders ----------------------------------------------------------------------------------------------------------
+# --- Folders --------------------------------------------------------------------------------------
 
 
 def test_what_systems_and_editors_leave_behind(tmp_path):
@@ -87,8 +91,16 @@ def test_what_systems_and_editors_leave_behind(tmp_path):
     tree = files.walk(tmp_path)
     assert names(tmp_path, tree.files) == ["a.png", "notes.txt", "sub/b.png"]
     assert set(names(tmp_path, tree.left_out)) == {
-        "#a.png#", ".DS_Store", "._a.png", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "a.png~", "lost+found", "sub/.git",
-    }  # fmt: skip
+        "#a.png#",
+        ".DS_Store",
+        "._a.png",
+        ".ipynb_checkpoints",
+        "@eaDir",
+        "__MACOSX",
+        "a.png~",
+        "lost+found",
+        "sub/.git",
+    }
     assert names(tmp_path, files.walk(tmp_path, nested=False).files) == ["a.png", "notes.txt"]
     assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == [
         "a.png",
@@ -139,3 +151,67 @@ def test_a_folder_that_cannot_be_listed(tmp_path):
     with pytest.raises(DataError) as caught:
         files.walk(tmp_path / "nowhere")
     assert caught.value.file == str(tmp_path / "nowhere")
+
+
+# --- Locks ----------------------------------------------------------------------------------------
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_only_one_thread_makes_a_file(tmp_path):
+    target, made, inside = tmp_path / "sub/a.txt", [], []
+
+    def make():
+        with files.locked(target):
+            inside.append(1)
+            assert len(inside) == 1
+            if not target.exists():
+                made.append(1)
+                with files.atomic_path(target) as part:
+                    part.write_text("x")
+            inside.pop()
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and not inside and os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_held_lock_is_waited_for_with_one_message(tmp_path, caplog):
+    target, order = tmp_path / "a.txt", []
+
+    def make():
+        with files.locked(target, waiting="waiting for a.txt"):
+            order.append("second")
+
+    caplog.set_level(logging.INFO, "jaxseg")
+    with files.locked(target, waiting="never logged"):
+        thread = threading.Thread(target=make)
+        thread.start()
+        while not caplog.messages:
+            thread.join(0.01)
+        with pytest.raises(JaxsegError) as caught, files.locked(target, wait=False):
+            pass
+        order.append("first")
+    thread.join()
+    assert caught.value.file == str(target)
+    assert order == ["first", "second"] and caplog.messages == ["waiting for a.txt"]
+    assert hidden(tmp_path) == [".a.txt.lock"]  # nothing was made: the next one locks the same file
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = f"from jaxseg import files; import os\nwith files.locked({str(tmp_path / 'a')!r}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    with files.locked(tmp_path / "a", wait=False):
+        assert hidden(tmp_path) == [".a.lock"]
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JaxsegError) as caught, files.locked(tmp_path / "file/a"):
+        pass
+    assert caught.value.file == str(tmp_path / "file/a")

@@ -17,37 +17,6 @@ def _random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-@pytest.mark.parametrize(
-    "stride, dilation, padding, size",
-    [(1, 1, 1, 17), (2, 1, 1, 18), (2, 1, 1, 17), (1, 2, 2, 15), (3, 1, 0, 17)],
-)
-@pytest.mark.parametrize("kernel_shape, groups", [((3, 3, 1, 6), 6), ((1, 1, 6, 4), 1)])
-def test_every_lowering_of_a_convolution_equals_xlas(
-    stride, dilation, padding, size, kernel_shape, groups
-):
-    x, kernel = _random(2, size, size + 1, 6), _random(*kernel_shape, seed=1)
-    padding = 0 if kernel_shape[0] == 1 else padding
-    arguments = dict(
-        stride=(stride,) * 2,
-        padding=((padding, padding),) * 2,
-        dilation=(dilation,) * 2,
-        groups=groups,
-    )
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, arguments["stride"], arguments["padding"], rhs_dilation=arguments["dilation"],
-            feature_group_count=groups, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-
-    expected, expected_vjp = jax.vjp(plain, x, kernel)
-    ours, our_vjp = jax.vjp(functools.partial(layers.convolve, **arguments), x, kernel)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
-    gradient = _random(*expected.shape, seed=2)
-    for a, b in zip(our_vjp(gradient), expected_vjp(gradient)):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-
-
 def test_same_padding_puts_the_odd_pixel_at_the_end():
     x = jnp.arange(4.0).reshape(1, 1, 4, 1)
     y = Conv(1, (1, 3), stride=2, padding="same").apply(

@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from helpers.data_helpers import make_config
+from helpers.data_helpers import check_experiment, eval_samples, make_experiment, train_batches
 
-from jaxseg.data import catalog, pipeline
 from jaxseg.data.sources import shapes
 from jaxseg.errors import DataError
 
@@ -74,9 +73,9 @@ def test_colour_does_not_tell_the_class():
 
 
 def test_written_once_and_read_back(small):
-    config = make_config("shapes", crop_size=(96, 96), batch_size=2)
-    catalog.check(config)
-    samples = pipeline.eval_samples(config)
+    config = make_experiment("shapes", crop_size=(96, 96), batch_size=2)
+    check_experiment(config)
+    samples = eval_samples(config)
     image, label = shapes.draw_scene("val", 2)
     np.testing.assert_array_equal(samples[2]["image"], image)
     np.testing.assert_array_equal(samples[2]["label"], label)
@@ -85,7 +84,7 @@ def test_written_once_and_read_back(small):
         and samples.shape(0) == (96, 96)
         and samples.spec.classes == shapes.CLASSES
     )
-    batches = pipeline.train_batches(config, devices=1)
+    batches = train_batches(config, devices=1)
     assert next(batches)["image"].shape == (1, 2, 96, 96, 3) and batches.names(0)[0].startswith(
         "shapes-train-"
     )
@@ -98,15 +97,15 @@ def test_written_once_and_read_back(small):
 
 def test_unknown_split(small):
     with pytest.raises(DataError, match="'shapes' has no split 'test'; it has train and val"):
-        pipeline.eval_samples(make_config("shapes"), "test")
+        eval_samples(make_experiment("shapes"), "test")
 
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from jaxseg.data import shapes
-from jaxseg.data.datasets import get_spec
-from jaxseg.data.records import open_records
+from jaxseg.data.catalog import get_spec
+from jaxseg.data.sources import shapes
+from jaxseg.data.sources.records import open_records
 shapes.SPLITS = {"train": 6, "val": 3}
 draw, pause = shapes.draw_scene, float(sys.argv[2])
 shapes.draw_scene = lambda *where: (time.sleep(pause), draw(*where))[1]
@@ -145,4 +144,4 @@ def test_killed_and_concurrent_starts_leave_a_whole_data_set(tmp_path):
     both = [start(tmp_path, 0.05) for _ in range(2)]
     for process in both:
         assert process.communicate(timeout=120)[0] is None and process.returncode == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["shapes", "shapes.lock"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shapes"]

@@ -1,4 +1,4 @@
-"""Weight files: genuine ones of torch.save (tests/data/state_dict, written by PyTorch 2.13), other formats, hostile ones."""
+"""Weight files: genuine ones (tests/data/state_dict, by PyTorch 2.13), other formats, hostile."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data" / "state_dict"
 
 @pytest.mark.parametrize("name", ["mmseg.pth", "legacy.pth"])
 def test_reads_genuine_files(name):
-    """Every dtype and stride, beside a history of a foreign class, NumPy scalars and an optimiser; both of PyTorch's formats."""
+    """Every dtype and stride, beside foreign classes, NumPy scalars and an optimiser."""
     found = read_state_dict(DATA / name)
     with np.load(DATA / "expected.npz") as expected:
         assert list(found) == expected.files
@@ -48,8 +48,10 @@ def test_moving_average_only_if_asked(tmp_path):
     assert list(plain) == list(average) == ["conv.weight", "bn.running_mean"]
     np.testing.assert_array_equal(average["conv.weight"], plain["conv.weight"] + 1)
     np.testing.assert_array_equal(average["bn.running_mean"], plain["bn.running_mean"])
-    with pytest.raises(WeightsError, match="wrapped.pth: it has no moving average"):
+    with pytest.raises(WeightsError) as error:
         read_state_dict(DATA / "wrapped.pth", ema=True)
+    assert error.value.file == str(DATA / "wrapped.pth")
+    assert "moving average" in error.value.problem
     both = dictionary(
         state_dict=dictionary(w=tensor(0)),
         state_dict_ema=dictionary(w=tensor(1)),
@@ -92,8 +94,7 @@ def test_safetensors_of_half_precision(tmp_path):
 )
 def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=name):
-        read_state_dict(tmp_path / name)
+    refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["mmseg.pth", "legacy.pth", "expected.npz"])
@@ -101,8 +102,7 @@ def test_truncated_files_are_named(tmp_path, name):
     whole = (DATA / name).read_bytes()
     for length in (len(whole) // 3, len(whole) - 40):
         (tmp_path / name).write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=name):
-            read_state_dict(tmp_path / name)
+        refusal(tmp_path / name)
 
 
 def refusal(path: Path) -> WeightsError:
@@ -117,11 +117,10 @@ def test_unknown_kinds_of_file(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     assert "folder" in refusal(tmp_path / "folder.pth").problem
     np.savez(tmp_path / "objects.npz", a=np.array([{}], object))
-    with pytest.raises(WeightsError, match="objects.npz"):
-        read_state_dict(tmp_path / "objects.npz")
+    refusal(tmp_path / "objects.npz")
 
 
-# --- Hostile pickles, in PyTorch's zip format: storage '0' holds 0, 1, 2, 3 -------------------------------------------
+# --- Hostile pickles, in PyTorch's zip format: storage '0' holds 0, 1, 2, 3 -----------------------
 
 
 def text(value: str) -> bytes:
@@ -176,7 +175,7 @@ def torch_zip(folder: Path, content: bytes, compression: int = zipfile.ZIP_STORE
 
 
 def test_nothing_is_executed(tmp_path):
-    """Calls, evaluated text, attribute chains and state: beside the weights they are ignored, as the weights they are refused."""
+    """Attacks are ignored beside the weights, and refused in place of them."""
     trap = tmp_path / "executed"
     code = f"open({str(trap)!r}, 'w')"
     attacks = [
@@ -241,14 +240,30 @@ def test_nothing_is_executed(tmp_path):
     ],
 )
 def test_malformed_tensors_are_refused(tmp_path, content):
-    with pytest.raises(WeightsError, match="bad.pth"):
-        read_state_dict(torch_zip(tmp_path, dictionary(state_dict=dictionary(w=content))))
+    refusal(torch_zip(tmp_path, dictionary(state_dict=dictionary(w=content))))
+
+
+@pytest.mark.parametrize("name", ["mmseg.pth", "legacy.pth"])
+def test_random_damage_is_read_or_refused(tmp_path, name):
+    """Whatever bytes change, reading gives arrays or a WeightsError that names the file."""
+    whole, rng = (DATA / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 9)):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            found = read_state_dict(tmp_path / name)
+        except WeightsError as error:
+            assert error.file == str(tmp_path / name)
+        else:
+            assert all(isinstance(value, np.ndarray) for value in found.values())
 
 
 def test_compressed_archives_are_refused(tmp_path):
     """A few kilobytes could otherwise become gigabytes."""
-    with pytest.raises(WeightsError, match="bad.pth: it is compressed"):
-        read_state_dict(torch_zip(tmp_path, dictionary(w=tensor()), zipfile.ZIP_DEFLATED))
+    path = torch_zip(tmp_path, dictionary(w=tensor()), zipfile.ZIP_DEFLATED)
+    assert "compressed" in refusal(path).problem
     archive = zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
     with archive, archive.open("w.npy", "w", force_zip64=True) as entry:
         for _ in range(17):
@@ -256,16 +271,29 @@ def test_compressed_archives_are_refused(tmp_path):
     assert "unpack to" in refusal(tmp_path / "bomb.npz").problem
 
 
-# --- What a file is, by its bytes -------------------------------------------------------------------------------------
+# --- What a file is, by its bytes -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content, what", [
-    (b"", "empty"), (bytes(4096), "zero bytes"), (b"\n<!DOCTYPE html><title>Quota exceeded", "HTML"), (b"<?xml version='1.0'?><Error>", "XML"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-LFS"), (b"\x1f\x8b\x08" + bytes(20), "gzip"),
-    (b"x" * 257 + b"ustar\x0000" + bytes(200), "tar"), (b"\x89HDF\r\n\x1a\n" + bytes(9), "HDF5"), (b"\x08\x07\x12\x07pytorch", "ONNX"),
-    (b'{"weight_map": {}}', "JSON"), (b"just some words", "just some words"), (b"\x93NUMPY\x01\x00v", "single NumPy array"),
-    (b"PK\x03\x04" + bytes(90), "cut short"), (struct.pack("<Q", 5000) + b'{"a":', "cut short"), (b"\x01\x02\xff\xfe", "01 02 ff fe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"", "empty"),
+        (bytes(4096), "zero bytes"),
+        (b"\n<!DOCTYPE html><title>Quota exceeded", "HTML"),
+        (b"<?xml version='1.0'?><Error>", "XML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-LFS"),
+        (b"\x1f\x8b\x08" + bytes(20), "gzip"),
+        (b"x" * 257 + b"ustar\x0000" + bytes(200), "tar"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(9), "HDF5"),
+        (b"\x08\x07\x12\x07pytorch", "ONNX"),
+        (b'{"weight_map": {}}', "JSON"),
+        (b"just some words", "just some words"),
+        (b"\x93NUMPY\x01\x00v", "single NumPy array"),
+        (b"PK\x03\x04" + bytes(90), "cut short"),
+        (struct.pack("<Q", 5000) + b'{"a":', "cut short"),
+        (b"\x01\x02\xff\xfe", "01 02 ff fe"),
+    ],
+)
 @pytest.mark.parametrize("name", ["x.pth", "x.npz", "x.anything"])
 def test_a_file_is_called_what_its_bytes_are(tmp_path, name, content, what):
     (tmp_path / name).write_bytes(content)
@@ -322,13 +350,25 @@ def test_weights_are_found_under_other_keys(tmp_path):
     )  # a dict that holds itself
 
 
-@pytest.mark.parametrize("content, what", [
-    (b"cmine\nNet\n)\x81", "whole model or another object (mine.Net)"), (b"]", "list"), (tensor(), "single tensor"),
-    (dictionary(epoch=number(3), model=b"cmine\nNet\n)\x81"), "'model' is a whole model"), (dictionary(epoch=number(3)), "no tensors"),
-    (dictionary(w=tensor(), s=b"ctorch._utils\n_rebuild_sparse_tensor\n)R"), "s is a sparse"),
-    (dictionary(state_dict=dictionary(w=b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n)R")), "w has no values"),
-    (dictionary(w=b"ctorch.storage\n_load_from_bytes\n)R"), "pickle.dump"), (b"K\x01\x85" + b"<", "damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"cmine\nNet\n)\x81", "whole model or another object (mine.Net)"),
+        (b"]", "list"),
+        (tensor(), "single tensor"),
+        (dictionary(epoch=number(3), model=b"cmine\nNet\n)\x81"), "'model' is a whole model"),
+        (dictionary(epoch=number(3)), "no tensors"),
+        (dictionary(w=tensor(), s=b"ctorch._utils\n_rebuild_sparse_tensor\n)R"), "s is a sparse"),
+        (
+            dictionary(
+                state_dict=dictionary(w=b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n)R")
+            ),
+            "w has no values",
+        ),
+        (dictionary(w=b"ctorch.storage\n_load_from_bytes\n)R"), "pickle.dump"),
+        (b"K\x01\x85" + b"<", "damaged"),
+    ],
+)
 def test_what_holds_no_weights_is_described(tmp_path, content, what):
     assert what in refusal(torch_zip(tmp_path, content)).problem
 

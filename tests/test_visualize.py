@@ -1,6 +1,7 @@
 """Pictures: sizes, colours, and label files that hold the ids."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -48,6 +49,17 @@ def test_image_of_another_size_is_resized_to_the_mask():
     assert visualize.overlay(image, mask, PALETTE, CLASSES).shape[1] == 600
 
 
+def test_any_image_becomes_a_picture():
+    image = np.random.default_rng(0).integers(0, 60000, (9, 8, 5)).astype(np.uint16)
+    rgb = visualize.to_rgb(image)
+    assert rgb.shape == (9, 8, 3) and rgb.dtype == np.uint8
+    assert rgb.min() == 0 and rgb.max() == 255
+    grey = visualize.to_rgb(image[..., :2].astype(np.float32))
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    same = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    np.testing.assert_array_equal(visualize.to_rgb(same), same)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (1024, 2048)])
 def test_panel_has_three_columns(size):
     image, mask = scene(*size)
@@ -84,7 +96,7 @@ def test_nothing_but_ignored_pixels():
     assert visualize.overlay(image, np.full_like(mask, 255), PALETTE, CLASSES).ndim == 3
 
 
-# --- Names in any script ----------------------------------------------------------------------------------------------
+# --- Names in any script --------------------------------------------------------------------------
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 NAMES = {
@@ -187,13 +199,15 @@ def test_system_fonts_are_found(monkeypatch, tmp_path):
     assert fonts._system_fonts.__wrapped__() == (str(tmp_path / "Some.ttf"),)
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "file").write_text("")
-    for write in (lambda path: visualize.save_label_png(path / "a.png", np.zeros((2, 2), int), PALETTE),
-                  lambda path: visualize.save_picture(path, "a", np.zeros((2, 2, 3), np.uint8))):  # fmt: skip
+    for write in (
+        lambda path: visualize.save_label_png(path / "a.png", np.zeros((2, 2), int), PALETTE),
+        lambda path: visualize.save_picture(path, "a", np.zeros((2, 2, 3), np.uint8)),
+    ):
         with pytest.raises(JaxsegError) as error:
             write(tmp_path / "file")
         assert error.value.file == str(tmp_path / "file/a.png")
@@ -202,3 +216,16 @@ def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
 def test_a_long_name_is_written(tmp_path):
     path = visualize.save_picture(tmp_path, "n" * 250, np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_matplotlib_other_names_are_numbers(monkeypatch, caplog):
+    """It is an optional dependency."""
+    for cached in (fonts._default_letters, fonts._find_font, fonts._log_missing):
+        cached.cache_clear()
+    for name in ("matplotlib", "matplotlib.ft2font"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for _ in range(2):
+        np.testing.assert_array_equal(strip("дорога"), strip("class 0"))
+    assert (strip("road") != strip("class 0")).any()
+    assert len(caplog.records) == 1 and "matplotlib" in caplog.text
+    fonts._log_missing.cache_clear()

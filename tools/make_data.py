@@ -2,8 +2,8 @@
 
     python tools/make_data.py --output=data [--copy=FOLDER]
 
-Everything is drawn from a fixed seed. --copy: a `folder` data set of class-number labels, of which data/colours becomes a copy whose
-labels are RGB (the palette is the classes' default one).
+Everything is drawn from a fixed seed. --copy: a `folder` data set of class-number labels, of which
+data/colours becomes a copy whose labels are RGB (the palette is the classes' default one).
 """
 
 import argparse
@@ -16,7 +16,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from jaxseg.data.catalog import default_palette, get_spec
+from jaxseg.data.catalog import get_spec
+from jaxseg.data.folder_spec import default_palette
 
 COUNTS = {"vessels": {"train": 12, "val": 4}, "fields": {"train": 24, "val": 6}}
 # Reflectances in five bands of soil, crop, water and building.

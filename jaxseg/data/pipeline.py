@@ -1,53 +1,67 @@
 """Batches for training and samples for evaluation.
 
-Sample i of global batch k is a function of (seed, k, i) and of nothing else, so neither the number of devices,
-processes and workers nor where a run was resumed changes what the model sees. The position is the next batch's number.
+Sample i of global batch k is a function of (seed, k, i) and of nothing else: neither the number of
+devices, processes and workers nor the step at which a run was resumed changes what the model sees.
+The position of an iterator is the number of its next batch.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import logging
-import multiprocessing
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
+import grain
 import numpy as np
-from ml_collections import ConfigDict
+from absl import flags
 
-from jaxseg.config.defaults import CONCAT
-from jaxseg.data import label_counts as histogram
+from jaxseg.config.schema import ConcatConfig, DatasetConfig, EvalConfig
+from jaxseg.data import label_counts
 from jaxseg.data.augment.transforms import Augment, rescaled_size, resize_image, scaled_views
 from jaxseg.data.catalog import get_spec
-from jaxseg.data.class_order import config_spec, match_classes
-from jaxseg.data.decode.tiff import silence_nodata
-from jaxseg.data.sources import Joined, Source, open_source
-from jaxseg.data.spec import DatasetSpec
+from jaxseg.data.class_order import match_classes
+from jaxseg.data.process import start_worker
+from jaxseg.data.sources import ConcatSource, Source, open_source
+from jaxseg.data.spec import DatasetRef, DatasetSpec
 from jaxseg.data.values import check_finite
 from jaxseg.errors import DataError
 
 log = logging.getLogger(__name__)
 
-THREADS = min(
-    max(os.cpu_count() or 1, 2), 16
-)  # that read ahead where num_workers is 0; each makes whole batches
+# Threads that read ahead where num_workers is 0; each makes whole batches.
+THREADS = min(max(os.cpu_count() or 1, 2), 16)
+BUFFER = THREADS + 2  # batches that are ready or being made
 ENDLESS = 2**40  # samples
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-AHEAD = THREADS + 2  # batches ready or being made
 
 
-# --- Training ---------------------------------------------------------------------------------------------------------
+# --- Training ---
 
 
 class TrainBatches:
-    """Iterator of {image [D, B, H, W, C] uint8, label [D, B, H, W] uint8, size [D, B, 2] int32}: `train_batches`."""
+    """Iterator of training batches; see `train_batches`.
 
-    def __init__(self, order: Any, batches: Any, files: Sequence[str], start: int):
-        self._order, self._batches, self._files = order, batches, files
+    Attributes:
+        position: Number of the next batch.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[Any],
+        open_batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+        files: Sequence[str],
+        start: int,
+    ):
+        """Create the iterator.
+
+        Args:
+            order: The sample indices of every global batch.
+            open_batches: Returns an iterator of the batches from `start` on.
+            files: Image file of every sample.
+            start: Number of the first batch.
+        """
+        self._order, self._open_batches, self._files = order, open_batches, files
         self._iterator: Any = None
         self.position = start
 
@@ -56,17 +70,17 @@ class TrainBatches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            self._iterator = iter(self._batches)
+            self._iterator = self._open_batches()
         batch = next(self._iterator)
         self.position += 1
         return batch
 
     def indices(self, k: int) -> list[int]:
-        """The numbers of the training source's samples in global batch k."""
+        """Return the indices, in the training source, of the samples of global batch k."""
         return [int(index) for index in self._order[k]]
 
     def names(self, k: int) -> list[str]:
-        """The image files (of `shapes` the records) of global batch k, in order, of all devices and processes."""
+        """Return the image files (of records their names) of global batch k, of all processes."""
         return [self._files[index] for index in self.indices(k)]
 
     def close(self) -> None:
@@ -76,47 +90,41 @@ class TrainBatches:
         self._iterator = None
 
 
-class LoadRows:
-    """(number of a global batch, its record numbers) -> the rows [first, first + devices * B) as arrays [D, B, ...]."""
+@dataclasses.dataclass(frozen=True)
+class BatchLoader:
+    """Makes this process's rows of a global batch. Can be pickled, as worker processes receive it.
 
-    def __init__(
-        self,
-        source: Source,
-        augment: Augment,
-        *,
-        channels: int,
-        dtype: str,
-        seed: int,
-        first: int,
-        devices: int,
-        rows: int,
-    ):
-        self.source, self.augment, self.channels, self.dtype, self.seed = (
-            source,
-            augment,
-            channels,
-            dtype,
-            seed,
-        )
-        self.first, self.devices, self.rows = first, devices, rows
+    Attributes:
+        source: The training samples.
+        augment: Augmentation.
+        channels: C of the images.
+        dtype: Data type of the images.
+        seed: Seed of the run.
+        first: First row of a global batch that belongs to this process.
+        rows: Number of its rows, devices times B.
+        devices: Number of its devices D.
+    """
+
+    source: Source
+    augment: Augment
+    channels: int
+    dtype: str
+    seed: int
+    first: int
+    rows: int
+    devices: int
 
     def __call__(self, k: int, order: np.ndarray) -> dict[str, np.ndarray]:
-        cv2.setNumThreads(
-            1
-        )  # batches are made side by side already; OpenCV's own threads would only fight for the cores
-        _keep_memory()
-        _start_worker()
+        """Return global batch k, whose sample indices are `order`, as arrays [D, B, ...]."""
         height, width = self.augment.crop_size
         batch = {
             "image": np.empty((self.rows, height, width, self.channels), self.dtype),
-            "label": np.empty(
-                (self.rows, height, width), np.uint8
-            ),  # a quarter of the traffic of int32
+            "label": np.empty((self.rows, height, width), np.uint8),  # a quarter of int32's traffic
             "size": np.empty((self.rows, 2), np.int32),
         }
         for row in range(self.rows):
             rng = np.random.default_rng((self.seed, k, self.first + row))
-            image, label = read(self.source, int(order[self.first + row]), self.dtype)
+            image, label = read_pair(self.source, int(order[self.first + row]), self.dtype)
             draw = functools.partial(self._draw, rng)
             batch["image"][row], batch["label"][row], batch["size"][row] = self.augment(
                 rng, image, label, draw
@@ -126,11 +134,16 @@ class LoadRows:
         }
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return read(self.source, int(rng.integers(len(self.source))), self.dtype)
+        """Return a random sample."""
+        return read_pair(self.source, int(rng.integers(len(self.source))), self.dtype)
 
 
-def read(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """(image, label) of a source; DataError if the image is of another dtype."""
+def read_pair(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read image and label of a source.
+
+    Raises:
+        DataError: They cannot be read, or the image is not finite or of another dtype.
+    """
     image, label = source.read(index)
     check_dtype(image.dtype.name, dtype, source.files[index])
     check_finite(image, source.files[index])
@@ -138,206 +151,244 @@ def read(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray
 
 
 def check_dtype(dtype: str, expected: str, file: str) -> None:
-    """DataError unless an image has the dtype of the data set."""
+    """Raise DataError unless an image has the dtype of the data set."""
     if dtype != expected:
         raise DataError(
-            f"{file}: an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set it, because the first image is): "
-            "save all images of a data set alike."
+            f"{file}: an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set "
+            "it, because the first image is): save all images of a data set alike."
         )
 
 
 def train_batches(
-    config: ConfigDict,
+    dataset: DatasetConfig,
+    spec: DatasetSpec,
     *,
+    batch_size: int,
+    seed: int,
     devices: int,
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
-    """Endless augmented batches from number `start` on, in an order that differs every epoch.
+    """Return endless augmented batches, in an order that differs every epoch.
 
-    devices: of this process. It gets the rows [p, p + 1) * config.batch_size / process_count of every global batch, and
-    reads no others. Raises DataError if the data is missing or the batch does not divide.
+    Args:
+        dataset: The data, and how they are augmented.
+        spec: The spec of `dataset` (`catalog.load_spec`).
+        batch_size: Global batch size.
+        seed: Seed of order and augmentation.
+        devices: Number of devices D of this process.
+        start: Number of the first batch.
+        process_index: Number of this process. It reads rows [p, p + 1) * batch_size / process_count
+            of every global batch, and no others.
+        process_count: Number of processes.
+
+    Returns:
+        Iterator of {"image": uint8, uint16 or float32 [D, B, H, W, C] (`dataset.dtype`), "label":
+        uint8 [D, B, H, W], "size": int32 [D, B, 2], (height, width) before padding}.
+
+    Raises:
+        DataError: The data are missing, or the batch size does not divide.
     """
-    import grain
-
     parts = devices * process_count
-    if config.batch_size < 1 or config.batch_size % parts:
+    if batch_size < 1 or batch_size % parts:
         raise DataError(
-            f"config.batch_size={config.batch_size} is global and must divide among {parts} devices."
+            f"config.batch_size={batch_size} is global and must divide among {parts} devices.",
+            field="batch_size",
         )
-    data, rows = config.dataset, config.batch_size // process_count
-    source = train_source(data)
-    augment = Augment(
-        **{field.name: _plain(data[field.name]) for field in dataclasses.fields(Augment)}
-    )
-    load = LoadRows(
+    rows = batch_size // process_count
+    source = train_source(dataset, spec)
+    names = [field.name for field in dataclasses.fields(Augment)]
+    loader = BatchLoader(
         source,
-        augment,
-        channels=data.channels,
-        dtype=data.dtype,
-        seed=config.seed,
+        Augment(**{name: getattr(dataset, name) for name in names}),
+        channels=dataset.channels,
+        dtype=dataset.dtype,
+        seed=seed,
         first=process_index * rows,
-        devices=devices,
         rows=rows,
+        devices=devices,
     )
-    indices = sample_indices(source, data.class_balance)
+    indices = sample_indices(source, dataset.class_balance)
     epochs = ENDLESS // len(indices) + 1  # Grain's own endlessness overflows with batches of one
-    order = (
-        grain.MapDataset.source(indices)
-        .seed(config.seed)
-        .shuffle()
-        .repeat(epochs)
-        .batch(config.batch_size)
-    )
-    batches = order.map_with_index(load)[start:]
-    if data.num_workers:
-        _parse_flags()
-        options = grain.MultiprocessingOptions(
-            num_workers=data.num_workers, per_worker_buffer_size=2
-        )
-        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        iterable = batches.to_iter_dataset(reading).mp_prefetch(options)
-    else:
-        iterable = batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-        )
-    return TrainBatches(order, iterable, source.files, start)
+    order = grain.MapDataset.source(indices).seed(seed).shuffle().repeat(epochs).batch(batch_size)
+    batches = order.map_with_index(loader)[start:]
+    open_batches = functools.partial(_open_batches, batches, dataset.num_workers)
+    return TrainBatches(order, open_batches, source.files, start)
 
 
-@functools.cache
-def _keep_memory() -> None:
-    """Let glibc keep freed memory: getting each image's megabytes from the system anew took a tenth of the loading time."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it accepts
-        library.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)
+def _open_batches(batches: grain.MapDataset, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Return an iterator that reads ahead, in worker processes, or in threads if there are none."""
+    if not num_workers:
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BUFFER)
+        return iter(batches.to_iter_dataset(options))
+    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    dataset = batches.to_iter_dataset(options).mp_prefetch(workers, worker_init_fn=start_worker)
+    return _WorkerIterator(dataset)
 
 
-@functools.cache
-def _start_worker() -> None:
-    """In a worker process: log like the scripts do, and end when the training process does, however it ends; a killed one
-    cannot stop its workers."""
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-        logging.getLogger("tifffile").addFilter(silence_nodata)
+class _WorkerIterator:
+    """Iterator of a Grain data set whose worker processes are started by the first `next`.
 
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Sequence) else value
-
-
-def train_source(data: ConfigDict) -> Source:
-    """The training samples: config.dataset's train_split, then those of its `concat`, each as often as its `repeat` says.
-
-    Raises DataError if a data set of `concat` has other classes.
+    Grain reads absl's flags when it starts them. Where nobody has parsed the flags (a notebook, a
+    test) they count as parsed for that moment only, so that the program can still parse them later.
     """
-    main = open_source(
-        config_spec(data), data.root, data.train_split, channels=data.channels, source=data.source
-    )
+
+    def __init__(self, dataset: grain.IterDataset):
+        self._dataset = dataset
+        self._iterator: Any = None
+
+    def __iter__(self) -> "_WorkerIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is not None:
+            return next(self._iterator)
+        with _parsed_flags():
+            self._iterator = iter(self._dataset)
+            return next(self._iterator)
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        if self._iterator is not None:
+            self._iterator.close()
+
+
+@contextlib.contextmanager
+def _parsed_flags() -> Iterator[None]:
+    """Let absl's flags have their defaults in this block, if they are not parsed."""
+    if flags.FLAGS.is_parsed():
+        yield
+        return
+    absl_log = logging.getLogger("absl")  # whose level follows a flag
+    level = absl_log.level
+    flags.FLAGS.mark_as_parsed()
+    try:
+        yield
+    finally:
+        flags.FLAGS.unparse_flags()
+        absl_log.setLevel(level)
+
+
+def train_source(dataset: DatasetConfig, spec: DatasetSpec) -> Source:
+    """Open the training samples: `train_split`, then each data set of `concat` `repeat` times.
+
+    Args:
+        dataset: The data sets, and how their images are read.
+        spec: The spec of `dataset` (`catalog.load_spec`).
+
+    Raises:
+        DataError: Data are missing, or a data set of `concat` has other classes.
+    """
+    main = _open_split(spec, dataset, dataset, dataset.train_split)
     sources, places = [main], [(0, index) for index in range(len(main))]
-    for key, part in joined_sets(data).items():
-        spec = joined_spec(key, part, data, main.spec.classes)
-        sources.append(
-            open_source(
-                spec, part.root, part.train_split, channels=data.channels, source=part.source
-            )
-        )
-        places += [(len(sources) - 1, index) for index in range(len(sources[-1]))] * part.repeat
-    return Joined(sources, places) if len(sources) > 1 else main
+    for label, entry in dataset.concat.items():
+        split = entry.train_split or dataset.train_split
+        added = _open_split(concat_spec(label, entry, dataset, spec), entry, dataset, split)
+        places += [(len(sources), index) for index in range(len(added))] * entry.repeat
+        sources.append(added)
+    return ConcatSource(sources, places) if len(sources) > 1 else main
 
 
-def joined_sets(data: ConfigDict) -> dict[str, ConfigDict]:
-    """The entries of config.dataset.concat, complete."""
+def _open_split(
+    spec: DatasetSpec,
+    ref: DatasetConfig | ConcatConfig | DatasetRef,
+    dataset: DatasetConfig,
+    split: str,
+) -> Source:
+    """Open a split of the data set at `ref`, its images read as `dataset` says."""
+    return open_source(spec, ref.root, split, source=ref.source, **image_options(dataset))
+
+
+def concat_spec(
+    label: str, entry: ConcatConfig, dataset: DatasetConfig, spec: DatasetSpec
+) -> DatasetSpec:
+    """Return the spec of the entry `label` of `dataset.concat`, with the classes of `spec`.
+
+    Raises:
+        DataError: It has other classes.
+    """
+    field = f"dataset.concat.{label}"
+    own = get_spec(entry.name, entry.root, entry.source)
+    return match_classes(own, spec.classes, dataset.match_classes, field, entry.root)
+
+
+def image_options(dataset: DatasetConfig) -> dict[str, Any]:
+    """Return the options of `open_source` and `ImageOptions` that `dataset` gives.
+
+    Missing data become the mean, which is 0 once normalised.
+    """
     return {
-        key: ConfigDict(CONCAT | dict(train_split=data.train_split) | part.to_dict())
-        for key, part in data.concat.items()
+        "channels": dataset.channels,
+        "nodata": dataset.nodata,
+        "max_pixels": dataset.max_pixels,
+        "fill": dataset.image_mean,
     }
 
 
-def joined_spec(
-    key: str, part: ConfigDict, data: ConfigDict, classes: Sequence[str]
-) -> DatasetSpec:
-    """The spec of an entry of config.dataset.concat, with the run's `classes`. Raises DataError if it has others."""
-    spec = get_spec(part.name, part.root, part.source)
-    return match_classes(
-        spec, classes, data.get("match_classes", "order"), f"dataset.concat.{key}", part.root
-    )
+def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
+    """Return the sample indices of one epoch, with repeat-factor sampling if `class_balance` > 0.
 
-
-def open_named(part: ConfigDict, data: ConfigDict, split: str) -> Source:
-    """A split of the data set that `part` names (name, root, source), its images read as config.dataset says."""
-    return open_source(
-        get_spec(part.name, part.root, part.source),
-        part.root,
-        split,
-        source=part.source,
-        **image_options(data),
-    )
-
-
-def image_options(data: ConfigDict) -> dict[str, Any]:
-    """What config.dataset says about reading images, as `open_source` takes it; missing data become the mean, 0 for the network."""
-    return dict(
-        channels=data.channels, nodata=data.nodata, max_pixels=data.max_pixels, fill=data.image_mean
-    )
-
-
-def sample_indices(source: Source, class_balance: float) -> range | list[int]:
-    """The numbers of an epoch's samples: each once, or, with a threshold, as often as its rarest class asks for.
-
-    Repeat-factor sampling (arXiv:1908.03195); reads every label once, the counts are cached.
+    Repeat-factor sampling (arXiv:1908.03195) repeats images with classes that a smaller share of
+    the images than `class_balance` shows. It reads every label once; the counts are cached.
     """
     if not class_balance:
         return range(len(source))
-    factors = histogram.repeat_factors(
-        histogram.count_labels(source, source.spec.num_classes, progress=True)[:, :-1],
+    counts = label_counts.count_labels(source, source.spec.num_classes, progress=True)
+    factors = label_counts.repeat_factors(counts[:, :-1], class_balance)
+    log.info(
+        "config.dataset.class_balance=%g: %d of %d images are shown more than once an epoch, up to "
+        "%d times",
         class_balance,
+        (factors > 1).sum(),
+        len(factors),
+        factors.max(),
     )
-    log.info("config.dataset.class_balance=%g: %d of %d images are shown more than once an epoch, up to %d times", class_balance,
-             (factors > 1).sum(), len(factors), factors.max())  # fmt: skip
     return np.repeat(np.arange(len(source)), factors).tolist()
 
 
-def _parse_flags() -> None:
-    """Grain's workers read absl's flags, which are unparsed where the caller is no absl app (a notebook, a test)."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-# --- Evaluation -------------------------------------------------------------------------------------------------------
+# --- Evaluation ---
 
 
 class EvalSamples(Sequence):
-    """Random access to {image [h, w, C], label [H, W] int32, name, views}, read when asked for; see `eval_samples`."""
+    """Random access to the samples of a split, which are read when asked for; see `eval_samples`.
+
+    Attributes:
+        spec: The data set, its classes in the order of the run.
+        names: Name of each sample, without folders where names stay unique.
+    """
 
     def __init__(
         self, source: Source, resize: Sequence[int], dtype: str, scales: Sequence[float] = (1.0,)
     ):
-        self._source, self.spec, self._resize, self._dtype = (
-            source,
-            source.spec,
-            tuple(resize),
-            dtype,
-        )
-        self._scales = tuple(scales)
+        """Create the samples of `source`.
+
+        Args:
+            source: Images and labels.
+            resize: (long, short) side in pixels, (0, 0) for the image's own size.
+            dtype: Data type that the images must have.
+            scales: Ratios of the "views".
+        """
+        self.spec = source.spec
+        self._source, self._dtype = source, dtype
+        self._resize, self._scales = tuple(resize), tuple(scales)
         short = [name.rsplit("/", 1)[-1] for name in source.names]
         self.names = short if len(set(short)) == len(short) else list(source.names)
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        image, label = read(self._source, index % len(self), self._dtype)
-        # Of the image as it is read, so that no scale is resized twice.
+        image, label = read_pair(self._source, index % len(self), self._dtype)
+        # From the image as it is read, so that no scale is resized twice.
         views = scaled_views(image, self._resize, self._scales)
-        resized = (
-            views[self._scales.index(1)] if 1 in self._scales else resize_image(image, self._resize)
-        )
+        if 1 in self._scales:
+            resized = views[self._scales.index(1)]
+        else:
+            resized = resize_image(image, self._resize)
         return {
             "image": resized,
             "label": label.astype(np.int32),
@@ -346,43 +397,62 @@ class EvalSamples(Sequence):
         }
 
     def shape(self, index: int) -> tuple[int, int]:
-        """(h, w) of the resized image, from the file's header."""
+        """Return (h, w) of the resized image, from the file's header."""
         return rescaled_size(self._source.header(index).size, self._resize)
 
 
-def eval_samples(config: ConfigDict, split: str | None = None) -> EvalSamples:
-    """The samples that config.eval names (else config.dataset's), by default of config.dataset.val_split.
+def eval_samples(
+    dataset: DatasetConfig,
+    evaluation: EvalConfig,
+    spec: DatasetSpec | None = None,
+    split: str | None = None,
+) -> EvalSamples:
+    """Return the samples to evaluate on.
 
-    Images are resized to config.eval.resize, ratio kept, bilinear, and "views" are images of config.eval.scales times that;
-    labels keep their size. Raises DataError.
+    Each is {"image": [h, w, C] resized bilinearly to `evaluation.resize`, ratio kept, "label":
+    int32 [H, W] at its own size, "name": str, "views": one image for each of `evaluation.scales`}.
+
+    Args:
+        dataset: The training data, whose `val_split` is read, and how images are read.
+        evaluation: Another data set, if any, and the sizes.
+        spec: The spec of `dataset`; see `eval_dataset`.
+        split: Another split.
+
+    Raises:
+        DataError: Data are missing, or of other classes.
     """
-    part, spec = evaluated(config)
-    source = open_source(
-        spec,
-        part.root,
-        split or config.dataset.val_split,
-        source=part.source,
-        **image_options(config.dataset),
-    )
-    return EvalSamples(source, config.eval.resize, config.dataset.dtype, config.eval.scales)
+    ref, own = eval_dataset(dataset, evaluation, spec)
+    source = _open_split(own, ref, dataset, split or dataset.val_split)
+    return EvalSamples(source, evaluation.resize, dataset.dtype, evaluation.scales)
 
 
-def evaluated(config: ConfigDict) -> tuple[ConfigDict, DatasetSpec]:
-    """(name, root and source, spec in the run's order) of the data set to evaluate on. Raises DataError for other classes."""
-    data, run = config.dataset, config.eval
-    other = run.dataset not in ("", data.name)
-    part = ConfigDict(
-        dict(
-            name=run.dataset if other else data.name,
-            root=run.root or ("" if other else data.root),
-            source=run.source or ("files" if other else data.source),
-        )
-    )
-    spec = get_spec(part.name, part.root, part.source)
-    named = next((f"eval.{key}" for key in ("root", "dataset", "source") if run[key]), "")
-    classes = data.get("classes", ()) or (
-        get_spec(data.name, data.root, data.source).classes if named else ()
-    )
-    return part, match_classes(
-        spec, classes, data.get("match_classes", "order"), named or "dataset.root", part.root
-    )
+def eval_dataset(
+    dataset: DatasetConfig, evaluation: EvalConfig, spec: DatasetSpec | None = None
+) -> tuple[DatasetRef, DatasetSpec]:
+    """Return the data set to evaluate on, and its spec with the classes in the order of the run.
+
+    Args:
+        dataset: The training data.
+        evaluation: Names another data set, or "" for the same.
+        spec: The spec of `dataset` (`catalog.load_spec`). Without it the classes are
+            `dataset.classes`, and the training data need not exist.
+
+    Raises:
+        DataError: The data set cannot be read, or has other classes.
+    """
+    trained = DatasetRef(dataset.name, dataset.root, dataset.source)
+    ref = trained
+    if evaluation.dataset not in ("", dataset.name):
+        ref = DatasetRef(evaluation.dataset, evaluation.root, evaluation.source or "files")
+    elif evaluation.root or evaluation.source:
+        root, source = evaluation.root or dataset.root, evaluation.source or dataset.source
+        ref = DatasetRef(dataset.name, root, source)
+    if spec is not None and ref == trained:
+        return ref, spec
+    given = [f"eval.{key}" for key in ("root", "dataset", "source") if getattr(evaluation, key)]
+    classes = spec.classes if spec is not None else dataset.classes
+    if given and not classes:
+        classes = get_spec(dataset.name, dataset.root, dataset.source).classes
+    own = get_spec(ref.name, ref.root, ref.source)
+    field = given[0] if given else "dataset.root"
+    return ref, match_classes(own, classes, dataset.match_classes, field, ref.root)

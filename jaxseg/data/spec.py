@@ -1,22 +1,47 @@
-"""What a data set is: its classes, palette, label map and the layout of its files."""
+"""Descriptions of data sets: classes, palette, label map and the layout of the files.
+
+Plain frozen dataclasses that need no other module of `jaxseg.data`, so every other package may
+import this one.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxseg.config.defaults import IMAGENET
 from jaxseg.constants import IGNORE
 
+LabelRange = tuple[int, int, int]  # first and last label value, and their class or 255
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetRef:
+    """Where a data set is found: the arguments of `catalog.get_spec`.
+
+    Attributes:
+        name: `folder`, `shapes` or a built-in data set.
+        root: Folder of the data set; "" for `shapes`.
+        source: "files", or "tfds" for a prepared data set.
+    """
+
+    name: str
+    root: str = ""
+    source: str = "files"
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where image/label pairs lie below a root.
+    """Where the image and label files of a data set are, relative to its root.
 
-    images: pattern with {split} and {stem}; a suffix `.*` stands for every image format. labels: (pattern, label map)
-    in order of preference, the first that exists counts. listing: a file with one stem a line, '' to take all files.
-    splits: (our name, the folders or listings it is made of); other names stand for themselves.
-    nested: {stem} may hold folders.
+    Attributes:
+        images: Pattern with {split} and {stem}; the suffix `.*` stands for every image format.
+        labels: (pattern, name of the label map) in order of preference; the first that exists is
+            read.
+        listing: Pattern of a file with one stem a line; "" to take every file.
+        splits: (our name, the data set's folders or listings); a split that is not here keeps its
+            name.
+        nested: Whether {stem} may contain folders.
     """
 
     images: str
@@ -26,11 +51,11 @@ class Layout:
     nested: bool = False
 
     def parts(self, split: str) -> tuple[str, ...]:
-        """The data set's own names for `split`."""
+        """Return the data set's own names for `split`."""
         return dict(self.splits).get(split, (split,))
 
-    def lies_in(self, root: Path) -> bool:
-        """Whether the folder of a training or validation split's images is there."""
+    def exists_in(self, root: Path) -> bool:
+        """Return whether `root` contains the images of the training or validation split."""
         folders = (
             self.images.split("{stem}")[0].replace("{split}", part)
             for split in ("train", "val")
@@ -41,13 +66,26 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set: classes, RGB palette, label map of its official label files, and image statistics (RGB, 0..255).
+    """A data set: its classes, colours, label map and image statistics.
 
-    An id that is not in the label map is an error, 255 excepted, which is always ignored. `colors`: RGB of each class
-    in colour labels, () if such labels cannot be read; `ignored_colors`: those that mean 255. official_ids: what stands for each class
-    in files for the data set's benchmark, () for the class numbers themselves. label_ranges: (first, last, class or 255) of long ranges
-    of ids, both ends within, ascending and without ids in common with each other or with `label_map`. explicit_map: whether somebody
-    wrote down what the ids stand for, as in label_map.txt, rather than the order of the classes saying it.
+    Attributes:
+        name: `folder`, `shapes` or a built-in data set.
+        classes: Class names; class k has index k.
+        palette: RGB of each class, 0..255, for pictures.
+        label_map: Raw label value to class index or 255. A value that is missing here is an error,
+            except 255, which is always ignored.
+        layout: Where the files are; None if the data are records.
+        ignore_index: Label of pixels that count nowhere.
+        image_mean: Mean of each channel, in the images' own units (0..255 for 8-bit RGB).
+        image_std: Standard deviation of each channel.
+        colors: RGB of each class in colour labels, () if colour labels cannot be read.
+        ignored_colors: RGB in colour labels that stands for 255.
+        submission_ids: Value of each class in files for the data set's benchmark server, () for the
+            class index.
+        label_ranges: (first, last, class or 255) of long ranges of label values, both ends
+            included, ascending and disjoint from each other and from `label_map`.
+        explicit_map: Whether somebody wrote down what the label values mean (as in label_map.txt),
+            instead of their meaning following from the order of the classes.
     """
 
     name: str
@@ -60,17 +98,22 @@ class DatasetSpec:
     image_std: tuple[float, ...] = IMAGENET["image_std"]
     colors: tuple[tuple[int, int, int], ...] = ()
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
-    official_ids: tuple[int, ...] = ()
-    label_ranges: tuple[tuple[int, int, int], ...] = ()
+    submission_ids: tuple[int, ...] = ()
+    label_ranges: tuple[LabelRange, ...] = ()
     explicit_map: bool = False
 
     @property
     def num_classes(self) -> int:
+        """Number of classes K, 255 not counted."""
         return len(self.classes)
 
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> "DatasetSpec":
+        """Return a copy with these image statistics, one number per channel."""
+        return dataclasses.replace(self, image_mean=tuple(mean), image_std=tuple(std))
+
     def to_json(self) -> str:
-        """dataset.json of a workdir."""
-        facts = dataclasses.asdict(self)
-        del facts["layout"]
-        facts["label_map"] = {str(raw): index for raw, index in self.label_map.items()}
-        return json.dumps(facts, indent=1)
+        """Return the text of a workdir's dataset.json."""
+        fields = dataclasses.asdict(self)
+        del fields["layout"]
+        fields["label_map"] = {str(raw): index for raw, index in self.label_map.items()}
+        return json.dumps(fields, indent=1)

@@ -1,66 +1,71 @@
-"""Fetching published weights: resumed where a download stopped, checked against the SHA-256 in the file's name."""
+"""Download published weights: resumable, and checked against the SHA-256 in the file's name."""
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
-import logging
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxseg.errors import WeightsError
-from jaxseg.files import expand
-
-log = logging.getLogger(__name__)
+from jaxseg.files import expand, locked
 
 ADDRESS = "https://download.openmmlab.com"  # MMSegmentation's own; JAXSEG_MMSEG_URL replaces it
-ATTEMPTS = 5  # connections in a row that bring nothing new before giving up
-CHUNK = 1 << 20
+MAX_IDLE_ATTEMPTS = 5  # connections in a row without new data before giving up
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]
 
 
 class DownloadError(WeightsError):
-    """A file that could not be fetched or is not what was published; the message says what to do."""
+    """A file cannot be downloaded, or is not the published one."""
 
 
 def fetch(
-    path: str,
-    folder: str | Path,
-    address: str = "",
-    progress: Callable[[int, int], None] | None = None,
+    path: str, folder: str | Path, address: str = "", progress: Progress | None = None
 ) -> Path:
-    """The file at `path` below `address` (or JAXSEG_MMSEG_URL, or MMSegmentation's own server), as a file in `folder`.
+    """Download a file into a folder, unless it is there.
 
-    A file that is there already is checked and kept. What has been fetched waits as NAME.part and is continued by the
-    next call; only a complete and right file gets its name. `progress` is called with (bytes so far, bytes in all).
+    A file that is already there is checked and kept. An interrupted download stays as `NAME.part`,
+    and the next call continues it; only a complete, checked file gets its name. If several
+    processes download the same file into the same folder at once, one of them does and the others
+    wait for it.
 
-    Several processes may fetch one file into one folder at once: one does, the others wait for it.
+    Args:
+        path: Path of the file below the address.
+        folder: Where to put it; made if it is missing.
+        address: Base URL; by default JAXSEG_MMSEG_URL, or MMSegmentation's own server.
+        progress: Called with (bytes so far, bytes in total; 0 if the server does not say).
+
+    Returns:
+        The downloaded file.
 
     Raises:
-        DownloadError: an unreachable address, a missing file, or one whose SHA-256 does not begin with the eight
-            hexadecimal digits at the end of its name.
+        DownloadError: The address cannot be reached, has no such file, or the SHA-256 of the file
+            does not begin with the eight hexadecimal digits at the end of its name.
     """
     base = address or os.environ.get("JAXSEG_MMSEG_URL") or ADDRESS
     url = f"{base.rstrip('/')}/{path}"
     if not url.startswith(("http://", "https://")):
         raise DownloadError(
-            "is no web address", file=base, field="--address", hint="give http://... or https://..."
+            "is not a web address",
+            file=base,
+            field="address",
+            hint="give http://... or https://...",
         )
     target = expand(folder) / Path(path).name
     if target.is_file():
-        _check(target, "it is not the published file", target, "remove it and run this again")
+        _check_digest(target, target, hint="remove it and run this again")
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    with _alone(part):
-        if target.is_file():  # another process fetched it meanwhile
+    with locked(target, waiting=f"another process is downloading {target.name}; waiting for it"):
+        if target.is_file():
             return target
         _receive(url, part, progress or (lambda done, total: None))
         try:
-            _check(part, "it is not the published file; it was removed", url, "run this again")
+            _check_digest(part, url, hint="it was removed; run this again")
         except DownloadError:
             part.unlink()
             raise
@@ -68,90 +73,66 @@ def fetch(
     return target
 
 
-@contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Wait until no other process fetches into `part`; a process that dies stops holding it."""
-    while True:
-        with open(part, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info(
-                    "another process is fetching %s; waiting for it", part.with_suffix("").name
-                )
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Renamed or removed while this waited, it is not the file of this name any more: once again.
-            if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                continue
-            try:
-                yield
-            finally:
-                if part.exists() and not part.stat().st_size:
-                    part.unlink()
-            return
-
-
-def _receive(url: str, part: Path, progress: Callable[[int, int], None]) -> None:
-    """Append to `part` until it has the length that the server says, over as many connections as that takes."""
+def _receive(url: str, part: Path, progress: Progress) -> None:
+    """Append to `part` until it is complete, over as many connections as that takes."""
     idle = 0
     while True:
-        start = part.stat().st_size if part.exists() else 0
+        start = _size(part)
         try:
             if _append(url, part, start, progress):
                 return
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise DownloadError(
-                    f"the server answers {error.code} {error.reason}", file=url
-                ) from error
             problem = f"the server answers {error.code} {error.reason}"
+            if error.code < 500:
+                raise DownloadError(problem, file=url) from error
         except (OSError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
-        idle = 0 if part.exists() and part.stat().st_size > start else idle + 1
-        if idle == ATTEMPTS:
+        idle = 0 if _size(part) > start else idle + 1
+        if idle == MAX_IDLE_ATTEMPTS:
+            kept = f"the partial download stays in {part}, and the same command continues it"
             raise DownloadError(
-                f"cannot be fetched: {problem}",
-                file=url,
-                hint=f"what has come stays in {part}, and the same command continues it",
+                f"cannot be downloaded: {problem}", file=url, hint=kept if part.exists() else ""
             )
 
 
-def _append(url: str, part: Path, start: int, progress: Callable[[int, int], None]) -> bool:
-    """One connection from byte `start`; whether the file is complete now."""
-    headers = {"User-Agent": "jaxseg", **({"Range": f"bytes={start}-"} if start else {})}
+def _size(file: Path) -> int:
+    """Size in bytes, 0 if there is no such file."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def _append(url: str, part: Path, start: int, progress: Progress) -> bool:
+    """Download from byte `start` over one connection; return whether the file is complete."""
+    headers = {"User-Agent": "jaxseg"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
-        if (
-            error.code == 416 and start
-        ):  # nothing follows: complete, or not this file; the digest tells
+        # Range not satisfiable: the part is complete or another file; the digest decides.
+        if error.code == 416 and start:
             return True
         raise
     with response:
         resumed = response.status == 206
-        if resumed and not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
+        received = response.headers.get("Content-Range", "")
+        if resumed and not received.startswith(f"bytes {start}-"):
             raise DownloadError(
-                f"the server sent another part than asked for ({response.headers.get('Content-Range')})",
-                file=url,
+                f"the server sent another range than requested ({received})", file=url
             )
         done = start if resumed else 0  # a server without ranges starts over
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else 0
         with open(part, "ab" if resumed else "wb") as file:
-            while chunk := response.read(CHUNK):
+            while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
                 progress(done, total)
-    return done == total if total else True
+    return done == total or not total
 
 
-def _check(file: Path, complaint: str, source: object, hint: str) -> None:
-    """Compare with the digits in the name, NAME-<8 of SHA-256>.pth; a name without any cannot be checked.
-
-    Raises:
-        DownloadError: they differ; it says `complaint` of `source`, and the hint.
-    """
+def _check_digest(file: Path, source: object, hint: str) -> None:
+    """Compare the SHA-256 with the digits in the name, NAME-<8 digits>.pth, if it has any."""
     expected = re.search(r"[-_]([0-9a-f]{8})\.\w+(?:\.part)?$", file.name)
     if expected is None:
         return
@@ -159,5 +140,7 @@ def _check(file: Path, complaint: str, source: object, hint: str) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected[1]):
         raise DownloadError(
-            f"{complaint} (SHA-256 begins {found[:8]}, not {expected[1]})", file=source, hint=hint
+            f"is not the published file (SHA-256 begins {found[:8]}, not {expected[1]})",
+            file=source,
+            hint=hint,
         )

@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes whatever its name: which reader takes it, or what it is and what to do."""
+"""Recognising weight files by their first bytes, and naming what else a file is, with advice."""
 
 import re
 import zipfile
@@ -6,12 +6,15 @@ from pathlib import Path
 
 from jaxseg.errors import WeightsError
 
-TORCH_ZIP, TORCH_PICKLE, NPZ, SAFETENSORS = "torch zip", "torch pickle", "npz", "safetensors"
-HEAD = 1024  # bytes that tell
+TORCH_ZIP = "torch zip"
+TORCH_PICKLE = "torch pickle"
+NPZ = "npz"
+SAFETENSORS = "safetensors"
+HEAD = 1024  # bytes that are looked at
 FETCH = "fetch the file itself"
 UNPACK = "unpack it and give the file in it"
 EXPORTED = "give the PyTorch checkpoint that it was made from"
-# (first bytes, what such a file is, what to do about it)
+# (first bytes, what such a file is, what to do)
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "it is compressed with gzip", UNPACK),
     (b"BZh", "it is compressed with bzip2", UNPACK),
@@ -22,7 +25,7 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (
         b"\x89HDF\r\n\x1a\n",
         "it is an HDF5 file, as Keras writes",
-        "weights of Keras models cannot be read; " + EXPORTED,
+        f"weights of Keras models cannot be read; {EXPORTED}",
     ),
     (
         b"\x93NUMPY",
@@ -40,80 +43,98 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
         "run `git lfs pull` where it came from",
     ),
 )
-# (pattern of the first bytes, what such a file is, what to do about it)
+# (pattern of the first bytes, what such a file is, what to do)
 PATTERNS: tuple[tuple[bytes, str, str], ...] = (
-    (rb"(?is)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<script|<!--)",
-     "it is an HTML page, not weights: a download page, a login or a quota message", FETCH + ", for instance with the browser"),
-    (rb"(?s)(\xef\xbb\xbf)?\s*<\?xml", "it is an XML document, not weights: often a server's error message", FETCH),
-    (rb"(?s)(\xef\xbb\xbf)?\s*[\[{]\s*[\"\]}{\[\d-]", "it is a JSON text, not weights",
-     "give the weight file itself (an index or a config lies beside it)"),
+    (
+        rb"(?is)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<script|<!--)",
+        "it is an HTML page, not weights: a download page, a login or a quota message",
+        f"{FETCH}, for instance with the browser",
+    ),
+    (
+        rb"(?s)(\xef\xbb\xbf)?\s*<\?xml",
+        "it is an XML document, not weights: often a server's error message",
+        FETCH,
+    ),
+    (
+        rb"(?s)(\xef\xbb\xbf)?\s*[\[{]\s*[\"\]}{\[\d-]",
+        "it is a JSON text, not weights",
+        "give the weight file itself (an index or a config is often beside it)",
+    ),
     (rb"(?s).{257}ustar", "it is a tar archive", UNPACK),
     (rb"(?s).{4}TFL3", "it is a TensorFlow Lite model", EXPORTED),
-    (rb"(?s)\x08[\x01-\x1f][\x12\x1a\x22\x3a]", "it is an ONNX model or another protocol buffer", EXPORTED),
-)  # fmt: skip
+    (
+        rb"(?s)\x08[\x01-\x1f][\x12\x1a\x22\x3a]",
+        "it is an ONNX model or another protocol buffer",
+        EXPORTED,
+    ),
+)
 
 
 def sniff(path: str | Path) -> str:
-    """The reader for a weight file: TORCH_ZIP, TORCH_PICKLE, NPZ or SAFETENSORS.
+    """Return the kind of a weight file: TORCH_ZIP, TORCH_PICKLE, NPZ or SAFETENSORS.
 
     Raises:
-        WeightsError: the file is absent, or something else; the message says what it is, without naming the file.
+        WeightsError: The file is missing, or something else; the error says what, and does not name
+            the file.
     """
     path = Path(path)
     if path.is_dir():
-        run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-        hint = (
-            "a workdir is loaded with --checkpoint or config.init_from"
-            if run
-            else "give a file in it"
+        is_workdir = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+        raise WeightsError(
+            "it is a folder, not a weight file",
+            hint="a workdir is read as a checkpoint or as config.init_from"
+            if is_workdir
+            else "give a file in it",
         )
-        raise WeightsError("it is a folder, not a weight file", hint=hint)
     if not path.is_file():
         raise WeightsError("there is no such file")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEAD)
     if not size:
-        raise WeightsError("it is empty, 0 bytes", hint=FETCH + " again")
+        raise WeightsError("it is empty, 0 bytes", hint=f"{FETCH} again")
     if not any(head):
-        problem = (
-            f"it begins with {len(head)} zero bytes, as a download or a copy leaves that stopped"
+        raise WeightsError(
+            f"it begins with {len(head)} zero bytes, as an interrupted download or copy does",
+            hint=f"{FETCH} again",
         )
-        raise WeightsError(problem, hint=FETCH + " again")
     if head.startswith(b"PK"):
         return _sniff_zip(path, size)
     if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{":
         return SAFETENSORS
     if head[8:9] == b"{" and head[4:8] == b"\0\0\0\0":
         raise WeightsError(
-            f"it is a .safetensors file cut short to {size} bytes", hint=FETCH + " again"
+            f"it is a .safetensors file cut short to {size} bytes", hint=f"{FETCH} again"
         )
     if re.match(rb"\x80[\x02-\x05]", head):
         return TORCH_PICKLE
-    raise _foreign(head, size)
+    raise _describe_foreign(head, size)
 
 
 def _sniff_zip(path: Path, size: int) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # zipfile meets damaged archives with errors of every kind
-        problem = f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as one"
-        raise WeightsError(problem, hint=FETCH + " again") from None
+    except Exception:  # zipfile raises all kinds on damaged archives
+        raise WeightsError(
+            f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as "
+            "one",
+            hint=f"{FETCH} again",
+        ) from None
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return TORCH_ZIP
     if names and all(name.endswith(".npy") for name in names):
         return NPZ
     if any(name.endswith("model.weights.h5") for name in names):
-        raise WeightsError("it is a model of Keras", hint=EXPORTED)
+        raise WeightsError("it is a Keras model", hint=EXPORTED)
     held = ", ".join(repr(name) for name in names[:3]) or "nothing"
     raise WeightsError(
-        f"it is a zip file, but none of torch.save or numpy.savez; it holds {held}", hint=UNPACK
+        f"it is a zip file, but not one of torch.save or numpy.savez; it holds {held}", hint=UNPACK
     )
 
 
-def _foreign(head: bytes, size: int) -> WeightsError:
-    """What to say of a file that no reader takes."""
+def _describe_foreign(head: bytes, size: int) -> WeightsError:
+    """Make the error for a file that is not a weight file."""
     for begin, what, advice in SIGNATURES:
         if head.startswith(begin):
             return WeightsError(what, hint=advice)
@@ -125,10 +146,10 @@ def _foreign(head: bytes, size: int) -> WeightsError:
     except UnicodeDecodeError:
         text = ""
     if text and all(char.isprintable() or char.isspace() for char in text):
-        return WeightsError(
-            f"it is a text file, not weights; it begins {' '.join(text.split())[:40]!r}", hint=FETCH
-        )
+        begin_text = " ".join(text.split())[:40]
+        return WeightsError(f"it is a text file, not weights; it begins {begin_text!r}", hint=FETCH)
     return WeightsError(
-        f"it is no weight file that can be read, or is damaged; its {size} bytes begin with {head[:8].hex(' ')}",
+        f"it is not a known kind of weight file, or is damaged; its {size} bytes begin with "
+        f"{head[:8].hex(' ')}",
         hint="PyTorch's files (torch.save), .safetensors and .npz are read",
     )

@@ -1,4 +1,4 @@
-"""Rules that hold for a model's variables wherever they come from."""
+"""Checks that a model's variables are finite, wherever they come from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,35 +8,35 @@ from flax.traverse_util import flatten_dict
 
 from jaxseg.errors import WeightsError
 
-NAMED = 3  # how many names a message lists
+MAX_LISTED = 3  # names in a message
 
 
 def not_finite(variables: Mapping[str, Any]) -> list[str]:
-    """The 'a/b/c' paths of the arrays that hold a NaN or an infinity.
+    """Return the 'a/b/c' paths of the arrays that hold a NaN or an infinity.
 
     Args:
-        variables: {name: array} or dicts of such in one another.
+        variables: {name: array}, or nested dicts of arrays.
     """
-    return [
-        path
-        for path, value in flatten_dict(dict(variables), sep="/").items()
-        if not np.isfinite(value).all()
-    ]
+    flat = flatten_dict(dict(variables), sep="/")
+    return [path for path, value in flat.items() if not np.isfinite(value).all()]
 
 
 def check_finite(variables: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that are not numbers: a model with one NaN calls whole images class 0.
+    """Refuse weights that hold a NaN or an infinity.
+
+    A model with a single NaN predicts class 0 for whole images.
 
     Args:
-        variables: {name: array} or dicts of such in one another.
-        source: the file or workdir they come from, which the error names.
+        variables: {name: array}, or nested dicts of arrays.
+        source: The file or workdir that they come from, which the error names.
 
     Raises:
-        WeightsError: with the names of the arrays that hold a NaN or an infinity.
+        WeightsError: With the names of the arrays.
     """
     if broken := not_finite(variables):
-        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        more = f" and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
         raise WeightsError(
-            f"NaN or infinite values in {', '.join(broken[:NAMED])}{more}", file=source,
+            f"NaN or infinite values in {', '.join(broken[:MAX_LISTED])}{more}",
+            file=source,
             hint="use a checkpoint from before training diverged, or fetch the file anew",
-        )  # fmt: skip
+        )

@@ -1,25 +1,29 @@
-"""Between PyTorch state dicts of MMSegmentation and our variables; reading weight files safely.
+"""Names and layout of MMSegmentation's PyTorch state dicts, and conversion both ways.
 
-Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv', 'kernel') is 'decode_head.convs.0.conv.weight'.
-What differs is the leaf: names (kernel, scale, mean, ...) and layout (a convolution's [O, I, h, w] becomes [h, w, I, O]).
+Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv', 'kernel') is
+'decode_head.convs.0.conv.weight'. The leaves differ, in name (kernel, scale, mean, ...) and layout
+(a convolution's [O, I, h, w] becomes [h, w, I, O]).
 """
 
 import collections
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from jaxseg.errors import WeightsError
 from jaxseg.models import variable_shapes
-from jaxseg.weights.finite import check_finite
+from jaxseg.weights.merge import Layout, MergeReport, Path, Shape, merge
 
 log = logging.getLogger(__name__)
 
+StateDict = Mapping[str, np.ndarray]  # {PyTorch name: array}
 
 # Our leaf -> PyTorch's; any other leaf has the same name in both.
 LEAVES = {
@@ -29,254 +33,303 @@ LEAVES = {
     "var": "running_var",
     "factor": "scale",
 }
-COUNTERS = "num_batches_tracked"  # PyTorch's batch counters, which nothing reads
-LISTED = 20  # names that an error lists of each kind
-# ANN's second block has one projection for keys and queries, which PyTorch lists under both names: (as queries, as keys).
-SHARED = (
-    re.compile(r"((?:^|\.)context\.stages\.\d+\.)query_project\."),
-    re.compile(r"((?:^|\.)context\.stages\.\d+\.)key_project\."),
-)
-
-# Spellings of other times and programs -> MMSegmentation 1.x's. The published 0.x files of these 25 methods need none of
-# them: 1.x loads those files under the same names.
-WRAPPERS = re.compile(r"^(module\.)+")  # PyTorch's data parallel wrappers
-STEM = re.compile(
-    r"^(backbone\.)?conv1\.(\d+)\."
-)  # the stem of three convolutions, once one Sequential and its own norm
-CLASSIFIER = re.compile(r"(conv_seg|se_layer|fc_seg)\.(weight|bias)$")
-# Parts of ImageNet classifiers that no backbone here has: ResNet's and MobileNet's heads, HRNet's, MobileNetV2's last layer.
-CLASSIFIERS = (
-    "fc.",
-    "head.",
-    "classifier.",
-    "neck.",
-    "incre_modules.",
-    "downsamp_modules.",
-    "final_layer.",
-    "conv2.",
-)
+BATCH_COUNTER = "num_batches_tracked"  # of PyTorch's batch norm; nothing reads it
+DATA_PARALLEL = re.compile(r"^(module\.)+")  # prefix of PyTorch's wrappers
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What loading did, by PyTorch name: loaded; missing (kept as they were); unused tensors of the file; mismatched {name: (its shape, the model's)}.
+class Rename:
+    """An earlier spelling of a module's names, and MMSegmentation 1.x's.
 
-    shapes: PyTorch's, of the missing (the model's) and of the unused (the file's).
+    Attributes:
+        old: Matches the beginning of an earlier name; its first group is 'backbone.' or ''.
+        new: Replacement.
+        beside: Rename only if the state dict has a tensor of this name after the same first group.
     """
 
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-    def complain(self) -> None:
-        """Raise a WeightsError that lists both sides with shapes, unless every parameter was filled and every tensor used."""
-        groups = {
-            "of another shape": [
-                f"{name}: the file has {theirs}, the model {ours}"
-                for name, (theirs, ours) in sorted(self.mismatched.items())
-            ],
-            "in the model, not in the file": [
-                f"{name} {self.shapes.get(name, '')}" for name in sorted(self.missing)
-            ],
-            "in the file, not in the model": [
-                f"{name} {self.shapes.get(name, '')}" for name in self.unused
-            ],
-        }
-        if any(groups.values()):
-            text = [f"The weights do not fit the model ({len(self.loaded)} tensors do):"]
-            for what, lines in groups.items():
-                if lines:
-                    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-                    text += [
-                        f"  {what} ({len(lines)}):",
-                        *(f"    {line}".rstrip() for line in [*lines[:LISTED], *more]),
-                    ]
-            raise WeightsError("\n".join(text), hint=self._advice())
-
-    def _advice(self) -> str:
-        """What to do where the file and the model differ in their number of classes alone."""
-        pairs = (pair for name, pair in self.mismatched.items() if CLASSIFIER.search(name))
-        classes = {theirs[0] for theirs, ours in pairs if theirs[1:] == ours[1:]}
-        if (
-            self.missing
-            or self.unused
-            or len(classes) != 1
-            or not all(map(CLASSIFIER.search, self.mismatched))
-        ):
-            return ""
-        return (
-            f"the file is of a model of {classes.pop()} classes: give the config of the data set that it was trained on, or start "
-            "training from it with --config.init_from, which takes all but the classifiers"
-        )
+    old: re.Pattern[str]
+    new: str
+    beside: str = ""
 
 
-def torch_name(path: tuple[Any, ...]) -> str:
-    """The PyTorch name of a leaf of the variables, given its path with the collection first."""
+@dataclasses.dataclass(frozen=True)
+class SharedTensor:
+    """One tensor that PyTorch lists under two names.
+
+    Attributes:
+        within: Pattern of the names up to where they differ.
+        own: Module that our parameter paths have.
+        alias: Module that they lack.
+    """
+
+    within: str
+    own: str
+    alias: str
+
+    def own_name(self, name: str) -> str:
+        """Return the name under our module; other names stay as they are."""
+        return re.sub(rf"({self.within}){self.alias}\.", rf"\1{self.own}.", name)
+
+    def alias_name(self, name: str) -> str:
+        """Return the name under the module that we lack; other names stay as they are."""
+        return re.sub(rf"({self.within}){self.own}\.", rf"\1{self.alias}.", name)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleNames:
+    """How PyTorch files name a module, where our parameter paths alone do not say it.
+
+    Attributes:
+        renames: Earlier spellings. The published 0.x files of these methods need none of them.
+        classifier: Prefixes of the tensors of ImageNet classifiers that the backbone lacks.
+        shared: Tensors that are listed twice.
+    """
+
+    renames: tuple[Rename, ...] = ()
+    classifier: tuple[str, ...] = ()
+    shared: tuple[SharedTensor, ...] = ()
+
+
+_FULLY_CONNECTED = ("fc.", "head.", "classifier.", "neck.")
+# The stem of three convolutions was once one Sequential `conv1` (0, 1, 3, ...) and a norm of its
+# own, `bn1`.
+_DEEP_STEM = (
+    Rename(re.compile(r"^((?:backbone\.)?)bn1\."), r"\1stem.7.", beside="conv1.0.weight"),
+    Rename(re.compile(r"^((?:backbone\.)?)conv1\.(\d+)\."), r"\1stem.\2."),
+)
+# By the module's name in jaxseg.models. Modules that are not listed need nothing.
+MODULES: dict[str, ModuleNames] = {
+    "resnet": ModuleNames(renames=_DEEP_STEM, classifier=_FULLY_CONNECTED),
+    "resnest": ModuleNames(renames=_DEEP_STEM, classifier=_FULLY_CONNECTED),
+    "hrnet": ModuleNames(
+        classifier=(*_FULLY_CONNECTED, "incre_modules.", "downsamp_modules.", "final_layer.")
+    ),
+    "mobilenet_v2": ModuleNames(classifier=(*_FULLY_CONNECTED, "conv2.")),
+    "mobilenet_v3": ModuleNames(classifier=_FULLY_CONNECTED),
+    # Keys and queries of ANN's second block have one projection.
+    "ann": ModuleNames(
+        shared=(SharedTensor(r"(?:^|\.)context\.stages\.\d+\.", "key_project", "query_project"),)
+    ),
+}
+# State dicts do not say which modules they hold, and no two rules concern the same names: all rules
+# apply to each file.
+_RENAMES = tuple(dict.fromkeys(rule for names in MODULES.values() for rule in names.renames))
+_CLASSIFIERS = tuple(dict.fromkeys(part for names in MODULES.values() for part in names.classifier))
+_SHARED = tuple(rule for names in MODULES.values() for rule in names.shared)
+
+
+class MMSegLayout(Layout):
+    """Names and layout of a PyTorch state dict. All arrays are read as float32."""
+
+    def name(self, path: Path) -> str:
+        """Return the PyTorch name of the variable at `path`."""
+        return torch_name(path)
+
+    def shape(self, path: Path, shape: Shape) -> Shape:
+        """Return PyTorch's shape of the variable at `path`."""
+        if path[-1] != "kernel":
+            return shape
+        return (shape[-1], shape[-2], *shape[:-2])
+
+    def read(self, path: Path, value: np.ndarray) -> np.ndarray:
+        """Return PyTorch's tensor as we store it: kernels [O, I, ...] become [..., I, O]."""
+        value = np.asarray(value, np.float32)
+        if path[-1] != "kernel":
+            return value
+        return value.transpose(*range(2, value.ndim), 1, 0)
+
+    def write(self, path: Path, value: np.ndarray) -> np.ndarray:
+        """Return a variable as PyTorch stores it: the inverse of `read`."""
+        value = np.asarray(value, np.float32)
+        if path[-1] != "kernel":
+            return np.asarray(value, order="C")
+        last = value.ndim - 1
+        return np.asarray(value.transpose(last, last - 1, *range(last - 1)), order="C")
+
+
+MMSEG = MMSegLayout()
+
+
+def torch_name(path: Sequence[Any]) -> str:
+    """Return the PyTorch name of a variable.
+
+    Args:
+        path: Its path, the collection first: strings, or keys as in
+            `jax.tree_util.tree_leaves_with_path`.
+    """
     _, *modules, leaf = [str(getattr(key, "key", key)) for key in path]
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
-def _layout(path: tuple[Any, ...], value: np.ndarray, to_torch: bool) -> np.ndarray:
-    """Kernels are [spatial..., in, out] here and [out, in, spatial...] there; everything else is the same."""
-    if str(getattr(path[-1], "key", path[-1])) != "kernel":
-        return value
-    n = value.ndim
-    return value.transpose((n - 1, n - 2, *range(n - 2)) if to_torch else (*range(2, n), 1, 0))
+def to_variables(
+    state_dict: StateDict, variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], MergeReport]:
+    """Merge a state dict under current names into `variables` (see `jaxseg.weights.merge.merge`).
 
-
-def to_variables(state_dict: Mapping[str, np.ndarray], variables: Any) -> tuple[Any, Report]:
-    """Put the tensors of a PyTorch state dict {name: array} into `variables` by name and shape: (new variables, Report).
-
-    Leaves that the state dict lacks, or has in another shape, stay as they are.
+    Args:
+        state_dict: {name: array} with the names of MMSegmentation 1.x.
+        variables: Arrays or `jax.ShapeDtypeStruct`s. Those that the state dict lacks, or has in
+            another shape, stay.
 
     Raises:
-        WeightsError: a tensor that is taken holds a NaN or an infinity.
+        WeightsError: A tensor that would be taken holds a NaN or an infinity.
     """
-    loaded, missing, mismatched, shapes = [], [], {}, {}
-    state_dict = {
-        SHARED[0].sub(r"\1key_project.", name): value for name, value in state_dict.items()
-    }
-
-    def fill(path, leaf):
-        name = torch_name(path)
-        expected = tuple(_layout(path, np.broadcast_to(np.float32(0), leaf.shape), True).shape)
-        if name not in state_dict:
-            missing.append(name)
-            shapes[name] = expected
-            return leaf
-        shape = tuple(state_dict[name].shape)
-        if shape != expected:
-            mismatched[name] = (shape, expected)
-            return leaf
-        loaded.append(name)
-        return np.asarray(_layout(path, np.asarray(state_dict[name], np.float32), False), order="C")
-
-    filled = jax.tree_util.tree_map_with_path(fill, variables)
-    check_finite({name: state_dict[name] for name in loaded}, "")
-    known = {*loaded, *mismatched}
-    unused = [n for n in state_dict if n not in known and not n.endswith(COUNTERS)]
-    shapes |= {n: tuple(state_dict[n].shape) for n in unused}
-    return filled, Report(tuple(loaded), tuple(missing), tuple(unused), mismatched, shapes)
+    source = {}
+    for name, value in state_dict.items():
+        if name.endswith(BATCH_COUNTER):
+            continue
+        for rule in _SHARED:
+            name = rule.own_name(name)
+        source[name] = value
+    return merge(variables, source, MMSEG)
 
 
-def strip_prefix(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[str, np.ndarray]:
-    """The state dict without a prefix that a wrapper put before its names ('model.' of Lightning), if names then fit the variables.
+def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Remove a wrapper's prefix of all names (Lightning's 'model.') if they then fit the variables.
 
-    Names of a backbone's own weights have no 'backbone.' in them.
+    Args:
+        state_dict: {name: array}; the names of a backbone's own weights lack 'backbone.'.
+        variables: The model's.
 
     Raises:
-        WeightsError: the names of several models in the file fit ('student.' and 'teacher.').
+        WeightsError: The names of several models in the file fit ('student.' and 'teacher.').
     """
-    known = {torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
-    for expected in (
-        known,
-        {name.removeprefix("backbone.") for name in known if name.startswith("backbone.")},
-    ):
+    known = {torch_name(path) for path in flatten_dict(dict(variables))}
+    own = {name.removeprefix("backbone.") for name in known if name.startswith("backbone.")}
+    for expected in (known, own):
         if not expected.isdisjoint(state_dict):
             break
-        found = collections.Counter(
-            prefix for name in state_dict if (prefix := _prefix(name, expected))
-        )
+        found = collections.Counter(filter(None, _prefixes(state_dict, expected)))
         (best, count), *others = found.most_common(2) or [("", 0)]
         if others and 2 * others[0][1] > count:
-            problem = f"names fit the model after '{best}' and after '{others[0][0]}'"
-            raise WeightsError(problem, hint="save one of these models by itself")
+            raise WeightsError(
+                f"names fit the model after '{best}' and after '{others[0][0]}'",
+                hint="save one of these models by itself",
+            )
         if best:
-            if others := [
-                name for name in state_dict if not name.startswith(best)
-            ]:  # of a loss or a metric, for instance
-                log.warning(
-                    "%d tensors without the '%s' of the model's are not used (%s)",
-                    len(others),
-                    best,
-                    ", ".join(others[:3]),
-                )
-            return {
-                name.removeprefix(best): value
-                for name, value in state_dict.items()
-                if name.startswith(best)
-            }
+            return _without_prefix(state_dict, best)
     return dict(state_dict)
 
 
-def _prefix(name: str, expected: Set[str]) -> str:
-    """What stands before the longest end of a dotted name that is expected, '' if no end is."""
-    ends = (dot.end() for dot in re.finditer(r"\.", name))
-    return next((name[:end] for end in ends if name[end:] in expected), "")
+def _prefixes(names: Iterable[str], expected: Set[str]) -> Iterator[str]:
+    """Yield what precedes the longest expected end of each name, '' if no end is expected."""
+    for name in names:
+        ends = (dot.end() for dot in re.finditer(r"\.", name))
+        yield next((name[:end] for end in ends if name[end:] in expected), "")
 
 
-def current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state dict under the names of MMSegmentation 1.x."""
-    named = {WRAPPERS.sub("", name): value for name, value in state_dict.items()}
-    for prefix in ("", "backbone."):
-        if (
-            f"{prefix}conv1.0.weight" in named
-        ):  # conv1.0, conv1.1, conv1.3, ... and bn1 are stem.0, stem.1, stem.3, ... and stem.7
-            named = {
-                re.sub(rf"^{re.escape(prefix)}bn1\.", f"{prefix}stem.7.", name): value
-                for name, value in named.items()
-            }
-    return {STEM.sub(r"\1stem.\2.", name): value for name, value in named.items()}
+def _without_prefix(state_dict: StateDict, prefix: str) -> dict[str, np.ndarray]:
+    others = [name for name in state_dict if not name.startswith(prefix)]
+    if others:  # of a loss or a metric, for instance
+        log.warning(
+            "%d tensors without the '%s' of the model's are not used (%s)",
+            len(others),
+            prefix,
+            ", ".join(others[:3]),
+        )
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix)
+    }
+
+
+def current_names(state_dict: StateDict) -> dict[str, np.ndarray]:
+    """Return the state dict under the names of MMSegmentation 1.x."""
+    named = {DATA_PARALLEL.sub("", name): value for name, value in state_dict.items()}
+    return {_renamed(name, named): value for name, value in named.items()}
+
+
+def _renamed(name: str, names: StateDict) -> str:
+    for rename in _RENAMES:
+        match = rename.old.match(name)
+        if match and (not rename.beside or match[1] + rename.beside in names):
+            return rename.old.sub(rename.new, name)
+    return name
 
 
 def load_backbone(
-    state_dict: Mapping[str, np.ndarray], variables: Mapping[str, Any]
-) -> tuple[dict[str, Any], Report]:
-    """Fill the backbone of `variables` from a backbone's own weights, such as ImageNet's: (new variables, Report).
+    state_dict: StateDict, variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], MergeReport]:
+    """Merge a backbone's own weights, such as ImageNet's, into the backbone of `variables`.
 
-    Names may begin with 'backbone.' or not. Classification layers, and the heads of a whole model, are listed as unused;
-    everything else of the variables stays as it is.
+    Args:
+        state_dict: {name: array}; names may begin with 'backbone.' or not. The report lists
+            classification layers, and the heads of a whole model, as unused.
+        variables: The whole model's.
+
+    Returns:
+        New variables of the whole model, and the report on the backbone.
 
     Raises:
-        WeightsError: a variable of the backbone is not filled or a tensor of it not used, with both sides listed, or a
-            tensor holds a NaN or an infinity.
+        WeightsError: A variable of the backbone is not replaced or a tensor of it not used, with
+            both sides listed; or a tensor holds a NaN or an infinity.
     """
     named = current_names(strip_prefix(state_dict, variables))
     if not any(name.startswith("backbone.") for name in named):
         named = {f"backbone.{name}": value for name, value in named.items()}
-    own = {
+    backbone = {
         collection: {"backbone": tree["backbone"]}
         for collection, tree in variables.items()
         if "backbone" in tree
     }
-    filled, report = to_variables(named, own)
-    strange = [
-        n
-        for n in report.unused
-        if n.startswith("backbone.") and not n.removeprefix("backbone.").startswith(CLASSIFIERS)
-    ]
-    dataclasses.replace(report, unused=tuple(strange)).complain()
-    return {
-        collection: {**tree, **filled.get(collection, {})} for collection, tree in variables.items()
-    }, report
+    filled, report = to_variables(named, backbone)
+    strange = {name: shape for name, shape in report.unused.items() if _is_of_backbone(name)}
+    dataclasses.replace(report, unused=strange).raise_if_incomplete()
+    merged = {name: {**tree, **filled.get(name, {})} for name, tree in variables.items()}
+    return merged, report
 
 
-def from_mmseg(state_dict: Mapping[str, np.ndarray], model: Any, image_channels: int = 3) -> Any:
-    """Variables of `model` (of images with so many channels) from MMSegmentation's state dict {name: array}, float32.
+def _is_of_backbone(name: str) -> bool:
+    inner = name.removeprefix("backbone.")
+    return inner != name and not inner.startswith(_CLASSIFIERS)
 
-    Raises:
-        WeightsError: a tensor is not used or a variable not filled, with both sides and their shapes listed, or a tensor
-            holds a NaN or an infinity.
-    """
+
+def load_model(
+    state_dict: StateDict, model: nn.Module, image_channels: int = 3
+) -> tuple[dict[str, Any], MergeReport]:
+    """Return (variables, report) of a state dict of MMSegmentation; see `from_mmseg`."""
     shapes = variable_shapes(model, (1, 512, 512, image_channels))
     variables, report = to_variables(current_names(strip_prefix(state_dict, shapes)), shapes)
-    report.complain()
-    return variables
+    report.raise_if_incomplete()
+    return variables, report
 
 
-def to_mmseg(variables: Any) -> dict[str, np.ndarray]:
-    """MMSegmentation's state dict of our variables: the inverse of from_mmseg, float32, with batch counters of 0."""
+def from_mmseg(state_dict: StateDict, model: nn.Module, image_channels: int = 3) -> dict[str, Any]:
+    """Convert a state dict of MMSegmentation to variables of `model`.
+
+    Args:
+        state_dict: {PyTorch name: array}, as in a .pth.
+        model: The architecture, from `create_model`.
+        image_channels: Channels of the images that the model takes.
+
+    Returns:
+        The model's variables, float32.
+
+    Raises:
+        WeightsError: A tensor is not used or a variable not replaced, with both sides and their
+            shapes listed; or a tensor holds a NaN or an infinity.
+    """
+    return load_model(state_dict, model, image_channels)[0]
+
+
+def to_mmseg(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert variables to a state dict of MMSegmentation: the inverse of `from_mmseg`.
+
+    Args:
+        variables: A model's, on host or device.
+
+    Returns:
+        {PyTorch name: float32 array}, with int64 batch counters of 0.
+    """
     state_dict = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        path = tuple(str(getattr(key, "key", key)) for key in keys)
         name = torch_name(path)
-        state_dict[name] = np.asarray(_layout(path, np.asarray(leaf, np.float32), True), order="C")
+        state_dict[name] = MMSEG.write(path, leaf)
         if name.endswith("running_var"):
-            state_dict[name.removesuffix("running_var") + COUNTERS] = np.zeros((), np.int64)
-    twins = {
-        SHARED[1].sub(r"\1query_project.", name): value
-        for name, value in state_dict.items()
-        if SHARED[1].search(name)
-    }
-    return state_dict | twins
+            counter = name.removesuffix("running_var") + BATCH_COUNTER
+            state_dict[counter] = np.zeros((), np.int64)
+    for rule in _SHARED:
+        state_dict |= {rule.alias_name(name): value for name, value in state_dict.items()}
+    return state_dict

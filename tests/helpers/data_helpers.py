@@ -1,4 +1,4 @@
-"""Tiny data sets and configs for the tests of the data room."""
+"""Tiny data sets and experiments for the tests of jaxseg.data."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.config.defaults import DATASET, EVALUATION
+from jaxseg.config.schema import DATASET, EVALUATION, Experiment, from_dict
+from jaxseg.data import pipeline
+from jaxseg.data.catalog import load_spec
+from jaxseg.data.sources import Source
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -16,7 +19,9 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] = (20, 24)) -> Path:
-    """A `folder` data set of 3 classes: images t0, t1, ... and v0, v1, ..., random, labels with 255 as well."""
+    """A `folder` data set of 3 classes: images t0, t1, ... and v0, v1, ..., random, labels with 255
+    as well.
+    """
     rng = np.random.default_rng(0)
     for split, letter, count in (("train", "t", train), ("val", "v", val)):
         for index in range(count):
@@ -38,3 +43,48 @@ def make_config(
     """What the data room reads of a config."""
     dataset = DATASET | dict(name=name, root=root, crop_size=(16, 20), dtype="uint8") | dataset
     return ConfigDict(dict(seed=seed, batch_size=batch_size, dataset=dataset, eval=EVALUATION))
+
+
+def make_experiment(
+    name: str = "folder",
+    root: str | Path = "",
+    batch_size: int = 4,
+    seed: int = 3,
+    evaluation: dict | None = None,
+    **dataset,
+) -> Experiment:
+    """An experiment whose model is of no interest."""
+    dataset = dict(name=name, root=str(root), crop_size=(16, 20), dtype="uint8") | dataset
+    head = dict(name="fcn", channels=8)
+    model = dict(backbone=dict(name="resnet"), neck={}, heads=dict(decode=head), norm={})
+    parts = dict(model=model, dataset=dataset, eval=evaluation or {})
+    return from_dict(Experiment, dict(seed=seed, batch_size=batch_size, **parts))
+
+
+def train_source(experiment: Experiment) -> Source:
+    """The training samples of an experiment."""
+    return pipeline.train_source(experiment.dataset, load_spec(experiment.dataset))
+
+
+def train_batches(experiment: Experiment, **arguments) -> pipeline.TrainBatches:
+    """The training batches of an experiment."""
+    return pipeline.train_batches(
+        experiment.dataset,
+        load_spec(experiment.dataset),
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        **arguments,
+    )
+
+
+def eval_samples(experiment: Experiment, split: str | None = None) -> pipeline.EvalSamples:
+    """The samples that an experiment is evaluated on."""
+    spec = load_spec(experiment.dataset)
+    return pipeline.eval_samples(experiment.dataset, experiment.eval, spec, split)
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """The check of an experiment's data before step 0."""
+    from jaxseg.data.validate import checks
+
+    checks.check(experiment, load_spec(experiment.dataset))

@@ -3,9 +3,18 @@
 from types import SimpleNamespace
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from jaxseg.config import (
+    DatasetConfig,
+    EvalConfig,
+    Experiment,
+    ModelConfig,
+    ModuleConfig,
+    NormConfig,
+)
 from jaxseg.inference.predictor import Predictor
+
+NAMES, COLORS = ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 def toy(function):
@@ -17,38 +26,32 @@ def random_image(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def make_config(**run):
-    defaults = dict(
-        mode="whole",
-        crop_size=(0, 0),
-        stride=(0, 0),
-        scales=(1.0,),
-        flip=False,
-        batch_size=1,
-        resize=(0, 0),
+def make_experiment(*, dataset=None, num_classes=3, precision="float32", **run):
+    """An experiment on uint8 RGB images, with these fields of its dataset and (`run`) its eval."""
+    images = dict(
+        name="shapes",
+        crop_size=(8, 8),
+        dtype="uint8",
+        image_mean=(100.0,) * 3,
+        image_std=(50.0,) * 3,
     )
-    data = dict(name="shapes", root="", source="files", channels=3, dtype="uint8", nodata=(), max_pixels=2**30,
-                image_mean=(100.0, 100.0, 100.0), image_std=(50.0, 50.0, 50.0))  # fmt: skip
-    return ConfigDict(
-        {
-            "precision": "float32",
-            "model": {"align_corners": False},
-            "dataset": data,
-            "eval": defaults | run,
-        }
+    return Experiment(
+        precision=precision,
+        model=ModelConfig(
+            ModuleConfig(), ModuleConfig(), {}, NormConfig(), num_classes=num_classes
+        ),
+        dataset=DatasetConfig(**images | (dataset or {})),
+        eval=EvalConfig(**run),
     )
 
 
-def make_predictor(config=None, **run):
+def make_predictor(experiment=None, model=None, **run):
     """Its class is the brightest channel."""
-    names, colors = ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    return Predictor(
-        toy(lambda x: x), {}, config or make_config(**run), classes=names, palette=colors
-    )
+    model = model or toy(lambda x: x)
+    experiment = experiment or make_experiment(**run)
+    return Predictor(model, {}, experiment, classes=NAMES, palette=COLORS)
 
 
-def make_float_predictor(**data):
+def make_float_predictor(**dataset):
     """The same of images of float32."""
-    config = make_config()
-    config.dataset.update(dict(dtype="float32", **data))
-    return make_predictor(config)
+    return make_predictor(make_experiment(dataset=dict(dtype="float32") | dataset))

@@ -1,12 +1,14 @@
-"""Augmentation on images uint8, uint16 or float32 [H, W, C] and labels uint8 [H, W], with MMSegmentation's distributions.
+"""Augmentation, with MMSegmentation's distributions.
 
-Scale, angle and crop are chosen first, in the coordinates of the resized image, which is never made: only the pixels of
-the crop are computed, and only they are flipped, distorted and padded. Everything random comes from a numpy Generator,
-so a sample is a function of its seed. No function changes its arguments.
+Images are uint8, uint16 or float32 [H, W, C], labels uint8 [H, W]. Scale, angle and crop are chosen
+first, in the coordinates of the resized image, which is never made: only the pixels of the crop are
+computed, and only they are flipped, distorted and padded. All randomness comes from a NumPy
+Generator, so a sample is a function of its seed. No function changes its arguments.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,47 +18,52 @@ from jaxseg.data.augment.photometric import equalize, photometric
 from jaxseg.errors import DataError
 
 CROP_TRIES = 10
-HOLES = 3  # cutout's rectangles, at most
-HOLE_SIDES = (1 / 16, 1 / 4)  # of the crop's
-TOGETHER = (
-    1,
-    3,
-    4,
-)  # channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils more than 4
+MAX_HOLES = 3  # rectangles of cutout
+HOLE_SIDES = (1 / 16, 1 / 4)  # their sides, relative to the crop's
+# Numbers of channels that OpenCV resamples at once; it is less exact for 2 and refuses or spoils
+# more than 4.
+CV2_CHANNELS = (1, 3, 4)
+
+SampleFn = Callable[[], tuple[np.ndarray, np.ndarray]]  # returns another image and its label
 
 
-Draw = Callable[[], tuple[np.ndarray, np.ndarray]]
-
-
-# --- Sizes ------------------------------------------------------------------------------------------------------------
+# --- Sizes ---
 
 
 def rescaled_size(size: tuple[int, int], target: Sequence[int]) -> tuple[int, int]:
-    """(H, W) made as large as fits, ratio kept, into `target`: (long, short) side in any order; (0, 0) leaves it."""
+    """Return the largest (H, W) of the same ratio that fits into `target`.
+
+    Args:
+        size: (H, W) in pixels.
+        target: (long, short) side in pixels, in any order; (0, 0) for the same size.
+    """
     if not any(target):
-        return tuple(size)
+        return size[0], size[1]
     scale = min(max(target) / max(size), min(target) / min(size))
-    return tuple(max(int(side * scale + 0.5), 1) for side in size)
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
 
 
 def resize_image(image: np.ndarray, target: Sequence[int]) -> np.ndarray:
-    """Image [H, W, C] (or [H, W]) resized bilinearly to `rescaled_size`."""
+    """Resize an image [H, W, C] (or [H, W]) bilinearly to `rescaled_size`."""
     return _resize(image, rescaled_size(image.shape[:2], target), cv2.INTER_LINEAR)
 
 
 def scaled_views(
     image: np.ndarray, target: Sequence[int], ratios: Sequence[float]
 ) -> tuple[np.ndarray, ...]:
-    """An image at several test-time scales, each resized once, from the image itself, and of its dtype.
+    """Resize an image to several test-time scales, each from the image itself.
 
     Args:
         image: [H, W, C].
-        target: (long, short) side at ratio 1, as in `resize_image`; (0, 0) for the image's own size.
-        ratios: as in MMSegmentation a ratio multiplies the target, whose sides are cut to whole numbers, and the image is
-            made as large as fits into it; without a target it multiplies the image's own sides.
+        target: (long, short) side in pixels at ratio 1, as in `resize_image`; (0, 0) for the
+            image's own size.
+        ratios: As in MMSegmentation, a ratio multiplies the target, whose sides are cut to whole
+            numbers, and the image is made as large as fits into it; without a target it multiplies
+            the image's own sides.
 
     Returns:
-        One image [h, w, C] a ratio; integers are rounded.
+        One image [h, w, C] of the same dtype for each ratio; integers are rounded.
     """
     return tuple(
         _resize(image, _scaled_size(image.shape[:2], target, ratio), cv2.INTER_LINEAR)
@@ -67,7 +74,8 @@ def scaled_views(
 def _scaled_size(size: tuple[int, int], target: Sequence[int], ratio: float) -> tuple[int, int]:
     if any(target):
         return rescaled_size(size, [max(int(side * ratio), 1) for side in target])
-    return tuple(max(int(side * ratio + 0.5), 1) for side in size)
+    height, width = (max(int(side * ratio + 0.5), 1) for side in size)
+    return height, width
 
 
 def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
@@ -79,10 +87,10 @@ def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.
 
 
 def _by_channels(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """`function` of the whole image [H, W, C] (or [H, W]) where OpenCV can, else of every channel."""
+    """Apply `function` to an image [H, W, C] (or [H, W]), channel by channel where OpenCV must."""
     if image.ndim == 2:
         return function(image)
-    if image.shape[2] in TOGETHER:
+    if image.shape[2] in CV2_CHANNELS:
         out = function(image)
         return out.reshape(*out.shape[:2], -1)  # OpenCV drops a channel axis of 1
     return np.stack(
@@ -90,14 +98,19 @@ def _by_channels(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray
     )
 
 
-# --- What survives ----------------------------------------------------------------------------------------------------
+# --- Crop geometry ---
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """The pixels that survive of an image resized to `size` (H, W): a box of `shape` (h, w) at `corner` (row, column).
+class CropWindow:
+    """A crop of an image after it is resized and rotated.
 
-    The resized image is turned by `angle` degrees, counter-clockwise, about the middle of the box before.
+    Attributes:
+        size: (H, W) that the image is resized to.
+        corner: (row, column) of the crop in the resized image.
+        shape: (h, w) of the crop.
+        angle: Degrees, counter-clockwise, by which the resized image is rotated about the centre of
+            the crop.
     """
 
     size: tuple[int, int]
@@ -106,63 +119,75 @@ class View:
     angle: float = 0.0
 
 
-def view_label(label: np.ndarray, view: View) -> np.ndarray:
-    """Label uint8 [h, w] of a view: nearest neighbour, the very pixels of cv2.resize; turned: 255 outside of the image."""
-    if view.angle:
-        return _warp(label, view, cv2.INTER_NEAREST, IGNORE)
+def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
+    """Return the label uint8 [h, w] in a window, by nearest neighbour.
+
+    It has the same pixels as cv2.resize and a crop give. Rotated, it is 255 outside the image.
+    """
+    if window.angle:
+        return _warp(label, window, cv2.INTER_NEAREST, IGNORE)
     rows, columns = (
-        # OpenCV multiplies by the inverse of the scale; dividing by it would round otherwise now and then.
+        # OpenCV multiplies by the inverse of the scale; dividing by the scale rounds otherwise now
+        # and then.
         np.minimum(
-            (np.arange(first, first + count) * (1 / (wide / side))).astype(np.int64), side - 1
+            (np.arange(first, first + count) * (1 / (resized / side))).astype(np.int64), side - 1
         )
-        for first, count, wide, side in zip(view.corner, view.shape, view.size, label.shape)
+        for first, count, resized, side in zip(
+            window.corner, window.shape, window.size, label.shape
+        )
     )
     return label.take(rows, 0).take(columns, 1)
 
 
-def view_image(image: np.ndarray, view: View) -> np.ndarray:
-    """Image [h, w, C] of a view, bilinear: that of cv2.resize but for rounding; turned: 0 outside of the image.
+def extract_image(image: np.ndarray, window: CropWindow) -> np.ndarray:
+    """Return the image [h, w, C] in a window, bilinearly.
 
-    OpenCV before 5 also rounds positions, to 1/32 pixel. A slice of `image` itself where nothing is resized or turned.
+    But for rounding it is what cv2.resize and a crop give; OpenCV before 5 also rounds positions,
+    to 1/32 pixel. Rotated, it is 0 outside the image. Where nothing is resized or rotated, the
+    result is a view of `image`.
     """
-    if view.angle or view.size != image.shape[:2]:
-        return _warp(image, view, cv2.INTER_LINEAR, 0)
-    (top, left), (height, width) = view.corner, view.shape
+    if window.angle or window.size != image.shape[:2]:
+        return _warp(image, window, cv2.INTER_LINEAR, 0)
+    (top, left), (height, width) = window.corner, window.shape
     return image[top : top + height, left : left + width]
 
 
-def _warp(array: np.ndarray, view: View, interpolation: int, fill: int) -> np.ndarray:
-    """What a view shows of an image or label; beyond the border is `fill` if it is turned, else the border goes on."""
-    matrix, (height, width) = _matrix(array.shape[:2], view), view.shape
+def _warp(array: np.ndarray, window: CropWindow, interpolation: int, fill: int) -> np.ndarray:
+    """Return an image or label in a window; outside is `fill` if it is rotated, else its border."""
+    matrix, (height, width) = _matrix(array.shape[:2], window), window.shape
     corners = matrix @ np.array(
         [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]]
     )
-    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and short integers.
+    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and
+    # short integers.
     left, top = np.maximum(np.floor(corners.min(1)).astype(int) - 1, 0).tolist()
     right, bottom = np.minimum(np.ceil(corners.max(1)).astype(int) + 2, array.shape[1::-1]).tolist()
     matrix = matrix - [[0, 0, left], [0, 0, top]]
-    options = dict(
-        flags=interpolation | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT if view.angle else cv2.BORDER_REPLICATE,
-        borderValue=fill,
-    )
+    options: dict[str, Any] = {
+        "flags": interpolation | cv2.WARP_INVERSE_MAP,
+        "borderMode": cv2.BORDER_CONSTANT if window.angle else cv2.BORDER_REPLICATE,
+        "borderValue": fill,
+    }
     return _by_channels(
         lambda part: cv2.warpAffine(part, matrix, (width, height), **options),
         array[top:bottom, left:right],
     )
 
 
-def _matrix(size: tuple[int, int], view: View) -> np.ndarray:
-    """float64 [2, 3]: (column, row, 1) in the view to (column, row) in the image of `size`; pixels are at their centres."""
-    shift = np.array([[1, 0, view.corner[1]], [0, 1, view.corner[0]], [0, 0, 1]], np.float64)
-    if view.angle:
-        middle = [first + (side - 1) / 2 for first, side in zip(view.corner, view.shape)]
-        shift[:2] = cv2.getRotationMatrix2D(middle[::-1], -view.angle, 1.0) @ shift
-    down, across = (side / wide for side, wide in zip(size, view.size))
+def _matrix(size: tuple[int, int], window: CropWindow) -> np.ndarray:
+    """Return the affine map from the window to the image of `size`: float64 [2, 3].
+
+    It maps (column, row, 1) to (column, row), where coordinates are those of pixel centres.
+    """
+    shift = np.array([[1, 0, window.corner[1]], [0, 1, window.corner[0]], [0, 0, 1]], np.float64)
+    if window.angle:
+        row, column = (first + (side - 1) / 2 for first, side in zip(window.corner, window.shape))
+        shift[:2] = cv2.getRotationMatrix2D((column, row), -window.angle, 1.0) @ shift
+    down, across = (side / resized for side, resized in zip(size, window.size))
     return np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5]]) @ shift
 
 
-# --- Choosing it ------------------------------------------------------------------------------------------------------
+# --- Random crops ---
 
 
 def random_target(
@@ -171,56 +196,85 @@ def random_target(
     target: Sequence[int],
     ratio_range: Sequence[float],
 ) -> tuple[int, int]:
-    """(long, short) times one ratio uniform in the range; (0, 0) stands for the image's own size (H, W)."""
+    """Return (long, short) side in pixels times one random ratio.
+
+    Args:
+        rng: Source of randomness.
+        size: (H, W) of the image, in place of a target of (0, 0).
+        target: (long, short) side in pixels.
+        ratio_range: (lowest, highest) of a uniform distribution.
+    """
     target = target if any(target) else (max(size), min(size))
     low, high = ratio_range
     ratio = rng.random() * (high - low) + low
     return max(int(target[0] * ratio), 1), max(int(target[1] * ratio), 1)
 
 
-def random_view(
-    rng: np.random.Generator, label: np.ndarray, size: tuple[int, int], crop_size: Sequence[int],
-    cat_max_ratio: float = 1.0, angle: float = 0.0, pixel: tuple[int, int] | None = None,
-) -> tuple[View, np.ndarray]:  # fmt: skip
-    """A view of at most `crop_size` of the image resized to `size`, all equally likely, and its label.
+def random_window(
+    rng: np.random.Generator,
+    label: np.ndarray,
+    size: tuple[int, int],
+    crop_size: Sequence[int],
+    cat_max_ratio: float = 1.0,
+    angle: float = 0.0,
+    pixel: tuple[int, int] | None = None,
+) -> tuple[CropWindow, np.ndarray]:
+    """Return a window at a uniformly random place, and the label in it.
 
-    With cat_max_ratio < 1, up to ten more are tried until one holds two classes or more and none of them fills that
-    share of its pixels (255 not counted); the last one is taken as it is. `pixel` (row, column) of `label` lies in all
-    of them, though a turn may take it out of a corner.
+    Args:
+        rng: Source of randomness.
+        label: uint8 [H, W].
+        size: (H, W) that the image is resized to.
+        crop_size: Largest (h, w) of the window.
+        cat_max_ratio: If it is below 1, up to ten more windows are drawn until one holds two
+            classes or more and none of them fills this share of its pixels (255 not counted); the
+            last one is taken as it is.
+        angle: Rotation in degrees.
+        pixel: (row, column) of `label` that the window must contain, though a rotation may move it
+            out of a corner.
     """
-    shape = tuple(min(sides) for sides in zip(crop_size, size))
-    margins = [wide - side for wide, side in zip(size, shape)]
+    height, width = (min(sides) for sides in zip(crop_size, size))
+    shape = (height, width)
+    margins = [whole - side for whole, side in zip(size, shape)]
     if pixel is None:
         ranges = [(0, margin) for margin in margins]
     else:
-        pixel = [int((at + 0.5) * wide / side) for at, wide, side in zip(pixel, size, label.shape)]
+        moved = [int((at + 0.5) * new / old) for at, new, old in zip(pixel, size, label.shape)]
         ranges = [
             (max(at - side + 1, 0), min(at, margin))
-            for at, side, margin in zip(pixel, shape, margins)
+            for at, side, margin in zip(moved, shape, margins)
         ]
 
-    def draw() -> tuple[View, np.ndarray]:
-        corner = tuple(int(rng.integers(low, high + 1)) for low, high in ranges)
-        view = View(size, corner, shape, angle)
-        return view, view_label(label, view)
+    def draw() -> tuple[CropWindow, np.ndarray]:
+        row, column = (int(rng.integers(low, high + 1)) for low, high in ranges)
+        window = CropWindow(size, (row, column), shape, angle)
+        return window, extract_label(label, window)
 
-    view, seen = draw()
+    window, seen = draw()
     if cat_max_ratio < 1 and any(margins):
         for _ in range(CROP_TRIES):
             if is_mixed(seen, cat_max_ratio):
                 break
-            view, seen = draw()
-    return view, seen
+            window, seen = draw()
+    return window, seen
 
 
 def is_mixed(label: np.ndarray, cat_max_ratio: float) -> bool:
-    """Whether a label uint8 [H, W] holds two classes or more, none filling `cat_max_ratio` of the pixels not 255."""
+    """Return whether a label has two classes or more and none fills too much of it.
+
+    Args:
+        label: uint8 [H, W].
+        cat_max_ratio: The share that no class may reach, of the pixels that are not 255.
+    """
     counts = _count(label)
-    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio
+    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
 def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] | None:
-    """(row, column) of a pixel of a class drawn evenly from those in the label; None if all of it is 255."""
+    """Return (row, column) of a random pixel of a random class of the label.
+
+    Every class in the label is equally likely. None if all of it is 255.
+    """
     present = np.flatnonzero(_count(label))
     if not len(present):
         return None
@@ -229,25 +283,26 @@ def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] 
 
 
 def _count(label: np.ndarray) -> np.ndarray:
-    """np.ndarray of each class, float32 [255]; 255 is left out."""
+    """Return the number of pixels of each class: float32 [255], 255 left out."""
     return cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).ravel()
 
 
-# --- Changing it ------------------------------------------------------------------------------------------------------
+# --- Changes to a crop ---
 
 
 def flip(array: np.ndarray, axis: int) -> np.ndarray:
-    """Image [H, W, C] or label [H, W] turned upside down (axis 0) or left to right (axis 1)."""
+    """Flip an image [H, W, C] or label [H, W] upside down (axis 0) or left to right (axis 1)."""
     return _by_channels(lambda part: cv2.flip(part, axis), array)
 
 
 def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """One to three rectangles of an image [H, W, C] set to 0 (arXiv:1708.04552); the label stays, as in MMSegmentation.
+    """Set one to three rectangles of an image [H, W, C] to 0 (arXiv:1708.04552).
 
-    A corner is anywhere in the image, which cuts the rectangle; sides are 1/16 to 1/4 of the image's.
+    As in MMSegmentation the label stays. A corner is anywhere in the image, which cuts the
+    rectangle; sides are 1/16 to 1/4 of the image's.
     """
     image = image.copy()
-    for _ in range(int(rng.integers(1, HOLES + 1))):
+    for _ in range(int(rng.integers(1, MAX_HOLES + 1))):
         top, left = (int(rng.integers(side)) for side in image.shape[:2])
         height, width = (max(int(side * rng.uniform(*HOLE_SIDES)), 1) for side in image.shape[:2])
         image[top : top + height, left : left + width] = 0
@@ -255,7 +310,7 @@ def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both at `size`, filled at the bottom and the right with 0 and 255."""
+    """Pad image [h, w, C] and label [h, w] to `size` at bottom and right, with 0 and 255."""
     height, width = label.shape
     if (height, width) == tuple(size):
         return image, label
@@ -265,17 +320,32 @@ def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.n
     return padded, ignored
 
 
-# --- All of it --------------------------------------------------------------------------------------------------------
+# --- Augment ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a sample; the fields are those of config.dataset. By default only a crop.
+    """The augmentation of a training sample; by default it only crops.
 
-    flip, vertical_flip, rotate, cutout, clahe, mosaic and class_crop are probabilities. rotate: by an angle uniform in
-    +-rotate_degrees; what comes from outside of the image is 0 and 255, before colours change. class_crop: the crop
-    lies around a random pixel of a class drawn evenly from those in the label, at the cost of `cat_max_ratio` where both
-    cannot be had. clahe and photometric see the crop only: see `photometric`. mosaic: see `_join`.
+    Its fields are those of `DatasetConfig`.
+
+    Attributes:
+        crop_size: (height, width) of a crop in pixels.
+        resize: (long, short) side in pixels before the random ratio; (0, 0) for the image's own
+            size.
+        ratio_range: (lowest, highest) ratio.
+        cat_max_ratio: Largest share of a crop that one class may fill; see `random_window`.
+        flip: Probability of flipping left to right.
+        photometric: Whether colours are distorted; see `photometric`.
+        vertical_flip: Probability of flipping upside down.
+        rotate: Probability of a rotation. What comes from outside the image is 0 and 255, before
+            colours change.
+        rotate_degrees: Largest angle; it is uniform in +-rotate_degrees.
+        cutout: Probability of `cutout`.
+        clahe: Probability of `equalize`; like `photometric` it sees the crop only.
+        mosaic: Probability of a mosaic of four samples.
+        class_crop: Probability that the crop is placed around a random pixel of a class drawn
+            evenly from those in the label, at the cost of `cat_max_ratio` where both cannot be had.
     """
 
     crop_size: tuple[int, int]
@@ -297,16 +367,28 @@ class Augment:
         rng: np.random.Generator,
         image: np.ndarray,
         label: np.ndarray,
-        draw: Draw | None = None,
+        draw: SampleFn | None = None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """(image [*crop_size, C] of the same dtype, label uint8 [*crop_size], size (H, W) before padding).
+        """Augment a sample.
 
-        draw() gives the image and label of another sample, for mosaic only; it should choose it by `rng` too.
+        Args:
+            rng: Source of randomness.
+            image: [H, W, C].
+            label: uint8 [H, W].
+            draw: Returns another sample, for mosaic only; it should choose it by `rng` too.
+
+        Returns:
+            Image [*crop_size, C] of the same dtype, label uint8 [*crop_size], and (height, width)
+            before padding.
+
+        Raises:
+            DataError: The images are not of a kind that an operation works on.
         """
-        if _happens(rng, self.mosaic):
-            return self._join(rng, image, label, draw)
+        if bernoulli(rng, self.mosaic):
+            return self._mosaic(rng, image, label, draw)
         image, label = self._crop(rng, image, label, self.crop_size)
-        return *pad(image, label, self.crop_size), label.shape
+        height, width = label.shape
+        return *pad(image, label, self.crop_size), (height, width)
 
     def _crop(
         self,
@@ -315,68 +397,77 @@ class Augment:
         label: np.ndarray,
         crop_size: Sequence[int],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Everything but mosaic and padding: both of one size, at most `crop_size`."""
-        size = rescaled_size(
-            label.shape, random_target(rng, label.shape, self.resize, self.ratio_range)
-        )
-        angle = (
-            rng.uniform(-self.rotate_degrees, self.rotate_degrees)
-            if _happens(rng, self.rotate)
-            else 0.0
-        )
-        pixel = class_pixel(rng, label) if _happens(rng, self.class_crop) else None
-        view, label = random_view(rng, label, size, crop_size, self.cat_max_ratio, angle, pixel)
-        image = view_image(image, view)
+        """Apply everything but mosaic and padding.
+
+        Image and label of the result have one size, at most `crop_size`.
+        """
+        old_height, old_width = label.shape
+        target = random_target(rng, (old_height, old_width), self.resize, self.ratio_range)
+        size = rescaled_size((old_height, old_width), target)
+        angle = 0.0
+        if bernoulli(rng, self.rotate):
+            angle = rng.uniform(-self.rotate_degrees, self.rotate_degrees)
+        pixel = class_pixel(rng, label) if bernoulli(rng, self.class_crop) else None
+        window, label = random_window(rng, label, size, crop_size, self.cat_max_ratio, angle, pixel)
+        image = extract_image(image, window)
         for axis, probability in ((1, self.flip), (0, self.vertical_flip)):
-            if _happens(rng, probability):
+            if bernoulli(rng, probability):
                 image, label = flip(image, axis), flip(label, axis)
-        if _happens(rng, self.clahe):
+        if bernoulli(rng, self.clahe):
             image = equalize(image)
         if self.photometric:
             image = photometric(rng, image)
-        if _happens(rng, self.cutout):
+        if bernoulli(rng, self.cutout):
             image = cutout(rng, image)
         return image, label
 
-    def _join(
-        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, draw: Draw | None
+    def _mosaic(
+        self,
+        rng: np.random.Generator,
+        image: np.ndarray,
+        label: np.ndarray,
+        draw: SampleFn | None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Mosaic: four crops, this sample's at the top left, that meet at a random point of the middle half.
+        """Join four crops that meet at a random point of the middle half.
 
-        Each is augmented by itself. Where an image is smaller than its part, the rest is 0 and 255 and counts as image:
-        it may lie anywhere, so it is no padding and the size is that of the crop.
+        This sample is at the top left. Each is augmented by itself. Where an image is smaller than
+        its part, the rest is 0 and 255. That can be anywhere, so it does not count as padding and
+        the size is that of the crop.
         """
         if draw is None:
             raise DataError(
-                "config.dataset.mosaic needs other samples, but none can be drawn here; set it to 0."
+                "config.dataset.mosaic needs other samples, but none can be drawn here; set it to "
+                "0.",
+                field="dataset.mosaic",
             )
         bounds = []
         for side in self.crop_size:
             quarter = max(side // 4, 1)
             bounds.append((0, int(rng.integers(quarter, side - quarter + 1)), side))
-        whole, ids = None, np.empty(self.crop_size, np.uint8)
+        pixels: np.ndarray | None = None
+        classes = np.empty(self.crop_size, np.uint8)
         for number in range(4):
             if number:
                 image, label = draw()
             (top, bottom), (left, right) = (
                 at[i : i + 2] for at, i in zip(bounds, divmod(number, 2))
             )
-            part, seen = pad(
-                *self._crop(rng, image, label, (bottom - top, right - left)),
-                (bottom - top, right - left),
-            )
-            whole = (
-                np.empty((*self.crop_size, part.shape[2]), part.dtype) if whole is None else whole
-            )
-            if part.dtype != whole.dtype or part.shape[2] != whole.shape[2]:
+            size = (bottom - top, right - left)
+            part, seen = pad(*self._crop(rng, image, label, size), size)
+            if pixels is None:
+                pixels = np.empty((*self.crop_size, part.shape[2]), part.dtype)
+            if part.dtype != pixels.dtype or part.shape[2] != pixels.shape[2]:
                 raise DataError(
-                    f"config.dataset.mosaic joins images of one kind, but one is {whole.dtype} of {whole.shape[2]} channels "
-                    f"and another {part.dtype} of {part.shape[2]}; convert them, or set it to 0."
+                    f"config.dataset.mosaic joins images of one kind, but one is {pixels.dtype} of "
+                    f"{pixels.shape[2]} channels and another {part.dtype} of {part.shape[2]}; "
+                    "convert them, or set it to 0.",
+                    field="dataset.mosaic",
                 )
-            whole[top:bottom, left:right], ids[top:bottom, left:right] = part, seen
-        return whole, ids, tuple(self.crop_size)
+            pixels[top:bottom, left:right], classes[top:bottom, left:right] = part, seen
+        assert pixels is not None  # of the first part
+        return pixels, classes, self.crop_size
 
 
-def _happens(rng: np.random.Generator, probability: float) -> bool:
-    """True with this probability; of what is off, nothing is drawn."""
+def bernoulli(rng: np.random.Generator, probability: float) -> bool:
+    """Return True with this probability; nothing is drawn if it is 0."""
     return probability > 0 and rng.random() < probability

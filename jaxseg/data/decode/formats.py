@@ -1,19 +1,40 @@
 """What a file is, told by its bytes, and what its header says: format, orientation, losses, number of pictures."""
 
+import io
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
-from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the formats beyond preinit's
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from jaxseg.errors import DataError
 
 # Threads read files while others import TFDS, which replaces __import__ for a while: what is imported at first use must
 # be there before.
 Image.preinit()
-Image.MAX_IMAGE_PIXELS = (
-    None  # check_pixels is the limit: aerial photos are larger than what Pillow takes for an attack
-)
+# Formats that Pillow opens for us, by their classes: Image.open has a limit of its own (Image.MAX_IMAGE_PIXELS, which is
+# the program's to set), and aerial photos exceed it. `check_pixels` is our limit.
+OPENERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
 # What Pillow raises for damaged files: its own errors, and what its parsing runs into.
 UNREADABLE = (
     OSError,
@@ -24,6 +45,7 @@ UNREADABLE = (
     TypeError,
     ArithmeticError,
     struct.error,
+    Image.DecompressionBombError,
 )
 
 NPY = b"\x93NUMPY"
@@ -74,6 +96,24 @@ def tell_format(data: bytes) -> str:
     """The format of a file's bytes, of which the first `HEAD` are enough: "JPEG", "PNG", ..., "" if it is none known."""
     head = bytes(data[:HEAD])
     return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
+
+
+def open_picture(data: bytes | Path, kind: str) -> Image.Image:
+    """Open an encoded picture with Pillow, without its limit of pixels.
+
+    Args:
+        data: The file's bytes, or its path.
+        kind: What `tell_format` gives.
+
+    Raises:
+        UNREADABLE: Pillow cannot read it; UnidentifiedImageError if it is not of this format.
+    """
+    if kind not in OPENERS:
+        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+    try:
+        return OPENERS[kind](data if isinstance(data, Path) else io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open does
+        raise UnidentifiedImageError(str(error)) from error
 
 
 def exif_orientation(data: bytes) -> int:
@@ -147,7 +187,7 @@ def check_pixels(size: tuple[int, int], file: object, limit: int) -> None:
     if limit and size[0] * size[1] > limit:
         raise DataError(
             f"{size[1]}x{size[0]} (width x height) are {size[0] * size[1]} pixels, more than {limit}", file=file,
-            field="dataset.max_pixels", hint="if the file is meant to be so large, raise --config.dataset.max_pixels",
+            field="dataset.max_pixels", hint="if the file is meant to be so large, raise config.dataset.max_pixels",
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from imagecodecs import PngError, png_decode
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from jaxseg.data.decode import tiff as tiffs
 from jaxseg.data.decode.formats import (
@@ -25,6 +25,7 @@ from jaxseg.data.decode.formats import (
     check_pixels,
     count_frames,
     exif_orientation,
+    open_picture,
     tell_format,
 )
 from jaxseg.errors import DataError
@@ -360,7 +361,7 @@ def check_channels(have: int, channels: int, file: str | Path, alpha: bool = Tru
     ):
         raise DataError(
             f"has {have} channels, but config.dataset.channels={channels}", file=file, field="dataset.channels",
-            hint=f"set --config.dataset.channels={have} if all images are like this one, else correct or remove it",
+            hint=f"set config.dataset.channels={have} if all images are like this one, else correct or remove it",
         )  # fmt: skip
 
 
@@ -408,7 +409,7 @@ def inspect_image(
 
 def _photo_header(data: bytes | Path, file: str | Path, kind: str) -> Header:
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
+        with open_picture(data, kind) as image:
             count, dtype = MODES.get(image.mode, (len(image.getbands()), "uint8"))
             if image.format == "PNG" and ";16" in str(image.tile):
                 dtype = "uint16"

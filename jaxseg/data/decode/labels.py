@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from jaxseg.constants import IGNORE
 from jaxseg.data.decode import tiff as tiffs
@@ -21,6 +21,7 @@ from jaxseg.data.decode.formats import (
     check_pixels,
     count_frames,
     lossy_coding,
+    open_picture,
     tell_format,
 )
 from jaxseg.data.decode.images import MAX_PIXELS, Decoded, load_npy
@@ -81,7 +82,7 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
 
 def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data, tell_format(data)) as image:
             check_pixels(image.size[::-1], file, max_pixels)
             if (frames := count_frames(image)) > 1:
                 raise DataError(

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ JPEG_CODINGS = (
     tifffile.COMPRESSION.OJPEG,
     tifffile.COMPRESSION.JPEG,
 )  # whose decoder makes RGB of YCbCr
-NODATA_NOISE = "parsing GDAL_NODATA tag raised"  # what tifffile logs of values that we read; scripts and workers drop it
 MEND = "write it anew, or take it out"
 LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
@@ -220,8 +218,3 @@ def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
         return (values <= -largest * (1 - 1e-6)) if nodata < 0 else (values >= largest * (1 - 1e-6))
     low, high = sorted((nodata * (1 - 1e-6), nodata * (1 + 1e-6)))
     return (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))
-
-
-def silence_nodata(record: logging.LogRecord) -> bool:
-    """A filter for tifffile's logger, for programs of our own: False for warnings about no-data values, which are read here."""
-    return NODATA_NOISE not in str(record.msg)

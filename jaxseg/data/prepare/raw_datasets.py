@@ -1,13 +1,13 @@
-"""Data sets as their makers distribute them, where that is no pair of files which can be read in place: .mat files, colour labels,
-tiles, merged lists. `jobs` is the door; prepare.py writes what they yield.
+"""Converters for data sets whose official release needs preprocessing.
 
-Files are found by the end of their path anywhere below the root, in upper or lower case, so that it does not matter how deep an
-archive unpacked; of several copies the first by name is taken. Splits and tiles are those of MMSegmentation's published models.
+That is .mat labels, colour labels, tiles or merged lists. Files are found by the end of their path
+anywhere below the root, in upper or lower case, however deep an archive unpacks; of several copies
+the first by name is taken. Splits and tiles are those of MMSegmentation's published models.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +15,45 @@ import numpy as np
 from jaxseg.constants import IGNORE
 from jaxseg.data.catalog import get_spec
 from jaxseg.data.decode import check_sizes, decode_image, inspect_image
+from jaxseg.data.prepare.raw_files import (
+    Finder,
+    Strings,
+    find_camvid,
+    find_coco_stuff10k,
+    find_fixed,
+    find_isaid,
+    find_pascal_context,
+    find_voc12aug,
+    index_files,
+    require_file,
+)
 from jaxseg.data.prepare.raw_labels import (
     BLACK,
     CAMVID_COLORS,
     Reader,
     coco_ids,
-    colors,
+    color_reader,
     context_ids,
-    mat_ids,
+    mat_reader,
     read_bytes,
     read_mask,
 )
-from jaxseg.data.sources.pairs import read_names
 from jaxseg.errors import DataError
-from jaxseg.files import expand, walk
+from jaxseg.files import expand
 
-Tree = Mapping[str, list[Path]]  # file name in lower case -> where such files lie
-Strings = tuple[str, ...]
-Wanted = tuple[
-    str, Strings, Strings
-]  # stem, ends of the image's path and of the label's in order of preference
-Finder = Callable[[Tree, Path, str], Iterator[Wanted]]
-Item = tuple[str, Path | np.ndarray, np.ndarray]
+# Stem; image as a file, the bytes of one, or RGB uint8 [H, W, 3]; label as class ids uint8 [H, W],
+# 255 = ignore.
+Item = tuple[str, Path | bytes | np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One image to convert. load() yields (stem, image, label), once or a tile at a time.
+class ConversionTask:
+    """One image to convert.
 
-    image: a JPEG or PNG file, or RGB uint8 [H, W, 3]; label: class ids uint8 [H, W], 255 is ignored. load() may raise DataError.
-    files: what load() reads.
+    Attributes:
+        name: Stem of the image.
+        load: Yields the items of the image: one, or one for each tile. It may raise DataError.
+        files: The files that `load` reads.
     """
 
     name: str
@@ -53,10 +62,16 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Official:
-    """origin: what to unpack below the root. find: (tree, root, split) -> what the split is made of. read: label file -> class ids.
+class RawDataset:
+    """How the official release of a data set is read.
 
-    tile: (side, stride, name of a tile), pixels; None for whole images.
+    Attributes:
+        origin: What to unpack below the root, for messages.
+        find: Called with (tree, root, split), yields the files of the split.
+        read: Reads a label file as class ids.
+        tile: Side and stride of tiles in pixels, and the pattern of their names; None for whole
+            images.
+        splits: The splits that it has.
     """
 
     origin: str
@@ -66,269 +81,249 @@ class Official:
     splits: Strings = ("train", "val")
 
 
-def jobs(name: str, root: str | Path, split: str) -> list[Job]:
-    """What split `split` ('train', 'val'; of camvid 'test' too) of the unpacked download below `root` is made of.
+def list_tasks(name: str, root: str | Path, split: str) -> list[ConversionTask]:
+    """List the images of a split.
 
-    Raises DataError for another set than NAMES, another split, or a file that is not there.
+    Args:
+        name: The data set, one of NAMES.
+        root: The folder that its archives were unpacked into.
+        split: "train" or "val"; "test" of camvid.
+
+    Raises:
+        DataError: The data set, the split or a file does not exist.
     """
-    if name not in SETS:
+    if name not in DATASETS:
         raise DataError(
-            f"'{name}' is not among the data sets that are converted from their official download: {', '.join(NAMES)}."
+            f"'{name}' is not among the data sets that are converted from their official download",
+            field="name",
+            hint=f"these are {', '.join(NAMES)}",
         )
-    official = SETS[name]
+    raw = DATASETS[name]
+    unpack = f"unpack there {raw.origin}"
     if not str(root):
         raise DataError(
-            f"The data set '{name}' needs the folder where you unpacked {official.origin}."
+            f"the data set '{name}' needs the folder of its download", field="root", hint=unpack
         )
     root = expand(root).absolute()
-    if split not in official.splits:
+    if split not in raw.splits:
         raise DataError(
-            f"The data set '{name}' has no split '{split}'; it has {', '.join(official.splits)}."
+            f"the data set '{name}' has no split '{split}'",
+            field="splits",
+            hint=f"it has {', '.join(raw.splits)}",
         )
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; make it, and unpack there {official.origin}.")
-    tree = _index(root)
+        raise DataError("no such folder", file=root, field="root", hint=f"make it, and {unpack}")
+    tree = index_files(root)
     try:
-        files = [
-            (stem, _need(tree, *image), _need(tree, *label))
-            for stem, image, label in official.find(tree, root, split)
+        found = [
+            (stem, require_file(tree, *image), require_file(tree, *label))
+            for stem, image, label in raw.find(tree, root, split)
         ]
     except FileNotFoundError as error:
-        raise DataError(
-            f"{root}: nowhere below it lies {error}, which '{name}' needs; unpack there {official.origin}."
-        ) from None
+        problem = f"does not contain {error}, which '{name}' needs"
+        raise DataError(problem, file=root, field="root", hint=unpack) from None
     return [
-        Job(stem, functools.partial(_load, name, stem, image, label), (image, label))
-        for stem, image, label in files
+        ConversionTask(stem, functools.partial(_load, name, stem, image, label), (image, label))
+        for stem, image, label in found
     ]
 
 
 def _load(name: str, stem: str, image_file: Path, label_file: Path) -> Iterator[Item]:
-    official, spec = SETS[name], get_spec(name)
-    label = official.read(label_file, spec)
-    if official.tile is None and image_file.suffix.lower() in (".jpg", ".png"):
+    """The items of an image: itself, or its tiles."""
+    raw, spec = DATASETS[name], get_spec(name)
+    label = raw.read(label_file, spec)
+    if raw.tile is None and image_file.suffix.lower() in (".jpg", ".png"):
         check_sizes(inspect_image(image_file, image_file).size, label.shape, image_file, label_file)
         yield stem, image_file, label
         return
     image = decode_image(read_bytes(image_file), image_file)
     check_sizes(image.shape[:2], label.shape, image_file, label_file)
-    yield from (
-        ((stem, image, label),)
-        if official.tile is None
-        else _tiles(stem, image, label, *official.tile)
-    )
+    if raw.tile is None:
+        yield stem, image, label
+    else:
+        yield from _tiles(stem, image, label, *raw.tile)
 
 
-# --- Tiles ------------------------------------------------------------------------------------------------------------
+# --- Tiles ----------------------------------------------------------------------------------------
 
 
-def starts(length: int, side: int, stride: int) -> list[int]:
-    """Where the tiles of a line of pixels begin: every `stride`, but moved back from the end until they lie within."""
+def tile_starts(length: int, side: int, stride: int) -> list[int]:
+    """Return where tiles along `length` pixels begin.
+
+    They begin every `stride` pixels; the last ones are moved back to end within the image.
+    """
     return sorted({max(0, min(start, length - side)) for start in range(0, length, stride)})
 
 
 def _tiles(
     stem: str, image: np.ndarray, label: np.ndarray, side: int, stride: int, name: str
 ) -> Iterator[Item]:
-    """Tiles [side, side]; what is smaller is padded at the right and bottom, the image with 0 and the label with 255."""
+    """Tiles [side, side]; small images are padded at the right and bottom: 0, in labels 255."""
     pad = [(0, max(0, side - size)) for size in label.shape]
-    image, label = np.pad(image, [*pad, (0, 0)]), np.pad(label, pad, constant_values=IGNORE)
-    for y in starts(label.shape[0], side, stride):
-        for x in starts(label.shape[1], side, stride):
+    image = np.pad(image, [*pad, (0, 0)])
+    label = np.pad(label, pad, constant_values=IGNORE)
+    for y in tile_starts(label.shape[0], side, stride):
+        for x in tile_starts(label.shape[1], side, stride):
             window = np.s_[y : y + side, x : x + side]
             tile = name.format(stem=stem, y=y, x=x, bottom=y + side, right=x + side)
             yield tile, np.ascontiguousarray(image[window]), np.ascontiguousarray(label[window])
 
 
-# --- Finding ----------------------------------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
-
-def _index(root: Path) -> Tree:
-    tree: dict[str, list[Path]] = {}
-    for file in walk(root).files:
-        tree.setdefault(file.name.lower(), []).append(file)
-    return tree
-
-
-def _find(tree: Tree, *ends: str) -> Path | None:
-    """The first file whose path ends so; '!folder/name' is a file of this name in any other folder."""
-    for end in map(str.lower, ends):
-        for file in tree.get(end.rsplit("/")[-1], ()):
-            folder = end[1:].split("/")[0] if end.startswith("!") else ""
-            if (
-                file.parent.name.lower() != folder
-                if folder
-                else file.as_posix().lower().endswith(f"/{end}")
-            ):
-                return file
-    return None
-
-
-def _need(tree: Tree, *ends: str) -> Path:
-    file = _find(tree, *ends)
-    if file is None:
-        raise FileNotFoundError(
-            " or ".join(end.rsplit("/")[-1] if end.startswith("!") else end for end in ends)
-        )
-    return file
-
-
-def _stems(listing: Path) -> list[str]:
-    """The names of a list of files: the first word of each line, without folder and suffix."""
-    return [Path(line.split()[0]).stem for line in read_names(listing)]
-
-
-def _fixed(
-    images: Strings,
-    labels: Strings,
-    train: Strings,
-    val: Strings,
-    folders: tuple[str, str] = ("", ""),
-) -> Finder:
-    """A set whose stems are known. Patterns hold {stem} and {folder}, the split's; the first of `labels` that is there counts for all."""
-
-    def find(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-        stems, folder = (train, folders[0]) if split == "train" else (val, folders[1])
-        names = [[label.format(stem=stem, folder=folder) for stem in stems] for label in labels]
-        chosen = next((ends for ends in names if any(_find(tree, end) for end in ends)), names[0])
-        for stem, label in zip(stems, chosen):
-            yield stem, tuple(image.format(stem=stem, folder=folder) for image in images), (label,)
-
-    return find
-
-
-def _voc12aug(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-    lists = {
-        name: _need(tree, f"VOC2012/ImageSets/Segmentation/{name}.txt", f"Segmentation/{name}.txt")
-        for name in ("train", "val")
-    }
-    voc, stems = (
-        lists["train"].parents[2].name,
-        {name: _stems(file) for name, file in lists.items()},
-    )
-    for stem in stems[split]:
-        yield stem, (f"{voc}/JPEGImages/{stem}.jpg",), (f"{voc}/SegmentationClass/{stem}.png",)
-    if split == "train":
-        more = {
-            stem for name in ("train", "val") for stem in _stems(_need(tree, f"dataset/{name}.txt"))
-        }
-        for stem in sorted(more.difference(*stems.values())):
-            yield stem, (f"{voc}/JPEGImages/{stem}.jpg",), (f"cls/{stem}.mat",)
-
-
-def _pascal_context(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-    listing = _need(tree, f"VOC2010/ImageSets/Main/{split}.txt", f"ImageSets/Main/{split}.txt")
-    for stem in _stems(listing):
-        yield stem, (f"{listing.parents[2].name}/JPEGImages/{stem}.jpg",), (f"trainval/{stem}.mat",)
-
-
-def _coco_stuff10k(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-    for stem in _stems(_need(tree, f"imageLists/{'train' if split == 'train' else 'test'}.txt")):
-        yield stem, (f"{stem}.jpg",), (f"annotations/{stem}.mat",)
-
-
-def _isaid(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-    ending, found = "_instance_color_RGB.png", set()
-    for file in (file for files in tree.values() for file in files):
-        stem = file.name.removesuffix(ending).removesuffix(".png")
-        if split in file.relative_to(root).parts[:-1] and stem[:1] == "P" and stem[1:].isdigit():
-            found.add(stem)
-    if not found:
-        raise FileNotFoundError(f"{split}/.../P0000.png")
-    for stem in sorted(found):
-        yield stem, (f"{stem}.png",), (stem + ending,)
-
-
-def _camvid(tree: Tree, root: Path, split: str) -> Iterator[Wanted]:
-    """The split is that of a list {split}.txt if there is one, else SegNet's, which goes by recording and time."""
-    listing = _find(tree, f"{split}.txt")
-    labels = [files[0].name[:-6] for name, files in tree.items() if name.endswith("_l.png")]
-    stems = (
-        _stems(listing)
-        if listing
-        else sorted(stem for stem in labels if _segnet_split(stem) == split)
-    )
-    if not stems:
-        raise FileNotFoundError("LabeledApproved_full/..._L.png")
-    for stem in stems:
-        yield stem, (f"701_StillsRaw_full/{stem}.png", f"{stem}.png"), (f"{stem}_L.png",)
-
-
-def _segnet_split(stem: str) -> str:
-    """The split of SegNet (arXiv:1511.00561), 367 + 101 + 233 images, of a frame such as '0016E5_07959' or 'Seq05VD_f00030'."""
-    recording, _, frame = stem.partition("_")
-    time = int("".join(filter(str.isdigit, frame)) or 0)
-    if recording == "Seq05VD" or (recording == "0001TP" and time > 8520):
-        return "test"
-    return "val" if recording == "0016E5" and 7959 <= time <= 8159 else "train"
-
-
-# --- The table --------------------------------------------------------------------------------------------------------
-
-POTSDAM = (
-    tuple(
-        "2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12 6_10 6_11 6_12 6_7 6_8 6_9 7_10 7_11 7_12 7_7 7_8 7_9".split()
+POTSDAM: tuple[Strings, Strings] = (  # training and validation split
+    (
+        *(f"{row}_{column}" for row in (2, 3, 4, 5) for column in (10, 11, 12)),
+        *(f"6_{column}" for column in (10, 11, 12, 7, 8, 9)),
+        *(f"7_{column}" for column in (10, 11, 12, 7, 8, 9)),
     ),
-    tuple("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split()),
+    (
+        *(f"{row}_{column}" for row in (2, 3) for column in (13, 14)),
+        *(f"4_{column}" for column in (13, 14, 15)),
+        *(f"5_{column}" for column in (13, 14, 15)),
+        *(f"6_{column}" for column in (13, 14, 15)),
+        "7_13",
+    ),
 )
-VAIHINGEN = (
+VAIHINGEN: tuple[Strings, Strings] = (
     tuple(f"area{n}" for n in (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 30, 32, 34, 37)),
     tuple(f"area{n}" for n in (2, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 27, 29, 31, 33, 35, 38)),
 )
-STARE = tuple(
+STARE: Strings = tuple(
     f"im{n:04}"
     for n in (1, 2, 3, 4, 5, 44, 77, 81, 82, 139, 162, 163, 235, 236, 239, 240, 255, 291, 319, 324)
 )
 
 
 def _numbers(pattern: str, first: int, last: int, sides: Strings = ("",)) -> Strings:
+    """A pattern filled with the numbers from `first` to `last`, each with every side."""
     return tuple(pattern.format(n, side) for n in range(first, last + 1) for side in sides)
 
 
-_CONTEXT = Official(
-    "VOCtrainval of PASCAL VOC 2010 and the PASCAL Context annotations (trainval/*.mat), of Stanford",
-    _pascal_context, mat_ids("LabelMap", context_ids),
-)  # fmt: skip
-_ISPRS = "{stem}_{x}_{y}_{right}_{bottom}"
-SETS: dict[str, Official] = {
-    "voc12aug": Official(
-        "VOCtrainval of PASCAL VOC 2012 and Berkeley's Semantic Boundaries (benchmark_RELEASE/dataset), both below this one folder",
-        _voc12aug, mat_ids("GTcls.Segmentation", lambda spec: spec.label_map)),
+_CONTEXT = RawDataset(
+    origin=(
+        "VOCtrainval of PASCAL VOC 2010 and the PASCAL Context annotations (trainval/*.mat), of "
+        "Stanford"
+    ),
+    find=find_pascal_context,
+    read=mat_reader("LabelMap", context_ids),
+)
+# MMSegmentation names a stride of 256 for these tiles, but 512 is what its tiles, and its published
+# numbers, come from.
+_ISPRS_TILE = (512, 512, "{stem}_{x}_{y}_{right}_{bottom}")
+DATASETS: dict[str, RawDataset] = {
+    "voc12aug": RawDataset(
+        origin=(
+            "VOCtrainval of PASCAL VOC 2012 and Berkeley's Semantic Boundaries "
+            "(benchmark_RELEASE/dataset), both below this one folder"
+        ),
+        find=find_voc12aug,
+        read=mat_reader("GTcls.Segmentation", lambda spec: spec.label_map),
+    ),
     "pascal_context": _CONTEXT,
     "pascal_context_59": _CONTEXT,
-    "coco_stuff10k": Official(
-        "COCO-Stuff 10K v1.1, of Edinburgh (images/, annotations/, imageLists/)", _coco_stuff10k, mat_ids("S", coco_ids)),
-    # MMSegmentation names a stride of 256 for these two, but 512 is what its tiles, and their published numbers, come from.
-    # Label 4_12 of some copies of 5_Labels_all is no label but a picture; 5_Labels_for_participants has the right one.
-    "potsdam": Official(
-        "2_Ortho_RGB and 5_Labels_all_noBoundary (or 5_Labels_all) of the ISPRS 2D Semantic Labeling benchmark, Potsdam",
-        _fixed(("top_potsdam_{stem}_RGB.tif",), ("top_potsdam_{stem}_label_noBoundary.tif", "top_potsdam_{stem}_label.tif"), *POTSDAM),
-        colors(BLACK), (512, 512, _ISPRS)),
-    "vaihingen": Official(
-        "ISPRS_semantic_labeling_Vaihingen and its ..._ground_truth_eroded_COMPLETE (or ..._COMPLETE) of the ISPRS benchmark",
-        _fixed(("top/top_mosaic_09cm_{stem}.tif",),
-               ("top_mosaic_09cm_{stem}_noBoundary.tif", "!top/top_mosaic_09cm_{stem}.tif"), *VAIHINGEN),
-        colors(BLACK), (512, 512, _ISPRS)),
-    "isaid": Official(
-        "the images of DOTA-v1.0 and iSAID's Semantic_masks, of Wuhan, into folders train/ and val/",
-        _isaid, colors(), (896, 512, "{stem}_{y}_{bottom}_{x}_{right}")),
-    "camvid": Official(
-        "701_StillsRaw_full and LabeledApproved_full of CamVid, of Cambridge (train.txt and val.txt too for a split of your own)",
-        _camvid, colors(BLACK, groups=CAMVID_COLORS), splits=("train", "val", "test")),
-    "drive": Official(
-        "training/ and test/ of DRIVE, of Utrecht, with 1st_manual in both",
-        _fixed(("{folder}/images/{stem}_{folder}.tif",), ("{folder}/1st_manual/{stem}_manual1.gif",),
-               _numbers("{:02}", 21, 40), _numbers("{:02}", 1, 20), ("training", "test")), read_mask),
-    "chase_db1": Official(
-        "CHASEDB1, of Kingston University",
-        _fixed(("{stem}.jpg",), ("{stem}_1stHO.png",),
-               _numbers("Image_{:02}{}", 1, 10, ("L", "R")), _numbers("Image_{:02}{}", 11, 14, ("L", "R"))), read_mask),
-    "hrf": Official(
-        "the images and manual segmentations of the High-Resolution Fundus database, of Erlangen",
-        _fixed(("{stem}.jpg",), ("{stem}.tif",),
-               _numbers("{:02}_{}", 1, 5, ("dr", "g", "h")), _numbers("{:02}_{}", 6, 15, ("dr", "g", "h"))), read_mask),
-    "stare": Official(
-        "stare-images and labels-ah of STARE, of Clemson",
-        _fixed(("{stem}.ppm.gz", "{stem}.ppm"), ("{stem}.ah.ppm.gz", "{stem}.ah.ppm"), STARE[:10], STARE[10:]), read_mask),
-}  # fmt: skip
-NAMES = tuple(SETS)
+    "coco_stuff10k": RawDataset(
+        origin="COCO-Stuff 10K v1.1, of Edinburgh (images/, annotations/, imageLists/)",
+        find=find_coco_stuff10k,
+        read=mat_reader("S", coco_ids),
+    ),
+    # Label 4_12 of some copies of 5_Labels_all is a picture instead of a label;
+    # 5_Labels_for_participants has the right one.
+    "potsdam": RawDataset(
+        origin=(
+            "2_Ortho_RGB and 5_Labels_all_noBoundary (or 5_Labels_all) of the ISPRS 2D Semantic "
+            "Labeling benchmark, Potsdam"
+        ),
+        find=find_fixed(
+            images=("top_potsdam_{stem}_RGB.tif",),
+            labels=(
+                "top_potsdam_{stem}_label_noBoundary.tif",
+                "top_potsdam_{stem}_label.tif",
+            ),
+            train=POTSDAM[0],
+            val=POTSDAM[1],
+        ),
+        read=color_reader(BLACK),
+        tile=_ISPRS_TILE,
+    ),
+    "vaihingen": RawDataset(
+        origin=(
+            "ISPRS_semantic_labeling_Vaihingen and its ..._ground_truth_eroded_COMPLETE (or "
+            "..._COMPLETE) of the ISPRS benchmark"
+        ),
+        find=find_fixed(
+            images=("top/top_mosaic_09cm_{stem}.tif",),
+            labels=(
+                "top_mosaic_09cm_{stem}_noBoundary.tif",
+                "!top/top_mosaic_09cm_{stem}.tif",
+            ),
+            train=VAIHINGEN[0],
+            val=VAIHINGEN[1],
+        ),
+        read=color_reader(BLACK),
+        tile=_ISPRS_TILE,
+    ),
+    "isaid": RawDataset(
+        origin=(
+            "the images of DOTA-v1.0 and iSAID's Semantic_masks, of Wuhan, into folders train/ and "
+            "val/"
+        ),
+        find=find_isaid,
+        read=color_reader(),
+        tile=(896, 512, "{stem}_{y}_{bottom}_{x}_{right}"),
+    ),
+    "camvid": RawDataset(
+        origin=(
+            "701_StillsRaw_full and LabeledApproved_full of CamVid, of Cambridge (train.txt and "
+            "val.txt too for a split of your own)"
+        ),
+        find=find_camvid,
+        read=color_reader(BLACK, groups=CAMVID_COLORS),
+        splits=("train", "val", "test"),
+    ),
+    "drive": RawDataset(
+        origin="training/ and test/ of DRIVE, of Utrecht, with 1st_manual in both",
+        find=find_fixed(
+            images=("{folder}/images/{stem}_{folder}.tif",),
+            labels=("{folder}/1st_manual/{stem}_manual1.gif",),
+            train=_numbers("{:02}", 21, 40),
+            val=_numbers("{:02}", 1, 20),
+            folders=("training", "test"),
+        ),
+        read=read_mask,
+    ),
+    "chase_db1": RawDataset(
+        origin="CHASEDB1, of Kingston University",
+        find=find_fixed(
+            images=("{stem}.jpg",),
+            labels=("{stem}_1stHO.png",),
+            train=_numbers("Image_{:02}{}", 1, 10, ("L", "R")),
+            val=_numbers("Image_{:02}{}", 11, 14, ("L", "R")),
+        ),
+        read=read_mask,
+    ),
+    "hrf": RawDataset(
+        origin=(
+            "the images and manual segmentations of the High-Resolution Fundus database, of "
+            "Erlangen"
+        ),
+        find=find_fixed(
+            images=("{stem}.jpg",),
+            labels=("{stem}.tif",),
+            train=_numbers("{:02}_{}", 1, 5, ("dr", "g", "h")),
+            val=_numbers("{:02}_{}", 6, 15, ("dr", "g", "h")),
+        ),
+        read=read_mask,
+    ),
+    "stare": RawDataset(
+        origin="stare-images and labels-ah of STARE, of Clemson",
+        find=find_fixed(
+            images=("{stem}.ppm.gz", "{stem}.ppm"),
+            labels=("{stem}.ah.ppm.gz", "{stem}.ah.ppm"),
+            train=STARE[:10],
+            val=STARE[10:],
+        ),
+        read=read_mask,
+    ),
+}
+NAMES = tuple(DATASETS)

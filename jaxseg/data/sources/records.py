@@ -1,20 +1,22 @@
-"""Reading prepared TFDS data sets, without TensorFlow: records that hold an encoded image and an encoded label.
+"""Reading prepared TFDS data sets without TensorFlow.
 
-Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes (they hold class ids already, and
-dataset.json tells of which classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
+A record holds an encoded image and an encoded label.
+
+Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes
+    (whose dataset.json
+describes the classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxseg.data import catalog
+from jaxseg.data.builtin import builtin_spec, named_label_map
 from jaxseg.data.decode import (
     Decoded,
     Header,
@@ -27,29 +29,40 @@ from jaxseg.data.decode import (
     map_label,
 )
 from jaxseg.data.decode.images import RGB
+from jaxseg.data.folder_spec import read_folder_spec
+from jaxseg.data.sources.base import hash_facts
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_json
 
-# Our name -> (TFDS's name, label map of what it holds). Its scene_parse150 is not here: that holds instances, not ADE20K's 150 classes.
+# Our name -> (TFDS's name, name of the label map of its records). TFDS's scene_parse150 is not
+# here: it holds instances, not the 150 classes of ADE20K.
 STOCK = {"cityscapes": ("cityscapes/semantic_segmentation", "cityscapes_ids")}
-IMAGES = ("image", "image_left")
+IMAGES = ("image", "image_left")  # names of features
 LABELS = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
 SYNONYMS = {"val": "validation", "validation": "val"}
 INFO, SPEC, NAMES = "dataset_info.json", "dataset.json", "names.json"
+VARINT_BYTES = 10  # the longest number in protobuf's encoding
 
 
-# --- Finding ----------------------------------------------------------------------------------------------------------
+# --- Finding ---
 
 
 def find_prepared(name: str, root: str | Path) -> Path:
-    """The folder of the TFDS data set `name`: `root` itself, TFDS's own, one of this name, or the only one there; its newest version.
+    """Return the folder of the newest version of a TFDS data set.
 
-    Raises DataError, which lists what is there.
+    Args:
+        name: Our name of the data set.
+        root: That folder itself, or one above: the data set is TFDS's own of this name, one of our
+            name, or the only one there.
+
+    Raises:
+        DataError: There is no such data set, or there are several; it lists them.
     """
     if not root:
         raise DataError(
-            f"The TFDS data set '{name}' needs its folder: --config.dataset.root=DIR, the --output of scripts/prepare_data.py."
+            f"The TFDS data set '{name}' needs its folder: config.dataset.root=DIR, the --output "
+            "of scripts/prepare_data.py."
         )
     root = expand(root)
     if (root / INFO).is_file():
@@ -57,67 +70,73 @@ def find_prepared(name: str, root: str | Path) -> Path:
     found = [
         file.parent for depth in ("*", "*/*", "*/*/*") for file in root.glob(f"{depth}/{INFO}")
     ]
-    found = [
-        folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
-    ]  # not those unfinished
+    # Folders of unfinished data sets have other names than a version.
+    found = [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
     for prefix in (*STOCK.get(name, ())[:1], name, ""):
-        inside = [
-            folder
-            for folder in found
-            if f"{folder.relative_to(root).parent}/".startswith(prefix and f"{prefix}/")
-        ]
+        inside = [folder for folder in found if _is_below(folder.relative_to(root).parent, prefix)]
         if len({folder.parent for folder in inside}) == 1:
-            return max(
-                inside, key=lambda folder: [int(number) for number in folder.name.split(".")]
-            )
+            return max(inside, key=_version)
     if found:
         there = ", ".join(sorted(str(folder.relative_to(root)) for folder in found))
         raise DataError(
-            f"{root}: holds several data sets, {there}; set config.dataset.root to one of these folders."
+            f"{root}: holds several data sets, {there}; set config.dataset.root to one of these "
+            "folders."
         )
-    there = (
-        ", ".join(sorted(file.name for file in root.glob("*"))[:5]) or "nothing"
-        if root.is_dir()
-        else "no such folder"
-    )
+    there = "no such folder"
+    if root.is_dir():
+        there = ", ".join(sorted(file.name for file in root.glob("*"))[:5]) or "nothing"
     raise DataError(
-        f"{root}: no TFDS data set there ({there}); make one with `python scripts/prepare_data.py --name={name} --root=DIR "
-        f"--output={root}`, or read the files themselves with --config.dataset.source=files."
+        f"{root}: no TFDS data set there ({there}); make one with `python scripts/prepare_data.py "
+        f"--name={name} --root=DIR --output={root}`, or read the files themselves with "
+        "config.dataset.source=files."
     )
+
+
+def _is_below(path: Path, prefix: str) -> bool:
+    return not prefix or f"{path}/".startswith(f"{prefix}/")
+
+
+def _version(folder: Path) -> list[int]:
+    return [int(number) for number in folder.name.split(".")]
 
 
 def get_spec(name: str, root: str | Path) -> DatasetSpec:
-    """The spec of the TFDS data set `name` below `root`, with the label map of what its records hold. Raises DataError.
+    """Return the spec of the TFDS data set `name` below `root`, with the label map of its records.
 
-    dataset.json beside the records tells all; without it the classes are those of the built-in data set, or of classes.txt (and
-    label_map.txt) in `root` for a 'folder'.
+    A dataset.json beside the records describes it. Without one the classes are those of the
+    built-in data set, or, of a `folder`, those of the classes.txt (and label_map.txt) in `root`.
+
+    Raises:
+        DataError: There is no such data set, or its description is unusable.
     """
     file = find_prepared(name, root) / SPEC
     if file.is_file():
         return _read_spec(file, name)
-    return (
-        stock_spec(name)
-        if name in STOCK
-        else dataclasses.replace(catalog.get_spec(name, root), layout=None)
-    )
+    if name in STOCK:
+        return stock_spec(name)
+    spec = read_folder_spec(root) if name == "folder" else builtin_spec(name, root)
+    return dataclasses.replace(spec, layout=None)
 
 
 def stock_spec(name: str) -> DatasetSpec:
-    """The spec of TFDS's own data set `name`, one of STOCK."""
-    spec = catalog.get_spec(name)
-    return dataclasses.replace(spec, label_map=catalog.label_map(STOCK[name][1], spec.num_classes))
+    """Return the spec of TFDS's own data set `name`, one of STOCK."""
+    spec = builtin_spec(name)
+    return dataclasses.replace(spec, label_map=named_label_map(STOCK[name][1], spec.num_classes))
 
 
 def _read_spec(file: Path, name: str) -> DatasetSpec:
+    """Read the dataset.json of records."""
     try:
-        facts = read_json(file)
-        facts["label_map"] = {int(raw): index for raw, index in facts["label_map"].items()}
-        facts.setdefault("label_ranges", ())  # of which older ones know nothing
+        fields = read_json(file)
+        fields["label_map"] = {int(raw): index for raw, index in fields["label_map"].items()}
+        fields.setdefault("label_ranges", ())  # which early files lack
+        if "official_ids" in fields:  # the name in files of the first edition
+            fields["submission_ids"] = fields.pop("official_ids")
         for key in ("palette", "colors", "ignored_colors", "label_ranges"):
-            facts[key] = tuple(tuple(values) for values in facts[key])
-        for key in ("classes", "image_mean", "image_std", "official_ids"):
-            facts[key] = tuple(facts[key])
-        spec = DatasetSpec(**facts)
+            fields[key] = tuple(tuple(values) for values in fields[key])
+        for key in ("classes", "image_mean", "image_std", "submission_ids"):
+            fields[key] = tuple(fields[key])
+        spec = DatasetSpec(**fields)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,16 +147,20 @@ def _read_spec(file: Path, name: str) -> DatasetSpec:
         ) from None
     if name not in (spec.name, "folder"):
         raise DataError(
-            f"{file}: these are records of '{spec.name}', not of '{name}'; set config.dataset.name={spec.name} or another root."
+            f"{file}: these are records of '{spec.name}', not of '{name}'; set "
+            f"config.dataset.name={spec.name} or another root."
         )
     return dataclasses.replace(spec, name=name)
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------------
+# --- Reading ---
 
 
-class Records:
-    """The records of a split: a Source (see sources.py) of which `files` and `label_files` are the records' names."""
+class ArrayRecordSource:
+    """A `Source` of the records of a split; `files` and `label_files` are the records' names.
+
+    It can be pickled: shards are opened when they are first read.
+    """
 
     def __init__(
         self,
@@ -146,10 +169,21 @@ class Records:
         *,
         keys: tuple[str, str],
         names: list[str],
-        shards: list,
+        shards: Sequence[tuple[str, int]],
         folder: Path,
         options: ImageOptions,
     ):
+        """Create a source of serialised examples.
+
+        Args:
+            spec: The data set.
+            data: TFDS's data source of raw bytes: random access to serialised examples.
+            keys: Features that hold the encoded image and the encoded label.
+            names: Name of each record.
+            shards: (file, number of records) in order, for the fingerprint and for messages.
+            folder: Of the data set, for messages.
+            options: How images are read.
+        """
         self.spec, self.options, self.names = spec, options, names
         self.files = self.label_files = names
         self._data, self._keys, self._shards, self._folder = data, keys, shards, folder
@@ -159,7 +193,7 @@ class Records:
         return len(self.names)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(image, label); DataError if one is damaged, they differ in size, or an id is unknown."""
+        """See `Source.read`."""
         (image, label), where = self._record(index), self._where(index)
         return join_pair(
             decode(image, where, self.options),
@@ -170,15 +204,19 @@ class Records:
         )
 
     def read_decoded(self, index: int) -> Decoded:
+        """See `Source.read_decoded`."""
         return decode(self._record(index)[0], self._where(index), self.options)
 
     def read_image(self, index: int) -> np.ndarray:
+        """See `Source.read_image`."""
         return self.read_decoded(index).filled(self.options.fill)
 
     def read_label(self, index: int) -> np.ndarray:
+        """See `Source.read_label`."""
         return self._decode_label(self._record(index)[1], self._where(index))
 
     def header(self, index: int) -> Header:
+        """See `Source.header`."""
         return inspect_image(
             self._record(index)[0],
             self._where(index),
@@ -187,12 +225,12 @@ class Records:
         )
 
     def fingerprint(self) -> str:
-        """Changes with the shards' files and the label map."""
+        """See `Source.fingerprint`."""
         stats = [
             (path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns)
             for path, _ in self._shards
         ]
-        return hashlib.sha256(repr((stats, self.spec)).encode()).hexdigest()
+        return hash_facts(stats, self.spec)
 
     def _where(self, index: int) -> str:
         return f"{self._folder}: record {self.names[index]}"
@@ -215,14 +253,18 @@ class Records:
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
             reason = str(error).splitlines()[0][:200]
             raise DataError(
-                f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or prepare it again."
+                f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or "
+                "prepare it again."
             ) from None
 
 
 def parse_example(record: bytes) -> dict[str, memoryview]:
-    """{name: its first bytes value} of a serialised tf.train.Example, as views: protobuf's own parser copies an image twice.
+    """Return {name: first bytes value} of a serialised tf.train.Example, as views of the record.
 
-    Features of other kinds are left out. Raises ValueError or LookupError for what is no Example.
+    Protobuf's own parser copies an image twice. Features of other kinds are left out.
+
+    Raises:
+        ValueError or LookupError: The record is not an Example.
     """
     found = {}
     for features in _submessages(memoryview(record)).get(1, []):
@@ -235,7 +277,10 @@ def parse_example(record: bytes) -> dict[str, memoryview]:
 
 
 def _submessages(message: memoryview) -> dict[int, list[memoryview]]:
-    """{field number: payloads} of a protobuf message's length-delimited fields, which an Example's are down to the numbers."""
+    """Return {field number: payloads} of the length-delimited fields of a protobuf message.
+
+    An Example has no others, down to its lists of numbers.
+    """
     fields: dict[int, list[memoryview]] = {}
     at = 0
     while at < len(message):
@@ -249,22 +294,31 @@ def _submessages(message: memoryview) -> dict[int, list[memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number in protobuf's encoding, seven bits a byte, and where it ends."""
-    value = shift = 0
-    while message[at] & 128:
-        value |= (message[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-    return value | message[at] << shift, at + 1
+    """Return a number in protobuf's encoding, seven bits a byte, and where it ends."""
+    value = 0
+    for place in range(VARINT_BYTES):
+        byte = message[at + place]
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise ValueError("not a tf.train.Example")
 
 
 def open_records(
     spec: DatasetSpec, root: str | Path, split: str, options: ImageOptions = RGB
-) -> Records:
-    """The records of a split of the TFDS data set that `spec` and `root` name, see `find_prepared`; `options` say how images are read.
+) -> ArrayRecordSource:
+    """Open a split of a prepared TFDS data set.
 
-    split: a plain name; 'val' and 'validation' stand for each other. Picklable; shards are opened when they are read. Raises DataError for an unknown split, missing features or files.
+    Args:
+        spec: The data set.
+        root: Its folder, or one above; see `find_prepared`.
+        split: A plain name; "val" and "validation" stand for each other.
+        options: How images are read.
+
+    Raises:
+        DataError: There is no such data set or split, or it lacks features or files.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; files never need it
 
     folder = find_prepared(spec.name, root)
     try:
@@ -272,27 +326,23 @@ def open_records(
         formats = sorted(each.value for each in builder.info.available_file_formats())
     except Exception as error:  # TFDS raises whatever its parsing runs into
         raise DataError(
-            f"{folder / INFO}: cannot be read as TFDS's ({str(error).splitlines()[0]}); prepare the data set again."
+            f"{folder / INFO}: cannot be read as TFDS's ({str(error).splitlines()[0]}); prepare "
+            "the data set again."
         ) from None
     if "array_record" not in formats:
         raise DataError(
-            f"{folder}: is stored as {', '.join(formats)}, which needs TensorFlow; prepare it as ArrayRecord, "
-            "`tfds.builder(..., file_format='array_record')`."
+            f"{folder}: is stored as {', '.join(formats)}, which needs TensorFlow; prepare it as "
+            "ArrayRecord, `tfds.builder(..., file_format='array_record')`."
         )
-    keys = (
-        _choose(builder.info.features, IMAGES, folder),
-        _choose(builder.info.features, LABELS, folder),
-    )
-    shape = builder.info.features[keys[1]].shape
+    features = builder.info.features
+    keys = (_find_feature(features, IMAGES, folder), _find_feature(features, LABELS, folder))
+    shape = features[keys[1]].shape
     if shape and shape[-1] not in (None, 1) and not spec.colors:
         raise DataError(
-            f"{folder}: the feature '{keys[1]}' {shape} holds no single class id a pixel, so it is no label for segmentation."
+            f"{folder}: the feature '{keys[1]}' {shape} does not hold one class id a pixel, so it "
+            "is not a label for segmentation."
         )
-    split = split if split in builder.info.splits else SYNONYMS.get(split, split)
-    if split not in builder.info.splits:
-        raise DataError(
-            f"{folder}: the data set '{spec.name}' has no split '{split}'; it has {' and '.join(builder.info.splits)}."
-        )
+    split = _find_split(builder.info.splits, split, spec, folder)
     shards = [
         (str(each.filename), each.examples_in_shard)
         for each in builder.info.splits[split].file_instructions
@@ -300,7 +350,8 @@ def open_records(
     for file, _ in shards:
         if not Path(file).is_file():
             raise DataError(
-                f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare the data set again."
+                f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare "
+                "the data set again."
             )
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     data = builder.as_data_source(
@@ -308,9 +359,10 @@ def open_records(
     ).data_source
     if not len(data):
         raise DataError(
-            f"{folder}: its split '{split}' is empty; prepare the data set again, or set config.dataset.train_split or val_split."
+            f"{folder}: its split '{split}' is empty; prepare the data set again, or set "
+            "config.dataset.train_split or val_split."
         )
-    return Records(
+    return ArrayRecordSource(
         spec,
         data,
         keys=keys,
@@ -321,17 +373,27 @@ def open_records(
     )
 
 
-def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
-    """The first of these features that is an encoded image, or plain bytes."""
-    import tensorflow_datasets as tfds
+def _find_split(splits: Mapping[str, Any], split: str, spec: DatasetSpec, folder: Path) -> str:
+    """Return the data set's own name for a split."""
+    for name in (split, SYNONYMS.get(split, split)):
+        if name in splits:
+            return name
+    raise DataError(
+        f"{folder}: the data set '{spec.name}' has no split '{split}'; it has "
+        f"{' and '.join(splits)}."
+    )
+
+
+def _find_feature(features: Any, wanted: Sequence[str], folder: Path) -> str:
+    """Return the first of the `wanted` features that is an encoded image, or plain bytes."""
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; files never need it
 
     for name in filter(features.__contains__, wanted):
-        kind = features[name].np_dtype  # float images are those whose PNG TFDS reinterprets
-        if (
-            isinstance(features[name], tfds.features.Image)
-            and kind != np.float32
-            or isinstance(features[name], tfds.features.Text)
-        ):
+        feature = features[name]
+        # Images of float32 are PNGs whose bytes TFDS reinterprets.
+        if isinstance(feature, tfds.features.Image) and feature.np_dtype != np.float32:
+            return name
+        if isinstance(feature, tfds.features.Text):
             return name
     there = ", ".join(
         f"{name} {type(feature).__name__}{feature.shape}" for name, feature in features.items()
@@ -342,12 +404,12 @@ def _choose(features: Any, wanted: Sequence[str], folder: Path) -> str:
 
 
 def _names(folder: Path, spec: DatasetSpec, split: str, count: int) -> list[str]:
-    """The records' names: those that scripts/prepare_data.py noted, else numbers."""
-    noted = read_json(folder / NAMES) if (folder / NAMES).is_file() else {}
-    if not isinstance(noted, dict):
+    """Return the names of the records: those that scripts/prepare_data.py stored, else numbers."""
+    stored = read_json(folder / NAMES) if (folder / NAMES).is_file() else {}
+    if not isinstance(stored, dict):
         raise DataError(
             "holds no names of splits",
             file=folder / NAMES,
             hint="prepare the data set again, or remove the file",
         )
-    return noted.get(split) or [f"{spec.name}-{split}-{index:05d}" for index in range(count)]
+    return stored.get(split) or [f"{spec.name}-{split}-{index:05d}" for index in range(count)]

@@ -7,7 +7,8 @@ from flax import linen as nn
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ZEROS
-from jaxseg.models.layers import Layers, avg_pool, max_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import avg_pool, max_pool
 from jaxseg.registry import lookup
 
 BLOCKS = {
@@ -75,9 +76,11 @@ def stage_dilations(
     if multi_grid:
         if len(multi_grid) < blocks:
             raise ConfigError(
-                f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of {blocks} blocks",
-                field="model.backbone.multi_grid", hint="give one a block",
-            )  # fmt: skip
+                f"multi_grid {tuple(multi_grid)} has {len(multi_grid)} dilations for a stage of "
+                f"{blocks} blocks",
+                field="multi_grid",
+                hint="give one for each block",
+            )
         return list(multi_grid[:blocks])
     return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import LearnedScale, between_convs, exact_einsum, project
+from jaxseg.models.attention import LearnedScale, conv_block_conv, einsum_f32, project
 from jaxseg.models.layers import Layers
 
 
@@ -23,8 +23,8 @@ class CrissCrossAttention(nn.Module):
         key = project(self.layer, x, channels // 8, "key_conv")
         value = project(self.layer, x, channels, "value_conv")
         itself = jnp.eye(height, dtype=bool)[None, :, None, :]
-        column = jnp.where(itself, -jnp.inf, exact_einsum("bhwc,biwc->bhwi", query, key))
-        row = exact_einsum("bhwc,bhjc->bhwj", query, key)
+        column = jnp.where(itself, -jnp.inf, einsum_f32("bhwc,biwc->bhwi", query, key))
+        row = einsum_f32("bhwc,bhjc->bhwj", query, key)
         weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1), axis=-1).astype(
             value.dtype
         )
@@ -55,6 +55,6 @@ class CCHead(nn.Module):
             return y
 
         x = features[self.in_index]
-        return between_convs(
+        return conv_block_conv(
             self.layer, x, repeat, self.channels, self.num_classes, train=train
         ), {}

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from jaxseg.models.attention import LearnedScale, attend, exact_einsum, flatten_positions, project
+from jaxseg.models.attention import LearnedScale, attend, einsum_f32, flatten_positions, project
 from jaxseg.models.layers import Layers
 
 
@@ -30,7 +30,7 @@ class ChannelAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         flat = flatten_positions(x)
-        energy = exact_einsum("bnc,bnd->bcd", flat, flat)
+        energy = einsum_f32("bnc,bnd->bcd", flat, flat)
         # The maximum cancels in the softmax and keeps its argument small.
         weights = jax.nn.softmax(energy.max(-1, keepdims=True) - energy, axis=-1).astype(x.dtype)
         return x + LearnedScale(name="gamma")(

@@ -5,12 +5,12 @@ from flax import linen as nn
 
 from jaxseg.models.attention import (
     attend,
-    between_convs,
-    embed,
-    exact_einsum,
+    conv_block_conv,
+    einsum_f32,
     flatten_positions,
+    input_projection,
+    output_projection,
     project,
-    restore,
 )
 from jaxseg.models.layers import Layers
 
@@ -26,14 +26,15 @@ class DisentangledBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         inner = max(x.shape[-1] // self.reduction, 1)
         query, key, value = (
-            flatten_positions(embed(self.layer, x, inner, name)) for name in ("theta", "phi", "g")
+            flatten_positions(input_projection(self.layer, x, inner, name))
+            for name in ("theta", "phi", "g")
         )
         query, key = query - query.mean(1, keepdims=True), key - key.mean(1, keepdims=True)
         pairwise = attend(query, key, value, scale=inner**-0.5 / self.temperature)
         unary = flatten_positions(project(self.layer, x, 1, "conv_mask"))
         unary = jax.nn.softmax(unary.astype("float32"), axis=1).astype(value.dtype)
-        context = pairwise + exact_einsum("bno,bnc->boc", unary, value).astype(value.dtype)
-        return x + restore(
+        context = pairwise + einsum_f32("bno,bnc->boc", unary, value).astype(value.dtype)
+        return x + output_projection(
             self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train
         )
 
@@ -55,7 +56,7 @@ class DNLHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = DisentangledBlock(self.layer, self.reduction, self.temperature, name="dnl_block")
         x = features[self.in_index]
-        return between_convs(
+        return conv_block_conv(
             self.layer,
             x,
             lambda y: block(y, train=train),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import exact_einsum, flatten_positions
+from jaxseg.models.attention import einsum_f32, flatten_positions
 from jaxseg.models.initializers import Initializer
 from jaxseg.models.layers import Layers
 
@@ -34,16 +34,16 @@ class EMAttention(nn.Module):
         flat = jax.lax.stop_gradient(flatten_positions(x).astype(jnp.float32))
         bases = jnp.broadcast_to(running.value, (x.shape[0], *running.value.shape[1:]))
         for _ in range(self.num_stages):
-            share = jax.nn.softmax(exact_einsum("bnc,bck->bnk", flat, bases), axis=-1)
+            share = jax.nn.softmax(einsum_f32("bnc,bck->bnk", flat, bases), axis=-1)
             weight = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
-            bases = _unit(exact_einsum("bnc,bnk->bck", flat, weight))
+            bases = _unit(einsum_f32("bnc,bnk->bck", flat, weight))
         frozen = "/".join(self.path) in self.layer.frozen_statistics
         if train and not frozen and not self.is_initializing():
             mean = bases.mean(0, keepdims=True)
             if self.layer.axis_name is not None:
                 mean = jax.lax.pmean(mean, self.layer.axis_name)
             running.value = (1 - self.momentum) * running.value + self.momentum * _unit(mean)
-        return exact_einsum("bck,bnk->bnc", bases, share).reshape(x.shape).astype(x.dtype)
+        return einsum_f32("bck,bnk->bnc", bases, share).reshape(x.shape).astype(x.dtype)
 
     def _key(self) -> jax.Array | None:
         return self.make_rng("params") if self.is_initializing() else None
@@ -52,8 +52,8 @@ class EMAttention(nn.Module):
 class EMAHead(nn.Module):
     """Attention in a compact set of bases found by EM, in place of pairs of positions.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]. The convolution before EM, `ema_mid_conv`, is never trained: it has no
-    gradient, and the published recipe keeps weight decay off it (configs/emanet.py).
+    Features [B, h, w, C] to class scores [B, h, w, K]. The convolution before EM, `ema_mid_conv`,
+    is never trained: it has no gradient, and an optimiser should keep weight decay off it.
     """
 
     num_classes: int

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import exact_einsum, flatten_positions
+from jaxseg.models.attention import einsum_f32, flatten_positions
 from jaxseg.models.initializers import TORCH, Initializer
 from jaxseg.models.layers import Layers
 
@@ -30,11 +30,9 @@ class Encoding(nn.Module):
         lengths = (
             jnp.square(x).sum(-1, keepdims=True) + jnp.square(codewords).sum(-1)[None, None, :]
         )
-        distances = lengths - 2 * exact_einsum("bnc,kc->bnk", x, codewords)
+        distances = lengths - 2 * einsum_f32("bnc,kc->bnk", x, codewords)
         weights = jax.nn.softmax(smoothing[None, None, :] * distances, axis=-1)
-        return (
-            exact_einsum("bnk,bnc->bkc", weights, x) - weights.sum(1)[:, :, None] * codewords[None]
-        )
+        return einsum_f32("bnk,bnc->bkc", weights, x) - weights.sum(1)[:, :, None] * codewords[None]
 
 
 class EncHead(nn.Module):

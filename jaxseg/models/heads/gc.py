@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.attention import between_convs, exact_einsum, flatten_positions, project
+from jaxseg.models.attention import conv_block_conv, einsum_f32, flatten_positions, project
 from jaxseg.models.initializers import ONES, ZEROS, Initializer
 from jaxseg.models.layers import Layers
 
@@ -44,7 +44,7 @@ class ContextBlock(nn.Module):
         weights = jax.nn.softmax(flatten_positions(scores).astype(jnp.float32), axis=1).astype(
             x.dtype
         )
-        context = exact_einsum("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)[
+        context = einsum_f32("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)[
             :, :, None, :
         ]
         context = project(layer, context, int(channels * self.ratio), "channel_add_conv.0")
@@ -69,6 +69,6 @@ class GCHead(nn.Module):
     @nn.compact
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = ContextBlock(self.layer, self.ratio, name="gc_block")
-        return between_convs(
+        return conv_block_conv(
             self.layer, features[self.in_index], block, self.channels, self.num_classes, train=train
         ), {}

@@ -8,7 +8,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Array:
@@ -58,19 +59,22 @@ class LRASPPHead(nn.Module):
         return layer.classify(x, self.num_classes, train=train), {}
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Averages of windows of x, or of all of it where that is smaller and `small_input` allows."""
+        """Average windows of x, or all of it where it is smaller and `small_input` allows."""
         if self.small_input not in ("error", "global"):
             raise ConfigError(
                 f"small_input of LR-ASPP is '{self.small_input}'",
-                field="model.heads.decode.small_input",
+                field="small_input",
                 hint="'error' or 'global'",
             )
-        if min(x.shape[1:3]) >= self.pool_size:
+        height, width = x.shape[1:3]
+        if min(height, width) >= self.pool_size:
             return window_averages(x, self.pool_size, self.pool_stride)
         if self.small_input == "error" and not self.is_initializing():
             raise ConfigError(
-                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its feature map has {x.shape[1]}x{x.shape[2]}",
-                field="model.heads.decode.small_input",
-                hint="use larger images (from 385 pixels at stride 8), or model.heads.decode.small_input='global', which averages the whole map",
+                f"LR-ASPP averages windows of {self.pool_size}x{self.pool_size} pixels, but its "
+                f"feature map has {height}x{width}",
+                field="small_input",
+                hint="use larger images (from 385 pixels at stride 8), or the head's argument "
+                "small_input='global', which averages the whole map",
             )
         return adaptive_avg_pool(x, 1)

@@ -3,7 +3,13 @@
 import jax
 from flax import linen as nn
 
-from jaxseg.models.attention import attend, between_convs, embed, flatten_positions, restore
+from jaxseg.models.attention import (
+    attend,
+    conv_block_conv,
+    flatten_positions,
+    input_projection,
+    output_projection,
+)
 from jaxseg.models.layers import Layers
 
 
@@ -17,10 +23,11 @@ class NonLocalBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         inner = max(x.shape[-1] // self.reduction, 1)
         query, key, value = (
-            flatten_positions(embed(self.layer, x, inner, name)) for name in ("theta", "phi", "g")
+            flatten_positions(input_projection(self.layer, x, inner, name))
+            for name in ("theta", "phi", "g")
         )
         context = attend(query, key, value, scale=inner**-0.5)
-        return x + restore(
+        return x + output_projection(
             self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train
         )
 
@@ -41,7 +48,7 @@ class NonLocalHead(nn.Module):
     def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
         block = NonLocalBlock(self.layer, self.reduction, name="nl_block")
         x = features[self.in_index]
-        return between_convs(
+        return conv_block_conv(
             self.layer,
             x,
             lambda y: block(y, train=train),

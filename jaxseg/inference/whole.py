@@ -1,0 +1,101 @@
+"""Class scores of whole images, averaged over test-time scales and mirror images.
+
+The order is the published one: the image is resized for testing, the model runs, its logits are
+resized to the wanted size (the label's or the photo's own) and the argmax follows. With several
+scales or mirror images the softmax probabilities of the resized logits are averaged.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg.inference.settings import TestSettings
+from jaxseg.ops import normalize, resize_bilinear
+
+
+class Model(Protocol):
+    """What inference needs of a model; `jaxseg.models.create_model` makes one."""
+
+    def apply(
+        self, variables: Any, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, Mapping[str, Any]]:
+        """Return (logits [B, h, w, K], further outputs) of normalised images [B, h, w, C]."""
+        ...
+
+
+def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Array) -> jax.Array:
+    """Normalise images and run the model on them.
+
+    Args:
+        model: The model.
+        settings: Its `mean` and `std` normalise the images.
+        variables: Arrays of the model.
+        images: uint8, uint16 or float32 [B, h, w, C].
+
+    Returns:
+        Logits, float32 [B, h, w, K].
+    """
+    logits, _ = model.apply(variables, normalize(images, settings.mean, settings.std), train=False)
+    return logits.astype(jnp.float32)
+
+
+def softmax(logits: jax.Array) -> jax.Array:
+    """Turn logits [..., K] into class probabilities float32 [..., K].
+
+    Where a logit is not finite all probabilities are NaN, which survives an average; -inf alone
+    would become 0.
+    """
+    return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
+
+
+def classify(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find the class with the highest score.
+
+    Args:
+        scores: float32 [..., H, W, K].
+
+    Returns:
+        Class ids int32 [..., H, W], and for each image the number of pixels with a score that is
+        not finite, int32 [...].
+    """
+    nonfinite = ~jnp.isfinite(scores).all(-1)
+    ids = jnp.argmax(scores, -1).astype(jnp.int32)
+    return ids, nonfinite.sum((-2, -1), dtype=jnp.int32)
+
+
+def predict(
+    model: Model,
+    settings: TestSettings,
+    variables: Any,
+    images: Sequence[jax.Array],
+    size: tuple[int, int],
+) -> jax.Array:
+    """Compute class scores of whole images, one forward pass for each scale and mirror image.
+
+    Pure; to be jitted for a fixed `size`.
+
+    Args:
+        model: The model.
+        settings: Test-time settings.
+        variables: Arrays of the model.
+        images: The images at each of `settings.scales` (`data.augment.transforms.scaled_views`):
+            uint8, uint16 or float32 [B, h, w, C].
+        size: (H, W) of the result in pixels.
+
+    Returns:
+        Scores float32 [B, H, W, K]: logits of a single pass, else mean probabilities, NaN where a
+        logit is not finite.
+    """
+    total: Any = 0.0
+    for _, view in zip(settings.scales, images, strict=True):
+        batch = len(view)
+        both = jnp.concatenate([view, view[:, :, ::-1]]) if settings.flip else view
+        logits = forward(model, settings, variables, both)
+        scores = resize_bilinear(logits, size, settings.align_corners)
+        if settings.num_views == 1:
+            return scores
+        scores = softmax(scores)
+        total += scores[:batch] + scores[batch:, :, ::-1] if settings.flip else scores
+    return total / settings.num_views

@@ -1,0 +1,323 @@
+"""The JSON files of a workdir: its experiment, its classes, and whether a run may be resumed.
+
+    workdir/config.json  dataset.json  best.json  metrics.json  checkpoints/<step>/
+
+config.json is the experiment. Files of the first edition have no "schema" in them and are read as
+well. dataset.json says what the checkpoints' classes mean, and so is written once.
+`jaxseg.checkpoint` reads and writes the checkpoints.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.core import FrozenDict
+
+from jaxseg.config.checks import complete
+from jaxseg.config.resolve import (
+    copy_config,
+    experiment_from_json,
+    experiment_to_json,
+    has_auto_weights,
+)
+from jaxseg.config.schema import Experiment
+from jaxseg.errors import CheckpointError, ConfigError
+from jaxseg.files import expand, read_text, write_json
+from jaxseg.validation import SCHEMA, complete_modules
+
+# Fields that may change when a run is resumed: none of them alters what the state means.
+FIELDS_ALLOWED_TO_CHANGE = (
+    "name",
+    "steps",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "init_from",
+    "pretrained",
+    "eval",
+    "dataset.root",
+    "dataset.num_workers",
+    "dataset.check_samples",
+    "dataset.classes",  # checked by restore_classes
+    "dataset.match_classes",
+)
+CONCAT_ROOT = re.compile(r"dataset\.concat\.[^.]+\.root")  # which may change too
+MEASURED_FIELDS = (
+    "dtype",
+    "image_mean",
+    "image_std",
+)  # of config.dataset, where it leaves them open
+# Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a
+# read-only manager.
+IGNORED_ORBAX_WARNINGS = (
+    "did not provide metrics",
+    "CheckpointManagerOptions.read_only=True",
+    "Given directory is read only",
+)
+
+
+# --- Finding --------------------------------------------------------------------------------------
+
+
+def find_workdir(path: str | Path) -> tuple[Path, str | None]:
+    """Split a path into a workdir and a step.
+
+    Args:
+        path: A workdir, or WORKDIR/checkpoints/STEP.
+
+    Returns:
+        (absolute path of the workdir, name of the step, or None for the workdir itself).
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    path = expand(path).absolute()
+    workdir, step = path, None
+    if path.parent.name == "checkpoints":
+        workdir, step = path.parent.parent, path.name
+    if not (workdir / "config.json").is_file():
+        raise CheckpointError(
+            "it is neither a workdir (no config.json in it) nor WORKDIR/checkpoints/STEP", file=path
+        )
+    return workdir, step
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Return the steps of all complete checkpoints in a workdir, in no order."""
+    folders = (Path(workdir) / "checkpoints").glob("*")
+    return [int(folder.name) for folder in folders if folder.name.isdigit()]
+
+
+# --- Reading and writing --------------------------------------------------------------------------
+
+
+def write_experiment(
+    workdir: str | Path, experiment: Experiment, dataset: Mapping[str, Any] | str
+) -> None:
+    """Write config.json, and dataset.json unless checkpoints are there, whose classes it describes.
+
+    Args:
+        workdir: Created if it is missing.
+        experiment: The resolved and measured experiment.
+        dataset: Content of dataset.json (`DatasetSpec.to_json`), as a dict or JSON.
+    """
+    write_json(Path(workdir) / "config.json", _plain(experiment_to_json(experiment)))
+    file = Path(workdir) / "dataset.json"
+    if not (file.is_file() and saved_steps(workdir)):
+        write_json(file, json.loads(dataset) if isinstance(dataset, str) else dict(dataset))
+
+
+def read_experiment(workdir: str | Path) -> Experiment:
+    """Read the experiment of a workdir; fields that are newer than the run get their defaults.
+
+    Raises:
+        CheckpointError: config.json is damaged, or has fields that this version does not know.
+    """
+    file = Path(workdir) / "config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    if not isinstance(stored, dict):
+        raise CheckpointError("does not hold a config", file=file)
+    try:
+        return experiment_from_json(stored, SCHEMA)
+    except ConfigError as error:
+        raise CheckpointError(
+            error.problem, file=file, field=error.field, hint=error.hint
+        ) from error
+
+
+def read_classes(workdir: str | Path) -> tuple[str, ...]:
+    """Return the class names in a workdir's dataset.json, in order; () if there are none.
+
+    Raises:
+        CheckpointError: dataset.json is damaged.
+    """
+    file = Path(workdir) / "dataset.json"
+    if not file.is_file():
+        return ()
+    try:
+        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ()))
+    except ValueError as error:
+        raise CheckpointError(
+            f"is damaged ({error})", file=file, hint="take it from a copy of the run"
+        ) from None
+
+
+def load_dataset_metadata(path: str | Path) -> dict[str, Any]:
+    """Read dataset.json (classes, palette, ...) of a workdir or of one of its steps.
+
+    Raises:
+        CheckpointError: There is none, or it is not JSON.
+    """
+    path = expand(path).absolute()
+    for folder in (path, *path.parents[:2]):
+        file = folder / "dataset.json"
+        if file.is_file():
+            try:
+                return json.loads(read_text(file))
+            except json.JSONDecodeError as error:
+                raise CheckpointError(
+                    f"is not JSON ({error})", file=file, hint="restore it, or train or convert anew"
+                ) from None
+    hint = "give the workdir of a run, or one of its steps"
+    raise CheckpointError("there is no dataset.json in it or above it", file=path, hint=hint)
+
+
+def read_training(workdir: str | Path) -> dict[str, Any] | None:
+    """Return the training summary in metrics.json, None if there is none."""
+    file = Path(workdir) / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
+
+
+# --- Resuming -------------------------------------------------------------------------------------
+
+
+def with_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
+    """Return a run's experiment with the classes that its model was trained with."""
+    classes = read_classes(workdir) or tuple(experiment.dataset.classes)
+    return _replace_dataset(experiment, classes=classes)
+
+
+def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
+    """When resuming, return `experiment` with the classes of the run, in the run's order.
+
+    Data in another order is then refused, or mapped by name (`data.catalog.load_spec`).
+
+    Args:
+        workdir: Of a run to resume, or of a new one, which leaves the experiment as it is.
+        experiment: With `dataset.classes` of the data set or of the config.
+
+    Raises:
+        CheckpointError: The experiment has other classes, or has them in another order and
+            `dataset.match_classes` is not 'name'.
+    """
+    classes = read_classes(workdir) if saved_steps(workdir) else ()
+    ours = tuple(experiment.dataset.classes)
+    if not classes or ours == classes:
+        return experiment
+    same_names = sorted(ours) == sorted(classes)
+    if ours and not (same_names and experiment.dataset.match_classes == "name"):
+        hint = "give the data set of that run, or choose another workdir"
+        if same_names:
+            hint = (
+                "set config.dataset.match_classes to 'name' to map labels to the run's order, or "
+                "choose another workdir"
+            )
+        raise CheckpointError(
+            f"holds a run with the classes {classes}, and config.dataset.classes is {ours}",
+            file=workdir,
+            field="dataset.classes",
+            hint=hint,
+        )
+    return _replace_dataset(experiment, classes=classes)
+
+
+def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Experiment:
+    """When resuming, return `experiment` with the measured fields of the run.
+
+    Dtype, mean and std, and class weights stay as they were measured at the run's start, also if
+    the data has been corrected since. Fields that the experiment states itself stay as they are,
+    and so does the experiment of a new run.
+    """
+    if not (Path(workdir) / "config.json").is_file() or not saved_steps(workdir):
+        return experiment
+    stored = read_experiment(workdir)
+    measured = {}
+    if experiment.dataset.channels == stored.dataset.channels:
+        for key in MEASURED_FIELDS:
+            if not getattr(experiment.dataset, key):
+                measured[key] = getattr(stored.dataset, key)
+    losses = {}
+    for key, loss in experiment.losses.items():
+        known = stored.losses[key].options if key in stored.losses else {}
+        if has_auto_weights(loss.options) and "class_weight" in known:
+            options = {**loss.options, "class_weight": known["class_weight"]}
+            loss = dataclasses.replace(loss, options=FrozenDict(options))
+        losses[key] = loss
+    restored = _replace_dataset(experiment, **measured)
+    return dataclasses.replace(restored, losses=FrozenDict(losses))
+
+
+def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
+    """Check that a workdir has no checkpoints of another experiment or of later steps.
+
+    FIELDS_ALLOWED_TO_CHANGE may differ. A start that failed before its first checkpoint is not
+    compared.
+
+    Raises:
+        CheckpointError: The fields that differ.
+    """
+    steps = saved_steps(workdir)
+    if not steps or not (Path(workdir) / "config.json").is_file():
+        return
+    if max(steps) > experiment.steps:
+        raise CheckpointError(
+            f"{workdir} is at step {max(steps)}; config.steps={experiment.steps} is below it",
+            field="steps",
+            hint="choose another workdir, or more steps",
+        )
+    old, new = (_flat(_with_defaults(each)) for each in (read_experiment(workdir), experiment))
+    differ = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _may_change(key)
+    ]
+    if differ:
+        lines = [
+            f"  config.{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+            for key in differ
+        ]
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{workdir} holds a run with another config:",
+                    *lines,
+                    "Choose another workdir, or give the old values.",
+                ]
+            ),
+            field=differ[0],
+        )
+
+
+def _with_defaults(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as JSON holds it, with defaults for the arguments that it leaves out."""
+    return _plain(complete_modules(complete(copy_config(experiment))).to_dict())
+
+
+def _may_change(key: str) -> bool:
+    prefixes = tuple(f"{field}." for field in FIELDS_ALLOWED_TO_CHANGE)
+    if key in FIELDS_ALLOWED_TO_CHANGE or key.startswith(prefixes):
+        return True
+    return CONCAT_ROOT.fullmatch(key) is not None
+
+
+def _replace_dataset(experiment: Experiment, **changes: Any) -> Experiment:
+    return dataclasses.replace(
+        experiment, dataset=dataclasses.replace(experiment.dataset, **changes)
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON holds of a value; a class in place of a module's name becomes its path."""
+    return json.loads(json.dumps(value, default=_describe))
+
+
+def _describe(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # a NumPy number
+        return value.tolist()
+    return f"{value.__module__}.{value.__qualname__}" if inspect.isclass(value) else repr(value)
