@@ -44,8 +44,8 @@ class Components:
             optimizer=self.optimizer,
             schedule=self.schedule,
             policy=self.policy,
-            mean=self.experiment.dataset.image_mean,
-            std=self.experiment.dataset.image_std,
+            mean=np.asarray(self.experiment.dataset.image_mean, np.float32),
+            std=np.asarray(self.experiment.dataset.image_std, np.float32),
         )
 
 
