@@ -67,7 +67,7 @@ def open_manager(
 
     Args:
         workdir: Created if it is missing.
-        keep: Latest steps to keep, besides the best by mIoU.
+        keep: Latest steps to keep, in addition to the best by mIoU.
         read_only: Do not remove the leftovers of a killed save.
     """
     policy = preservation_policy.AnyPreservationPolicy(

@@ -4,8 +4,6 @@ A JaxsegError says what to change and is shown as one message; any other excepti
 keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
 """
 
-import contextlib
-import ctypes
 import inspect
 import logging
 import os
@@ -24,22 +22,12 @@ from jaxseg.config.checks import complete
 from jaxseg.config.finder import build, load_builder
 from jaxseg.config.resolve import copy_config
 from jaxseg.config.variant import grammar
+from jaxseg.data.process import silence_nodata, tune_process
 from jaxseg.errors import ConfigError, JaxsegError
 from jaxseg.files import cache_dir, expand
-from jaxseg.workdir import find_workdir, read_experiment
+from jaxseg.workdir import IGNORED_ORBAX_WARNINGS, find_workdir, read_experiment
 
 CONFIG_HELP = "configs/FILE.py:VARIANT (see above); --config.FIELD=VALUE overrides a field."
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-# Warnings of libraries about what jaxseg does on purpose, or reports itself: logger -> parts of
-# their messages.
-EXPECTED_WARNINGS = {
-    "absl": (
-        "did not provide metrics",
-        "CheckpointManagerOptions.read_only=True",
-        "Given directory is read only",
-    ),
-    "tifffile": ("GDAL_NODATA",),
-}
 
 
 def define_config() -> flags.FlagHolder:
@@ -95,9 +83,7 @@ def set_up_process() -> None:
     """Configure this process for a script: logging, JAX's compilation cache, memory and threads."""
     _set_up_logging()
     enable_compilation_cache()
-    _keep_freed_memory()
-    if cv2 := sys.modules.get("cv2"):
-        cv2.setNumThreads(1)  # batches are made in parallel already; more threads would compete
+    tune_process()
 
 
 def _set_up_logging() -> None:
@@ -105,9 +91,8 @@ def _set_up_logging() -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # jaxseg reports unreadable files itself
-    for name, phrases in EXPECTED_WARNINGS.items():
-        logger = absl_logging.get_absl_logger() if name == "absl" else logging.getLogger(name)
-        logger.addFilter(_Unexpected(phrases))
+    absl_logging.get_absl_logger().addFilter(_is_unexpected)
+    logging.getLogger("tifffile").addFilter(silence_nodata)
     ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
@@ -115,15 +100,9 @@ def _set_up_logging() -> None:
     ours.propagate = False
 
 
-class _Unexpected(logging.Filter):
-    """Drop messages that contain one of some phrases."""
-
-    def __init__(self, phrases: Sequence[str]):
-        super().__init__()
-        self.phrases = phrases
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(phrase in str(record.msg) for phrase in self.phrases)
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Drop orbax's warnings about what a run does on purpose."""
+    return not any(phrase in str(record.msg) for phrase in IGNORED_ORBAX_WARNINGS)
 
 
 def enable_compilation_cache() -> None:
@@ -135,14 +114,6 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory: allocating it anew took a tenth of the loading time."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value it accepts
-        library.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)
 
 
 # --- Flags ----------------------------------------------------------------------------------------

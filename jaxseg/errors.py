@@ -1,7 +1,7 @@
-"""What jaxseg raises when something it was given cannot be used.
+"""Errors that jaxseg raises when a user's input cannot be used.
 
-Scripts show exactly these as one message and exit with 1; every other exception is a bug of jaxseg
-or of a library and keeps its traceback. Library users catch `JaxsegError`, or one of its kinds.
+Scripts print these as one message and exit with status 1. Any other exception is a bug in jaxseg or
+a library, and keeps its traceback. Library users catch `JaxsegError`, or one of its subclasses.
 """
 
 import contextlib
@@ -9,57 +9,53 @@ from collections.abc import Iterator
 
 
 class JaxsegError(Exception):
-    """Something the caller or a file brought along cannot be used; the text says what, where and what to do.
+    """An argument or a file cannot be used; the text says what, where and what to do.
 
     Attributes:
-        problem: what is wrong, without the file and without the hint.
-        file: the file, folder or address it is about, "" where there is none.
-        field: the config field ("dataset.root"), flag ("--output") or argument it is about, ""
-            where there is none.
-        hint: what to do about it, "" where `problem` says so already.
+        problem: What is wrong, without the file and the hint.
+        file: The file, folder or address, "" for none.
+        field: The config field ("dataset.root"), parameter or flag ("--output"), "" for none.
+        hint: What to do about it, "" where `problem` says it.
     """
 
     def __init__(self, problem: str = "", *, file: object = "", field: str = "", hint: str = ""):
-        super().__init__(
-            problem
-        )  # the one positional argument, so that the error survives pickling between processes
+        # `problem` is the one positional argument, so the error can be pickled between processes.
+        super().__init__(problem)
         self.problem, self.file, self.field, self.hint = problem, str(file), field, hint
 
     def __str__(self) -> str:
-        return (
-            (f"{self.file}: " if self.file else "")
-            + self.problem
-            + (f"; {self.hint}" if self.hint else "")
-        )
+        file = f"{self.file}: " if self.file else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{file}{self.problem}{hint}"
 
 
 class ConfigError(JaxsegError, ValueError):
-    """A config, an override or an argument that cannot be meant."""
+    """A config, an override or an argument is invalid."""
 
 
 class DataError(JaxsegError, ValueError):
-    """An image, a label or a data set that cannot be trained on, evaluated on or segmented."""
+    """An image, a label or a data set cannot be used for training, evaluation or prediction."""
 
 
 class ImageTypeError(DataError, TypeError):
-    """Something given as an image is no array, or an array of another dtype than the model was trained on."""
+    """An image is not an array, or of another dtype than the model was trained on."""
 
 
 class CheckpointError(JaxsegError, ValueError):
-    """A workdir or a checkpoint in it that cannot be used."""
+    """A workdir or a checkpoint in it cannot be used."""
 
 
 class WeightsError(JaxsegError, ValueError):
-    """A weight file, or weights, that cannot be read, do not fit the model or are not numbers."""
+    """Weights cannot be read, do not fit the model, or are not finite."""
 
 
 class NonFiniteError(JaxsegError, RuntimeError):
-    """Training or a model's output left the numbers: the loss, a gradient, a variable or a class score is NaN or infinite."""
+    """A loss, gradient, variable or class score is NaN or infinite."""
 
 
 @contextlib.contextmanager
 def about(*, file: object = "", field: str = "") -> Iterator[None]:
-    """Let the errors of a block say what they are about, where they do not yet: only the caller knows the file's name."""
+    """Set file and field of the errors of a block, where they have none."""
     try:
         yield
     except JaxsegError as error:

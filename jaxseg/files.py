@@ -1,4 +1,4 @@
-"""Files and paths: `~` expanded, text read whatever wrote it, files that appear whole or not at all."""
+"""Files and paths: home folders, text in any encoding, folder listings, atomic writes and locks."""
 
 import contextlib
 import errno
@@ -24,8 +24,7 @@ MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
-# What systems put into people's folders. Names that begin with a dot are left out as well
-# (`.ipynb_checkpoints`, `._x`).
+# Folders that systems create. Names that begin with a dot are left out as well.
 SYSTEM_FOLDERS = (
     "__MACOSX",
     "@eaDir",
@@ -38,15 +37,18 @@ SYSTEM_FOLDERS = (
 
 
 def expand(path: str | Path) -> Path:
-    """The path with a leading `~` or `~user` replaced by that home folder; shells leave it alone after `--flag=`."""
+    """Replace a leading `~` or `~user` by the home folder, which shells do not after `--flag=`."""
     return Path(os.path.expanduser(path))
 
 
 def read_text(file: str | Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, the mark removed.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
+
+    Returns:
+        The text, without the mark.
 
     Raises:
-        DataError: the file cannot be opened, or is in another encoding, which nothing in it tells.
+        DataError: The file cannot be opened, or is in another encoding.
     """
     try:
         data = Path(file).read_bytes()
@@ -60,25 +62,34 @@ def read_text(file: str | Path) -> str:
         reason = f"is not {name} text ({error.reason} at byte {error.start})"
         raise DataError(reason, file=file, hint="save it as UTF-8") from None
     if "\0" in text:  # every other byte of UTF-16 is 0 in Latin text
-        reason = f"is not {name} text (byte {data.index(0)} is 0, as in UTF-16 without a byte-order mark)"
-        raise DataError(reason, file=file, hint="save it as UTF-8")
+        place = f"byte {data.index(0)} is 0, as in UTF-16 without a byte-order mark"
+        raise DataError(f"is not {name} text ({place})", file=file, hint="save it as UTF-8")
     return text
 
 
 def read_json(file: str | Path) -> Any:
-    """The value in a JSON file, in any encoding that `read_text` takes.
+    """Read a JSON file, in any encoding that `read_text` reads.
 
     Raises:
-        DataError: the file cannot be read as text, or not as JSON.
+        DataError: The file cannot be read as text, or is not JSON.
     """
     try:
         return json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise DataError(f"is no JSON ({error})", file=file) from None
+        raise DataError(f"is not JSON ({error})", file=file) from None
+
+
+# --- Folders --------------------------------------------------------------------------------------
 
 
 class Tree(NamedTuple):
-    """The files below a folder, in order of their paths, what was passed over, and links that lead nowhere."""
+    """The content of a folder, each list in the order of paths.
+
+    Attributes:
+        files: The files.
+        left_out: Files and folders that were skipped.
+        broken: Links that lead nowhere.
+    """
 
     files: list[Path]
     left_out: list[Path]
@@ -89,23 +100,22 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
     """List the files of a folder as its owner sees them.
 
     Hidden files and folders, those of SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out.
-    Links are followed. A real folder is listed once, under its own path where it lies inside, so
-    links to a folder above, or to one that is listed already, are left out.
+    Links are followed. A folder is listed once, by its own path if that is inside, so links to a
+    folder above, or to one that is already listed, are left out.
 
     Args:
-        folder: where to look.
-        nested: list the folders in it, too; without this they count neither as files nor as left
-            out.
-        without: a folder that is passed over in silence, such as the one that results are written
-            to.
+        folder: The folder.
+        nested: List the folders in it too; otherwise they are neither files nor left out.
+        without: A folder to skip silently, for instance the one that results are written to.
 
     Raises:
-        DataError: a folder that cannot be listed.
+        DataError: A folder cannot be listed.
     """
     tree, real = Tree([], [], []), Path(os.path.realpath(folder))
     seen = {str(path) for path in (real, *real.parents)}
     skipped = os.path.realpath(without) if without else None
-    folders, links = [str(folder)], []
+    folders: list[str] = [str(folder)]
+    links: list[str] = []
     while folders or links:
         here = (folders or links).pop()
         target = os.path.realpath(here)
@@ -124,15 +134,15 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
                     (links if entry.is_symlink() else folders).append(entry.path)
             elif _is_left_out(entry.name):
                 tree.left_out.append(Path(entry.path))
-            elif _leads_nowhere(entry):
+            elif _is_broken_link(entry):
                 tree.broken.append(Path(entry.path))
             else:
                 tree.files.append(Path(entry.path))
     return Tree(*map(sorted, tree))
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
-    """What a folder holds, the last name first, so that a stack of folders gives the first name first."""
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder, last name first, as a stack of folders is popped from its end."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name, reverse=True)
@@ -141,62 +151,66 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _is_left_out(name: str, names: tuple[str, ...] = ()) -> bool:
-    return (
-        name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#") or name in names
-    )
+    """Whether a name is hidden, an editor's backup, or one of `names`."""
+    is_emacs_backup = name[0] == name[-1] == "#"
+    return name.startswith(".") or name.endswith("~") or is_emacs_backup or name in names
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _leads_nowhere(entry: os.DirEntry) -> bool:
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
+# --- Writing --------------------------------------------------------------------------------------
+
+
 def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None:
-    """Find out, before any work, whether a folder or a file can be written; nothing is made.
+    """Check, before any work, that a folder or a file can be written; nothing is created.
 
     Args:
-        path: what will be written.
-        field: the flag or config field that names it.
-        is_file: whether `path` is to be a file; else a folder.
+        path: What will be written.
+        field: The parameter or flag that names it, for the error.
+        is_file: Whether it will be a file; otherwise a folder.
 
     Raises:
-        ConfigError: something else lies there or above, or it may not be written.
+        ConfigError: There is something else at this path or above, or it may not be written.
     """
     path = expand(path)
     if os.path.exists(path) and os.path.isdir(path) == is_file:
-        wanted = ("a folder", "a file") if is_file else ("a file", "a folder")
-        raise ConfigError(
-            f"is {wanted[0]}", file=path, field=field, hint=f"{field} must be {wanted[1]}"
-        )
-    nearest = next(
-        above for above in (path.absolute(), *path.absolute().parents) if os.path.exists(above)
-    )
-    if nearest != path.absolute() and not nearest.is_dir():
+        found, wanted = ("a folder", "a file") if is_file else ("a file", "a folder")
+        hint = f"{field} must be {wanted}"
+        raise ConfigError(f"is {found}", file=path, field=field, hint=hint)
+    absolute = path.absolute()
+    nearest = next(above for above in (absolute, *absolute.parents) if os.path.exists(above))
+    if nearest != absolute and not nearest.is_dir():
         raise ConfigError(f"cannot be written, since {nearest} is a file", file=path, field=field)
     if not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            f"cannot be written: there is no permission to write {nearest}", file=path, field=field
-        )
+        problem = f"cannot be written: there is no permission to write {nearest}"
+        raise ConfigError(problem, file=path, field=field)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, that takes its place when the block ends without an error.
+    """Write a file that appears complete or not at all.
 
-    Whoever reads `path` sees the old file or the new one, never half of it; several processes may
-    do this at once, and the last one wins. The folder is made if it is missing.
+    Yields a temporary path in the same folder with the same suffix; it is renamed to `path` when
+    the block ends without an error. Readers see the old file or the new one. Several processes may
+    write the same file at once, and the last one wins. The folder is made if it is missing.
+
+    Args:
+        path: The file.
 
     Raises:
-        JaxsegError: the file cannot be written.
+        JaxsegError: The file cannot be written.
     """
     path = Path(path)
-    # The end of the name, for its suffix: the whole one could be too long with something before it.
+    # Only the end of the name, as the whole one could become too long.
     part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name[-48:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +229,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold a lock on making `path`, so that one process or thread makes it while the others wait.
+    """Hold a lock on making a file or folder: one process or thread makes it, the others wait.
 
     The block must first check whether `path` is there by now. The lock is the file `.NAME.lock`
     beside it, which is removed once `path` exists; the lock of a process that dies is released. The
@@ -262,19 +276,23 @@ def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterato
 
 
 def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:
-    """Write JSON, whole or not at all.
+    """Write a JSON file that appears complete or not at all.
 
     Args:
-        path: the file.
-        value: what is written.
-        strict: refuse numbers that are not finite, as JSON has none. Otherwise Python's `NaN` and
-            `Infinity` are written, which `json.loads` reads.
+        path: The file.
+        value: The value.
+        strict: Refuse NaN and infinity, which JSON does not have. Otherwise they are written as
+            Python's `NaN` and `Infinity`, which `json.loads` reads.
+
+    Raises:
+        JaxsegError: The file cannot be written.
+        ValueError: A number is not finite, and `strict`.
     """
     with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=not strict) + "\n", encoding="utf-8")
 
 
 def cache_dir() -> Path:
-    """The user's cache folder; not created here."""
+    """Return the folder for cached files: JAXSEG_CACHE, or `jaxseg` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return expand(os.environ.get("JAXSEG_CACHE") or Path(base) / "jaxseg")

@@ -1,4 +1,4 @@
-"""Pure array functions on images and maps [B, H, W, C] that models, losses and inference share."""
+"""Pure functions of images and maps [B, H, W, C] that models, losses and inference share."""
 
 import functools
 from collections.abc import Sequence
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector [C] shaped to meet the last of `ndim` axes (rank promotion is explicit here)."""
+    """Reshape a vector [C] to broadcast against the last of `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+# --- Resizing -------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
 def _interpolation(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """Linear interpolation as a [target, source] float32 matrix, as PyTorch's interpolate(mode='bilinear') weighs it."""
+    """Linear interpolation as a float32 matrix [target, source], with PyTorch's weights."""
     position = np.arange(target, dtype=np.float64)
     if align_corners:
         position = position * ((source - 1) / max(target - 1, 1))
@@ -29,8 +33,17 @@ def _interpolation(source: int, target: int, align_corners: bool) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _apply_matrices(x: jax.Array, rows: np.ndarray | None, columns: np.ndarray | None) -> jax.Array:
-    """Multiply x [B, H, W, C] along H and along W; float32 stays float32 (no TF32)."""
+def apply_matrices(x: jax.Array, rows: np.ndarray | None, columns: np.ndarray | None) -> jax.Array:
+    """Multiply each channel of an image by a matrix from the left and one from the right.
+
+    Args:
+        x: Images [B, H, W, C]; float32 is multiplied in full precision (no TF32).
+        rows: Matrix [H', H]; None for the identity.
+        columns: Matrix [W', W]; None for the identity.
+
+    Returns:
+        Images [B, H', W', C] of the same dtype.
+    """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     if rows is not None:
         x = jnp.einsum("Hh,bhwc->bHwc", rows.astype(x.dtype), x, precision=precision)
@@ -40,19 +53,36 @@ def _apply_matrices(x: jax.Array, rows: np.ndarray | None, columns: np.ndarray |
 
 
 def resize_bilinear(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
-    """Bilinear resize of [B, h, w, C] to [B, H, W, C] without antialiasing, as PyTorch's interpolate does it.
+    """Resize bilinearly without antialiasing, as PyTorch's `interpolate` does.
 
-    Written as two matrix products: exact, quick on every backend, and their gradient needs no scatter.
+    Written as two matrix products, which are exact, quick on every backend, and whose gradient
+    needs no scatter.
+
+    Args:
+        x: Images [B, h, w, C], floating point.
+        size: (H, W) in pixels.
+        align_corners: Whether the corner pixels' centres, and not the images' corners, coincide.
+
+    Returns:
+        Images [B, H, W, C] of the same dtype.
     """
-    matrices = [
+    rows, columns = (
         None if n == m else _interpolation(n, int(m), align_corners)
         for n, m in zip(x.shape[1:3], size)
-    ]
-    return _apply_matrices(x, *matrices)
+    )
+    return apply_matrices(x, rows, columns)
 
 
 def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Nearest resize of [B, h, w, C]: output i takes input floor(i h / H), as PyTorch's mode='nearest'."""
+    """Resize to the nearest pixel, as PyTorch's mode='nearest': output i is input floor(i h / H).
+
+    Args:
+        x: Images [B, h, w, C].
+        size: (H, W) in pixels.
+
+    Returns:
+        Images [B, H, W, C] of the same dtype.
+    """
     for axis, target in zip((1, 2), size):
         if x.shape[axis] != target:
             x = jnp.take(x, np.arange(target) * x.shape[axis] // target, axis=axis)
@@ -60,15 +90,28 @@ def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def resize_concat(features: Sequence[jax.Array], align_corners: bool) -> jax.Array:
-    """Feature maps of several sizes, brought to the first one's and joined along channels."""
+    """Resize feature maps bilinearly to the size of the first and concatenate their channels."""
     size = features[0].shape[1:3]
     return jnp.concatenate([resize_bilinear(f, size, align_corners) for f in features], axis=-1)
 
 
-def normalize(image: jax.Array, mean, std, size: jax.Array | None = None) -> jax.Array:
-    """(image - mean) / std as float32; image [B, H, W, C] uint8 or float in 0..255 (16-bit data: its own units).
+# --- Normalisation --------------------------------------------------------------------------------
 
-    size: [B, 2] valid heights and widths; pixels beyond (the padding at the bottom and right) become 0.
+
+def normalize(
+    image: jax.Array, mean: ArrayLike, std: ArrayLike, size: jax.Array | None = None
+) -> jax.Array:
+    """Normalise images per channel and set their padding to 0.
+
+    Args:
+        image: Images [B, H, W, C], uint8, uint16 or float32, in the units of the data.
+        mean: Mean per channel [C], in the same units.
+        std: Standard deviation per channel [C], in the same units.
+        size: Valid heights and widths [B, 2], int, in pixels; what is below and to the right is
+            padding. None if there is none.
+
+    Returns:
+        (image - mean) / std [B, H, W, C], float32.
     """
     mean, std = (per_channel(jnp.asarray(v, jnp.float32), 4) for v in (mean, std))
     x = (image.astype(jnp.float32) - mean) / std
@@ -79,15 +122,27 @@ def normalize(image: jax.Array, mean, std, size: jax.Array | None = None) -> jax
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
 
 
+# --- Sampling at points ---------------------------------------------------------------------------
+
+
 def sample_nearest(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
-    """x [B, H, W] at the pixels nearest to points [B, P, 2], (x, y) in 0..1: [B, P]. A tie goes to the even pixel, within the map."""
+    """Sample maps at the pixels nearest to points; ties go to the even pixel within the map.
+
+    Args:
+        x: Maps [B, H, W].
+        points: Points [B, P, 2] as (x, y), each 0 to 1 from the image's left or top edge.
+        align_corners: Whether 0 and 1 are the centres of the outermost pixels, not their edges.
+
+    Returns:
+        Values [B, P] of the maps' dtype.
+    """
     position = jnp.round(_positions(points, x.shape[1:3], align_corners)).astype(jnp.int32)
     columns, rows = (jnp.clip(position[..., i], 0, x.shape[2 - i] - 1) for i in (0, 1))
     return _take(x[..., None], columns, rows)[..., 0]
 
 
 def _positions(points: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:
-    """Points [B, P, 2], (x, y) in 0..1 of the image, as pixel positions (x, y) on a map of `size` (H, W)."""
+    """Points [B, P, 2], (x, y) in 0 to 1, as pixel positions (x, y) on a map of `size` (H, W)."""
     extent = jnp.asarray(size[::-1], jnp.float32).reshape(1, 1, 2)
     return points * (extent - 1) if align_corners else points * extent - 0.5
 
@@ -104,12 +159,21 @@ def _take(x: jax.Array, columns: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def sample_bilinear(x: jax.Array, points: jax.Array, align_corners: bool = False) -> jax.Array:
-    """x [B, H, W, C] at points [B, P, 2], (x, y) in 0..1, interpolated bilinearly between pixels and zeros outside: [B, P, C]."""
+    """Sample maps at points, interpolated between pixels and towards 0 outside the map.
+
+    Args:
+        x: Maps [B, H, W, C], floating point.
+        points: Points [B, P, 2] as (x, y), each 0 to 1 from the image's left or top edge.
+        align_corners: Whether 0 and 1 are the centres of the outermost pixels, not their edges.
+
+    Returns:
+        Values [B, P, C] of the maps' dtype.
+    """
     position = _positions(points, x.shape[1:3], align_corners)
     low = jnp.floor(position)
     weight = (position - low).astype(x.dtype)
     column, row = (low[..., i].astype(jnp.int32) for i in (0, 1))
-    total = 0
+    total = jnp.zeros((), x.dtype)
     for right in (0, 1):
         for down in (0, 1):
             share = jnp.abs(1 - right - weight[..., :1]) * jnp.abs(1 - down - weight[..., 1:])

@@ -1,9 +1,11 @@
 """Work spread over threads, in order."""
 
+import collections
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -25,10 +27,11 @@ def evenly_spaced(count: int, samples: int) -> list[int]:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], title: str, progress: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield function(item) of every item, in order, computed in threads.
 
-    The first error of the function ends it.
+    Few results are computed ahead of the one that is yielded, so they may be large. The first error
+    of the function ends it.
 
     Args:
         function: Called in up to `THREADS` threads at once.
@@ -36,14 +39,26 @@ def ordered_map(
         title: Of the progress bar.
         progress: Show a progress bar if standard error is a terminal.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        shown: Iterable = futures
+    items = list(items)
+    with contextlib.closing(_compute(function, items)) as results:
+        shown: Iterable[Result] = results
         if progress and sys.stderr.isatty():
-            shown = track(futures, title, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            shown = track(results, title, total=len(items), console=console, transient=True)
+        yield from shown
+
+
+def _compute(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
+    """Yield function(item) of every item, in order, computed in threads."""
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for future in shown:
-                yield future.result()
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            for future in futures:
+            for future in waiting:
                 future.cancel()

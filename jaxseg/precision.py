@@ -47,7 +47,8 @@ class Policy:
 
     def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context to trace a model in, which sets the precision of its products."""
-        if self.matmul is not None and jax.config.jax_default_matmul_precision is None:
+        default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        if self.matmul is not None and default is None:
             return jax.default_matmul_precision(self.matmul)
         return contextlib.nullcontext()
 

@@ -19,8 +19,7 @@ from absl import flags
 
 from jaxseg import benchmark, cli, files
 from jaxseg.config.resolve import resolve
-from jaxseg.config.schema import DatasetConfig, from_dict
-from jaxseg.data.catalog import load_spec
+from jaxseg.config.schema import Experiment
 from jaxseg.validation import check_alone
 
 CONFIG = cli.define_config()
@@ -70,9 +69,7 @@ def main(_: list[str]) -> None:
 
 def model_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
     """Measure training or inference in each precision; a row with 'error' where JAX fails."""
-    config = check_alone(CONFIG.value)
-    spec = load_spec(from_dict(DatasetConfig, config.dataset))
-    experiment = benchmark.without_measurements(resolve(config, spec))
+    experiment = benchmark.without_measurements(resolve_synthetic())
     for name in PRECISION.value:
         try:
             yield benchmark.measure(
@@ -90,6 +87,18 @@ def model_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
             yield failure | {"error": str(error)[:300]}
 
 
+def resolve_synthetic() -> Experiment:
+    """Resolve the config without its data set, unless only that knows the number of classes."""
+    config = check_alone(CONFIG.value)
+    if config.model.num_classes is not None:
+        spec = benchmark.SyntheticSpec(config.dataset.name, config.model.num_classes)
+        return resolve(config, spec)
+    # Training and inference are timed without the libraries that read images.
+    from jaxseg.experiments import load_experiment  # noqa: PLC0415 - needs cv2, grain
+
+    return load_experiment(config, measured=False)
+
+
 def data_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
     """Measure the data pipeline."""
     from jaxseg.benchmark.data import measure_data  # noqa: PLC0415 - needs cv2, grain
@@ -100,4 +109,4 @@ def data_rows(timing: benchmark.Timing) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -1,13 +1,16 @@
-"""Draw training samples as the network sees them: one picture [image | label over image] each, and sheet.png of all.
+r"""Draw training samples as the network sees them, one picture each and a sheet of all.
 
-  python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.dataset.root=data/mine --output=look
-  python scripts/browse_data.py ... --raw        the same images without augmentation
+  python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder \
+    --config.dataset.root=data/mine --output=look
+  python scripts/browse_data.py ... --raw          the same images without augmentation
+
+A picture shows the image and, beside it, the label over the image.
 """
 
 from absl import flags
 
 from jaxseg import cli, files
-from jaxseg.data.validate.browse import browse
+from jaxseg.browse import browse
 from jaxseg.experiments import open_experiment
 
 CONFIG = cli.define_config()

@@ -1,11 +1,14 @@
-"""Check a data set: read every image and label once and report everything that is wrong.
+r"""Check a data set: read every image and label once and report everything that is wrong.
 
-  python scripts/check_data.py --root=data/mine                    a folder with images/, labels/ and classes.txt
+  python scripts/check_data.py --root=data/mine    a folder with images/, labels/ and classes.txt
   python scripts/check_data.py --root=data/cityscapes --name=cityscapes
-  python scripts/check_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder --config.dataset.root=data/mine
-  python scripts/check_data.py --root=data/mine --statistics       also writes data/mine/statistics.json, which train.py reads
+  python scripts/check_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder \
+    --config.dataset.root=data/mine
+  python scripts/check_data.py --root=data/mine --statistics
+    also writes data/mine/statistics.json, which train.py reads
 
-The exit status is 1 if training would go wrong, 0 if there are warnings at most; the last line says which.
+The exit status is 1 if training would go wrong, 0 if there are warnings at most; the last line says
+which.
 """
 
 import sys

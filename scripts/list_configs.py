@@ -1,10 +1,12 @@
-"""The published experiments: name, parameters, published mIoU (and with scales and flips), checkpoint file.
+"""List the published experiments with parameters, mIoU and checkpoint file.
 
   python scripts/list_configs.py                     all of them
   python scripts/list_configs.py pspnet r50 ade20k   those with all of these words in their names
   python scripts/list_configs.py --markdown          README's overview of the 25 methods
 
-A name is <file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
+The mIoU are the published ones at a single scale and with scales and flips. A name is <file in
+configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is
+--config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
 """
 
 from absl import flags
@@ -15,6 +17,7 @@ MARKDOWN = flags.DEFINE_bool("markdown", False, "Print README's overview instead
 
 
 def main(argv: list[str]) -> None:
+    """Print the table."""
     if MARKDOWN.value:
         print(zoo.markdown_table())
         return

@@ -1,11 +1,13 @@
-"""Write a data set as a TFDS data set of ArrayRecord shards: fast to read, few files. An interrupted run continues when it is started again.
+r"""Write a data set as a TFDS data set of ArrayRecord shards: fast to read, few files.
 
   python scripts/prepare_data.py --name=folder --root=data/mine --output=data/prepared
-  python scripts/prepare_data.py --name=cityscapes --root=data/cityscapes --output=data/prepared --codec=zstd
+  python scripts/prepare_data.py --name=cityscapes --root=data/cityscapes --output=data/prepared \
+    --codec=zstd
   python scripts/prepare_data.py --name=potsdam --root=downloads/potsdam --output=data/prepared
 
---root contains images/, labels/ and classes.txt (folder), the data set's pairs of files, or its unpacked download (of Cityscapes,
-its two zips). --codec:
+An interrupted run continues when it is started again. --root contains images/, labels/ and
+classes.txt (folder), the data set's pairs of files, or its unpacked download (of Cityscapes, its
+two zips). --codec:
 
 {codecs}
 """
@@ -57,8 +59,8 @@ def main(_: list[str]) -> None:
     )
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(
-        f"{folder} holds {megabytes:.1f} MB. Train on it (choose crop and steps for your data), for example:\n\n"
-        f"{_train_command(folder)}"
+        f"{folder} holds {megabytes:.1f} MB. Train on it, for example (choose crop and steps for "
+        f"your data):\n\n{_train_command(folder)}"
     )
 
 

@@ -172,7 +172,7 @@ def test_predictions_on_data_of_another_order_are_refused_or_written_in_it(tmp_p
 
     class Segment:
         classes, palette = RUN, ((1, 1, 1), (2, 2, 2), (3, 3, 3))
-        experiment = run_experiment(root)
+        experiment = run_config(root)
 
         def __call__(self, image):
             return np.array([[0, 1, 2]], np.int32).repeat(20, 0).repeat(8, 1)

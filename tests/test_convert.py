@@ -176,7 +176,7 @@ def test_other_backbones_are_refused():
 
 
 def test_to_a_workdir_and_back(tmp_path):
-    """A file becomes a workdir that evaluation, prediction and training read, and comes back as it was."""
+    """A file becomes a workdir that all other steps read, and comes back as it was."""
     experiment = get_experiment("pspnet_r18-d8_512x1024_80k_cityscapes")
     experiment.model.backbone.update(NARROW["backbone"])
     experiment.model.heads.decode.channels = experiment.model.heads.aux_0.channels = 8

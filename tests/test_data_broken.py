@@ -1,15 +1,31 @@
-"""Every way in which people's data sets are broken stops training before step 0, with one message: file, value, fix."""
+"""Broken data sets stop training before step 0, with one message that names file, value and fix."""
 
 import os
 from collections import Counter
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
+from helpers.broken_data import (
+    ERRORS,
+    LARGE,
+    Damage,
+    cut_pixels,
+    cutting,
+    drawing,
+    kinds,
+    label,
+    relabel,
+    removing,
+    report_on,
+    stripes,
+    two_classes,
+    writing,
+)
 from helpers.data_helpers import check_experiment, make_experiment, make_folder, write_png
 from PIL import Image
-from test_data_report import ERRORS, cut_pixels, found, kinds, label, relabel, two_classes
 
 from jaxseg.config import get_experiment
 from jaxseg.data.sources import FolderSource
@@ -19,13 +35,16 @@ from jaxseg.errors import DataError
 from jaxseg.training.loop import train
 
 LABEL, IMAGE = "labels/train/t2.png", "images/train/t2.png"
-LARGE = (1000, 1100)  # more than a megapixel
 
 
-def labels(root, change):
+def change_labels(root, change):
     """Change the pixels of every label."""
     for file in (root / "labels").glob("*/*.png"):
         write_png(file, change(np.asarray(Image.open(file))))
+
+
+def changing_labels(change):
+    return lambda root: change_labels(root, change)
 
 
 def value_outside(root):
@@ -34,11 +53,11 @@ def value_outside(root):
     write_png(root / LABEL, label)
 
 
-def colour_outside(root):
+def color_outside(root):
     (root / "classes.txt").write_text("sky 0 0 255\nroad 128 64 128\ncar 255 0 0\nvoid 9 9 9\n")
     table = np.full((256, 3), 9, np.uint8)
     table[:3] = (0, 0, 255), (128, 64, 128), (255, 0, 0)
-    labels(root, lambda ids: table[ids])
+    change_labels(root, lambda ids: table[ids])
     label = np.asarray(Image.open(root / LABEL)).copy()
     label[4, 6] = (127, 64, 128)
     write_png(root / LABEL, label)
@@ -47,7 +66,7 @@ def colour_outside(root):
 def random_pair(root, size):
     """t2 of another size, its image written by the caller."""
     (root / IMAGE).unlink()
-    write_png(root / LABEL, np.indices(size).sum(0, np.uint8) % 3)
+    write_png(root / LABEL, stripes(size))
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
@@ -72,6 +91,11 @@ def not_a_number(root, size=(20, 24)):
     np.save((root / IMAGE).with_suffix(".npy"), image)
 
 
+def other_channels(root):
+    np.save(root / "images/train/t9.npy", np.ones((20, 24, 5), np.uint8))
+    write_png(root / "labels/train/t9.png", np.eye(20, 24, dtype=np.uint8))
+
+
 def empty_split(root):
     for file in (root / "images/val").iterdir():
         file.unlink()
@@ -81,58 +105,138 @@ def same_name(root):
     os.link(root / IMAGE, root / "images/train/t2.webp")
 
 
-# Kind -> (what is done to a sound folder, what the message tells: file, value, fix).
+class Broken(NamedTuple):
+    """How a sound folder is broken, the file of the error, and parts of its text."""
+
+    damage: Damage
+    file: str
+    parts: tuple[str, ...]
+
+
 BROKEN = {
-    "no class list": (lambda root: (root / "classes.txt").unlink(), ("classes.txt: no such file", "write the class names into it")),
-    "class twice": (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), ("classes.txt: line 1", "'sky'", "names must differ")),
-    "no images": (empty_split, ("images/val: no image of split 'val'", "it is empty", "expected files .jpg")),
-    "no label": (lambda root: (root / LABEL).unlink(), (IMAGE, f"{LABEL} is missing", "add it, or take the image out")),
-    "other size": (lambda root: write_png(root / LABEL, np.eye(20, 23, dtype=np.uint8)),
-                   (f"{IMAGE}: is 24x20", f"{LABEL} is 23x20", "make them equally large")),
-    "value outside": (value_outside, (f"{LABEL}: label value 7, 3 pixels, first at row 3, column 5", "change the value, to 255")),
-    "colours undeclared": (lambda root: labels(root, lambda ids: np.stack([ids] * 3, -1)),
-                           ("labels/train/t0.png: is a label of 3 channels (PNG of mode RGB)", "declare colours in classes.txt")),
-    "colour outside": (colour_outside, (f"{LABEL}: label colour (127, 64, 128), 1 pixels, first at row 4, column 6",
-                                        "the nearest is (128, 64, 128), 'road'; correct the label or the table")),
-    "damaged image": (lambda root: (root / IMAGE).write_bytes(b"\x89PNG nothing"), (f"{IMAGE}: cannot be read as an image", "replace it")),
-    "truncated image": (truncated_jpeg, ("images/train/t2.jpg: cannot be read as an image", "Premature end", "replace it")),
-    "large truncated image": (partial(truncated_jpeg, size=LARGE), ("images/train/t2.jpg: cannot be read as an image", "Premature end")),
-    "large truncated PNG": (partial(truncated_png, size=LARGE), (f"{IMAGE}: cannot be read as an image", "replace it")),
-    "damaged label": (lambda root: (root / LABEL).write_bytes(b"\x89PNG"), (f"{LABEL}: cannot be read as a label (no known format)", "single-channel or palette PNG")),
-    "masks of 0 and 255": (lambda root: labels(root, lambda ids: (ids == 1) * np.uint8(255)),
-                           ("labels/train: ", "hold only 0 and 255, e.g. ", "t0.png", "write 1 instead of 255", "label_map.txt")),
-    "ignored throughout": (lambda root: labels(root, lambda ids: np.full_like(ids, 255)),
-                           ("labels/train: ", "nothing but 255 (ignore), e.g. ", "write class numbers there")),
-    "one class": (lambda root: labels(root, lambda ids: np.ones_like(ids)), ("hold one class only, 'road' (1), e.g. ", "correct the values")),
-    "16 bits among 8": (lambda root: write_png(root / IMAGE, np.ones((20, 24, 3), np.uint16)),
-                        (f"{IMAGE}: an image of uint16", "is uint8", "save all images of a data set alike")),
-    "other channels": (lambda root: np.save(root / "images/train/t9.npy", np.ones((20, 24, 5), np.uint8)) or
-                       write_png(root / "labels/train/t9.png", np.eye(20, 24, dtype=np.uint8)),
-                       ("images/train/t9.npy: has 5 channels", "config.dataset.channels=5 if all images are like this")),
-    "not a number": (not_a_number, ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1", "write a number there")),
-    "large, not a number": (partial(not_a_number, size=LARGE), ("images/train/t2.npy: holds nan", "row 5, column 6, channel 1")),
-    "one name twice": (same_name, ("t2.webp: has the name of ", "t2.png", "rename or remove one")),
-    "label map": (lambda root: (root / "label_map.txt").write_text("0 sky\n1 roads\n2 car\n"),
-                  ("label_map.txt: line 2: 'roads' is no class of classes.txt", "'road' for instance, or 'ignore'")),
-}  # fmt: skip
+    "no class list": Broken(
+        removing("classes.txt"),
+        "classes.txt",
+        ("no such file", "write the class names into it"),
+    ),
+    "class twice": Broken(
+        writing("classes.txt", "sky\nroad\nsky\n"),
+        "classes.txt",
+        ("line 1", "'sky'", "names must differ"),
+    ),
+    "no images": Broken(
+        empty_split,
+        "images/val",
+        ("no image of split 'val'", "it is empty", "expected files .jpg"),
+    ),
+    "no label": Broken(
+        removing(LABEL), IMAGE, (f"{LABEL} is missing", "add it, or take the image out")
+    ),
+    "other size": Broken(
+        drawing(LABEL, np.eye(20, 23, dtype=np.uint8)),
+        IMAGE,
+        ("is 24x20", f"{LABEL} is 23x20", "make them equally large"),
+    ),
+    "value outside": Broken(
+        value_outside,
+        LABEL,
+        ("label value 7, 3 pixels, first at row 3, column 5", "change the value, to 255"),
+    ),
+    "colours undeclared": Broken(
+        changing_labels(lambda ids: np.stack([ids] * 3, -1)),
+        "labels/train/t0.png",
+        ("is a label of 3 channels (PNG of mode RGB)", "declare colours in classes.txt"),
+    ),
+    "colour outside": Broken(
+        color_outside,
+        LABEL,
+        (
+            "label colour (127, 64, 128), 1 pixels, first at row 4, column 6",
+            "the nearest is (128, 64, 128), 'road'; correct the label or the table",
+        ),
+    ),
+    "damaged image": Broken(cutting(IMAGE), IMAGE, ("cannot be read as an image", "replace it")),
+    "truncated image": Broken(
+        truncated_jpeg,
+        "images/train/t2.jpg",
+        ("cannot be read as an image", "Premature end", "replace it"),
+    ),
+    "large truncated image": Broken(
+        partial(truncated_jpeg, size=LARGE),
+        "images/train/t2.jpg",
+        ("cannot be read as an image", "Premature end"),
+    ),
+    "large truncated PNG": Broken(
+        partial(truncated_png, size=LARGE), IMAGE, ("cannot be read as an image", "replace it")
+    ),
+    "damaged label": Broken(
+        writing(LABEL, "no PNG"),
+        LABEL,
+        ("cannot be read as a label (no known format)", "single-channel or palette PNG"),
+    ),
+    "masks of 0 and 255": Broken(
+        changing_labels(lambda ids: (ids == 1) * np.uint8(255)),
+        "labels/train",
+        ("hold only 0 and 255, e.g. ", "t0.png", "write 1 instead of 255", "label_map.txt"),
+    ),
+    "ignored throughout": Broken(
+        changing_labels(lambda ids: np.full_like(ids, 255)),
+        "labels/train",
+        ("nothing but 255 (ignore), e.g. ", "write class numbers there"),
+    ),
+    "one class": Broken(
+        changing_labels(np.ones_like),
+        "labels/train",
+        ("hold one class only, 'road' (1), e.g. ", "correct the values"),
+    ),
+    "16 bits among 8": Broken(
+        drawing(IMAGE, np.ones((20, 24, 3), np.uint16)),
+        IMAGE,
+        ("an image of uint16", "is uint8", "save all images of a data set alike"),
+    ),
+    "other channels": Broken(
+        other_channels,
+        "images/train/t9.npy",
+        ("has 5 channels", "config.dataset.channels=5 if all images are like this"),
+    ),
+    "not a number": Broken(
+        not_a_number,
+        "images/train/t2.npy",
+        ("holds nan", "row 5, column 6, channel 1", "write a number there"),
+    ),
+    "large, not a number": Broken(
+        partial(not_a_number, size=LARGE),
+        "images/train/t2.npy",
+        ("holds nan", "row 5, column 6, channel 1"),
+    ),
+    "one name twice": Broken(
+        same_name,
+        "images/train/t2.webp",
+        ("has the name of ", "t2.png", "rename or remove one"),
+    ),
+    "label map": Broken(
+        writing("label_map.txt", "0 sky\n1 roads\n2 car\n"),
+        "label_map.txt",
+        ("line 2: 'roads'", "'road' for instance, or 'ignore'"),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_data_stops_before_step_0(tmp_path, kind):
     root, workdir = make_folder(tmp_path / "data"), tmp_path / "run"
-    spoil, parts = BROKEN[kind]
-    spoil(root)
+    case = BROKEN[kind]
+    case.damage(root)
     config = get_experiment("fcn_r10-d8_16x16_1k_folder")
     config.dataset.root = str(root)
     with pytest.raises(DataError) as caught:
         train(config, workdir)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
-    assert (
-        "\n" not in str(caught.value) and not workdir.exists()
-    )  # one message, and nothing written
+    text = str(caught.value)
+    assert str(root / case.file) in text and all(part in text for part in case.parts), text
+    assert "\n" not in text and not workdir.exists()  # one message, and nothing written
 
 
-# --- check_data.py says the same --------------------------------------------------------------------------------------
+# --- check_data.py says the same ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -147,9 +251,9 @@ def checked(root, **dataset):
 
 @pytest.mark.parametrize("name", ["all masks", "masks of val", "all ignored", "one class"])
 def test_the_check_before_step_0_refuses_in_the_same_words(root, name):
-    damage, kind, *_ = ERRORS[name]
-    damage(root)
-    (text,) = (problem.text for problem in found(root).problems if problem.kind == kind)
+    case = ERRORS[name]
+    case.damage(root)
+    (text,) = (problem.text for problem in report_on(root).problems if problem.kind == case.kind)
     with pytest.raises(DataError) as caught:
         checked(root)
     assert str(caught.value) == text and "\n" not in text
@@ -159,7 +263,9 @@ def test_the_check_before_step_0_refuses_in_the_same_words(root, name):
 def test_evaluation_labels_may_hold_one_class(root, values_):
     relabel(root, "val", *values_)
     checked(root)
-    assert found(root).ok and {kind for kind, _ in kinds(found(root))} == {"absent from val"}
+    assert report_on(root).ok and {kind for kind, _ in kinds(report_on(root))} == {
+        "absent from val"
+    }
 
 
 def test_masks_are_meant_where_nobody_said_what_255_is(root):
@@ -167,36 +273,29 @@ def test_masks_are_meant_where_nobody_said_what_255_is(root):
     (root / "label_map.txt").write_text("0 sky\n1 road\n255 ignore\n")
     relabel(root, "val", 0, 255)
     checked(root)
-    assert found(root).ok
+    assert report_on(root).ok
     relabel(root, "train", 0, 255)
     with pytest.raises(DataError, match="hold one class only, 'sky' "):
         checked(root)
 
 
-@pytest.mark.parametrize("train, refused", [((0, 1, 255), False), ((0, 255), True)])
-def test_cityscapes_of_class_0_and_ignored(tmp_path, train, refused):
-    for split, values_ in (("train", train), ("val", (0, 255))):
-        write_png(
-            tmp_path / f"leftImg8bit/{split}/a/a_1_leftImg8bit.png",
-            np.full((8, 8, 3), len(split), np.uint8),
-        )
-        write_png(
-            tmp_path / f"gtFine/{split}/a/a_1_gtFine_labelTrainIds.png",
-            np.resize(np.uint8(values_), (8, 8)),
-        )
-    assert (
-        ("one class", "train") in kinds(found(tmp_path, name="cityscapes"))
-        if refused
-        else found(tmp_path, name="cityscapes").ok
-    )
-    if refused:
-        with pytest.raises(
-            DataError,
-            match=r"split 'train' hold one class only, 'road' \(0\), e.g. .*: label the other classes too",
-        ):
-            checked(tmp_path, name="cityscapes")
-    else:
+@pytest.mark.parametrize("train_values, refused", [((0, 1, 255), False), ((0, 255), True)])
+def test_cityscapes_of_class_0_and_ignored(tmp_path, train_values, refused):
+    for split, values in (("train", train_values), ("val", (0, 255))):
+        image = np.full((8, 8, 3), len(split), np.uint8)
+        write_png(tmp_path / f"leftImg8bit/{split}/a/a_1_leftImg8bit.png", image)
+        label = np.resize(np.uint8(values), (8, 8))
+        write_png(tmp_path / f"gtFine/{split}/a/a_1_gtFine_labelTrainIds.png", label)
+    result = report_on(tmp_path, name="cityscapes")
+    if not refused:
+        assert result.ok
         checked(tmp_path, name="cityscapes")
+        return
+    assert ("one class", "train") in kinds(result)
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, name="cityscapes")
+    assert "split 'train' hold one class only, 'road' (0), e.g. " in caught.value.problem
+    assert caught.value.file == str(tmp_path / "gtFine/train/a")
 
 
 def test_rules_for_a_whole_split_need_all_of_it(root, monkeypatch):
@@ -208,7 +307,7 @@ def test_rules_for_a_whole_split_need_all_of_it(root, monkeypatch):
     with pytest.raises(DataError, match="one class only, 'car'"):
         checked(root, check_samples=5)
     (root / "labels/train/t1.png").write_bytes(b"damaged")
-    assert kinds(found(root)) == {("damaged label", "train"): 1}
+    assert kinds(report_on(root)) == {("damaged label", "train"): 1}
 
 
 def test_one_class_of_two_data_sets_is_enough(root, tmp_path):
@@ -216,7 +315,7 @@ def test_one_class_of_two_data_sets_is_enough(root, tmp_path):
     for one in (root, other):
         relabel(one, "train", 2)
         checked(root, concat=dict(more=dict(name="folder", root=str(other))))
-        assert found(root, concat=dict(more=dict(name="folder", root=str(other)))).ok
+        assert report_on(root, concat=dict(more=dict(name="folder", root=str(other)))).ok
         relabel(one, "train", 0, 1, 2)
 
 
@@ -233,10 +332,7 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
         checked(root)
     write_png(root / "images/train/t2.png", np.ones((20, 24, 3), np.uint8))
     checked(root)
-    assert (
-        "decoded 3 images of split train, of others read the header; scripts/check_data.py decodes all"
-        in caplog.text
-    )
+    assert "decoded 3 images of split train, of others read the header" in caplog.text
     label(root, "train/t1", 9)
     with pytest.raises(DataError, match=r"t1\.png: label value 9"):  # every label is read
         checked(root)

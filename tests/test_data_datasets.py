@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxseg.data import statistics
-from jaxseg.data.catalog import default_palette, get_spec, list_datasets
+from jaxseg.data.catalog import get_spec, list_datasets
 from jaxseg.data.decode import make_table, map_label
+from jaxseg.data.folder_spec import default_palette
 from jaxseg.data.sources import records
 from jaxseg.data.validate import checks
 from jaxseg.errors import DataError
@@ -27,7 +28,7 @@ def test_spec_is_complete(name):
     spec = get_spec(name)
     assert spec.num_classes == NUM_CLASSES[name] == len(spec.palette)
     assert len(set(spec.classes)) == spec.num_classes and all(c == c.strip() for c in spec.classes)
-    assert all(len(color) == 3 and 0 <= min(color) and max(color) <= 255 for color in spec.palette)
+    assert all(len(color) == 3 and min(color) >= 0 and max(color) <= 255 for color in spec.palette)
     assert sorted(set(spec.label_map.values()) - {255}) == list(range(spec.num_classes))
     facts = json.loads(spec.to_json())
     assert tuple(facts["classes"]) == spec.classes and facts["label_map"]["1"] == spec.label_map[1]
@@ -201,7 +202,7 @@ def test_label_values_of_any_size(tmp_path):
         70000: 2,
         70001: 2,
     }
-    assert spec.label_ranges == () and spec.official_ids == (0, -3, 70000)
+    assert spec.label_ranges == () and spec.submission_ids == (0, -3, 70000)
 
 
 def test_long_ranges_stay_ranges(tmp_path):
@@ -213,7 +214,7 @@ def test_long_ranges_stay_ranges(tmp_path):
         (-(2**31), -1, 255),
         (1, 300, 1),
         (1000, 2**32 - 1, 255),
-    ) and spec.official_ids == (0, 1, 301)
+    ) and spec.submission_ids == (0, 1, 301)
     (tmp_path / "dataset.json").write_text(spec.to_json())
     assert records._read_spec(tmp_path / "dataset.json", "folder") == dataclasses.replace(
         spec, layout=None
@@ -335,7 +336,7 @@ def test_folder_colours(tmp_path):
 
 
 def test_folder_without_root_or_classes(tmp_path):
-    with pytest.raises(DataError, match="--config.dataset.root=DIR"):
+    with pytest.raises(DataError, match=r"config\.dataset\.root=DIR"):
         get_spec("folder")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         get_spec("folder", tmp_path / "nowhere")

@@ -6,12 +6,11 @@ from helpers.data_helpers import check_experiment, make_experiment, write_png
 
 from jaxseg import constants
 from jaxseg.data import catalog, sources
-from jaxseg.data.builtin import BUILTIN, named_label_map
+from jaxseg.data.builtin import BUILTIN, CONVERTED, named_label_map
+from jaxseg.data.prepare import raw_datasets
 
 LAYOUTS = [
-    (name, number)
-    for name in sorted(BUILTIN)
-    for number in range(len(BUILTIN[name].layouts))
+    (name, number) for name in sorted(BUILTIN) for number in range(len(BUILTIN[name].layouts))
 ]
 
 
@@ -55,3 +54,7 @@ def raw_ids(name, layout):
         for one in wanted
         if one in ids.values()
     }
+
+
+def test_data_sets_that_need_conversion_are_those_that_can_be_converted():
+    assert set(CONVERTED) == set(raw_datasets.NAMES)

@@ -13,7 +13,7 @@ from helpers.data_helpers import check_experiment, make_experiment, make_folder,
 from PIL import Image
 
 from jaxseg.data import catalog
-from jaxseg.data.prepare import raw_datasets
+from jaxseg.data.prepare import raw_files
 from jaxseg.data.sources import listing, pairs
 from jaxseg.data.validate import checks, report
 from jaxseg.errors import DataError
@@ -190,7 +190,7 @@ def test_official_downloads_are_walked_alike(tmp_path):
     for name in ("a.png", ".b.png", "sub/c.png", "__MACOSX/d.png"):
         write_png(tmp_path / name, np.zeros((4, 4), np.uint8))
     (tmp_path / "sub/loop").symlink_to(tmp_path)
-    assert sorted(raw_datasets._index_files(tmp_path)) == ["a.png", "c.png"]
+    assert sorted(raw_files.index_files(tmp_path)) == ["a.png", "c.png"]
 
 
 # --- Labels -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Batches: their shapes, and that a sample depends on (seed, batch, row) and on nothing else."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.data_helpers import eval_samples, make_experiment, make_folder, train_batches
+from helpers.data_helpers import (
+    eval_samples,
+    make_experiment,
+    make_folder,
+    train_batches,
+    train_source,
+)
+from tifffile import imwrite
 
 from jaxseg.errors import DataError
 
@@ -110,6 +118,32 @@ def test_batch_must_divide(root):
         DataError, match="config.batch_size=4 is global and must divide among 3 devices"
     ):
         train_batches(make_experiment(root=root), devices=3)
+
+
+def test_training_reads_missing_data_as_evaluation_does(tmp_path):
+    make_folder(tmp_path, train=1)
+    image = np.full((20, 24, 3), 5.0, np.float32)
+    image[3, 4], image[6, 7, 1] = -9999, -9999
+    imwrite(tmp_path / "images/train/t0.tif", image)
+    (tmp_path / "images/train/t0.png").unlink()
+    experiment = make_experiment(
+        root=tmp_path,
+        val_split="train",
+        dtype="float32",
+        nodata=(-9999,),
+        image_mean=(1.0, 2.0, 3.0),
+        image_std=(1.0, 1.0, 1.0),
+    )
+    pixels, label = train_source(experiment).read(0)
+    assert pixels[3, 4].tolist() == [1, 2, 3] and pixels[6, 7].tolist() == [5, 2, 5]
+    assert label[3, 4] == 255 and pixels.max() == 5
+    sample = eval_samples(experiment)[0]
+    np.testing.assert_array_equal(pixels, sample["image"])
+    np.testing.assert_array_equal(label, sample["label"])
+    with pytest.raises(DataError) as error:
+        dataset = dataclasses.replace(experiment.dataset, max_pixels=100)
+        train_source(dataclasses.replace(experiment, dataset=dataset)).read(0)
+    assert error.value.field == "dataset.max_pixels"
 
 
 def test_samples_refuse_an_index_outside(root):

@@ -67,9 +67,15 @@ def test_a_folder_comes_back(tmp_path, codec):
     spec, before = prepared.spec, catalog.get_spec("folder", root)
     assert (spec.name, spec.classes, spec.palette) == ("folder", before.classes, before.palette)
     assert {file.name for file in folder.iterdir()} == {
-        "dataset.json", "dataset_info.json", "features.json", "names.json", "prepared.json", "statistics.json",
-        "folder-train.array_record-00000-of-00001", "folder-val.array_record-00000-of-00001",
-    }  # fmt: skip
+        "dataset.json",
+        "dataset_info.json",
+        "features.json",
+        "names.json",
+        "prepared.json",
+        "statistics.json",
+        "folder-train.array_record-00000-of-00001",
+        "folder-val.array_record-00000-of-00001",
+    }
 
 
 @pytest.mark.parametrize("codec", ["keep", "zstd", "jpeg"])
@@ -189,7 +195,7 @@ def test_a_set_that_needs_conversion(tmp_path, monkeypatch):
         )  # which is not moved down by one again
 
 
-# --- What goes wrong --------------------------------------------------------------------------------------------------
+# --- What goes wrong ------------------------------------------------------------------------------
 
 
 def test_wrong_labels_and_images_stop_it_before_it_appears(tmp_path):
@@ -271,7 +277,7 @@ def test_an_unfinished_one_of_other_files_is_made_anew(tmp_path):
     same(*both(root, tmp_path / "out"))
 
 
-# --- Cityscapes' zips, and the script ---------------------------------------------------------------------------------
+# --- Cityscapes' zips, and the script -------------------------------------------------------------
 
 
 def make_zips(root: Path, value: int = 26) -> None:

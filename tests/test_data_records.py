@@ -166,13 +166,13 @@ def test_where_it_is_found(prepared, tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    refused("needs its folder: --config.dataset.root=DIR", "")
+    refused("needs its folder: config.dataset.root=DIR", "")
     refused(
         "gone: no TFDS data set there .no such folder.; make one with `python scripts/prepare_data.py --name=folder",
         tmp_path / "gone",
     )
     (tmp_path / "images").mkdir()
-    refused("no TFDS data set there .images.; .* --config.dataset.source=files", tmp_path)
+    refused("no TFDS data set there .images.; .* config.dataset.source=files", tmp_path)
 
 
 def test_records_of_another_data_set(prepared):

@@ -2,22 +2,22 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers.broken_data import ERRORS, WARNINGS, cut, kinds, label, relabel, report_on
 from helpers.data_helpers import make_experiment, make_folder, train_batches, write_png
 from PIL import Image
 
-from jaxseg.config.schema import DatasetConfig, EvalConfig, from_dict
+from jaxseg import browse
+from jaxseg.config.schema import EvalConfig
 from jaxseg.data import label_counts, statistics
 from jaxseg.data.catalog import get_spec, load_spec
-from jaxseg.data.validate import browse, formatting, report
+from jaxseg.data.validate import formatting, problems, report
 from jaxseg.errors import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -29,171 +29,12 @@ def root(tmp_path, monkeypatch):
     return make_folder(tmp_path / "data")
 
 
-def found(root, **dataset):
-    config = from_dict(DatasetConfig, dict(name="folder", root=str(root)) | dataset)
-    return report.check_data(config, EvalConfig(), load_spec(config))
-
-
-def kinds(result):
-    return Counter((problem.kind, problem.split) for problem in result.problems)
-
-
 def last_line(result):
     return formatting.as_text(result).splitlines()[-1]
 
 
-# --- Breaking a folder ------------------------------------------------------------------------------------------------
-
-
-def label(root, name, *values):
-    """Write a label that holds these values."""
-    write_png(
-        root / f"labels/{name}.png",
-        np.resize(np.array(values), (20, 24)).astype(np.uint16 if max(values) > 255 else np.uint8),
-    )
-
-
-def values(root):
-    label(root, "train/t1", 0, 7)
-    label(root, "val/v0", 0, 1, 2, 999)
-
-
-def cut(file):
-    file.write_bytes(file.read_bytes()[:200])
-
-
-def cut_pixels(root, size=(20, 24)):
-    file = root / "images/train/t0.jpg"
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
-    write_png(root / "labels/train/t0.png", np.indices(size).sum(0, np.uint8) % 3)
-    file.write_bytes(file.read_bytes()[:-100])
-    (root / "images/train/t0.png").unlink()
-
-
-def split_files(root, pattern, how):
-    for file in sorted(root.glob(pattern)):
-        how(file)
-
-
-def relabel(root, split, *values_):
-    split_files(
-        root, f"labels/{split}/*", lambda file: label(root, f"{split}/{file.stem}", *values_)
-    )
-
-
-def nested(root):
-    label(root, "train/a/x", 0, 1)
-    label(root, "train/a/y", 0, 1)
-    write_png(root / "images/train/a/x.png", np.ones((20, 24, 3), np.uint8))
-
-
-def two_classes(root):
-    (root / "classes.txt").write_text("sky\nroad\n")
-    relabel(root, "train", 0, 1)
-    relabel(root, "val", 0, 1)
-
-
-def colors(root):
-    (root / "classes.txt").write_text("sky 10 20 30\nroad 40 50 60\ncar 70 80 90\n")
-    table = np.uint8([[10, 20, 30], [40, 50, 60], [70, 80, 90]])
-    split_files(
-        root, "labels/*/*", lambda file: write_png(file, table[np.arange(480).reshape(20, 24) % 3])
-    )
-    write_png(root / "labels/train/t2.png", np.full((20, 24, 3), (41, 50, 60), np.uint8))
-
-
-def five_channels(root):
-    np.save(root / "images/train/t0.npy", np.zeros((20, 24, 5), np.uint8))
-    (root / "images/train/t0.png").unlink()
-
-
-def nodata(root):
-    ramp = np.linspace(0, 1, 20 * 24 * 3, dtype=np.float32).reshape(20, 24, 3)
-    split_files(
-        root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), ramp), file.unlink())
-    )
-    image = ramp.copy()
-    image[0] = -9999
-    np.save(root / "images/train/t2.npy", image)
-
-
-def nan(root, size=(20, 24)):
-    image = np.zeros((20, 24, 3), np.float32)
-    split_files(
-        root, "images/*/*", lambda file: (np.save(file.with_suffix(".npy"), image), file.unlink())
-    )
-    image = np.zeros((*size, 3), np.float32)
-    image[3, 4, 1] = np.nan
-    write_png(root / "labels/val/v1.png", np.indices(size).sum(0, np.uint8) % 3)
-    np.save(root / "images/val/v1.npy", image)
-
-
-# how to break it -> kind, split, how many, words of the report (the file among them)
-ERRORS = {
-    "values": (values, "value", "train", 1, "t1.png: label value 7, 240 pixels"),
-    "missing label": (lambda r: (r / "labels/train/t3.png").unlink(), "missing label", "train", 1, "t3.png is missing; add it"),
-    "damaged image": (lambda r: cut(r / "images/train/t0.png"), "damaged image", "train", 1, "images/train/t0.png: cannot be read"),
-    "damaged pixels": (cut_pixels, "damaged image", "train", 1, "images/train/t0.jpg: cannot be read"),
-    "large damaged pixels": (
-        lambda r: cut_pixels(r, (1000, 1100)), "damaged image", "train", 1, "images/train/t0.jpg: cannot be read as an image"
-    ),
-    "damaged label": (lambda r: cut(r / "labels/train/t0.png"), "damaged label", "train", 1, "labels/train/t0.png: cannot be read"),
-    "size": (
-        lambda r: write_png(r / "labels/val/v1.png", np.zeros((10, 12), np.uint8)), "size", "val", 1,
-        "images/val/v1.png: is 24x20 (width x height) but its label",
-    ),
-    "all masks": (lambda r: relabel(r, "train", 0, 255), "all masks", "train", 1, "the labels of split 'train' hold only 0 and 255, e.g. "),
-    "masks of val": (lambda r: two_classes(r) or relabel(r, "val", 0, 255), "all masks", "val", 1, "split 'val' hold only 0 and 255, "),
-    "all ignored": (lambda r: relabel(r, "val", 255), "all ignored", "val", 1, "the labels of split 'val' hold nothing but 255 "),
-    "one class": (lambda r: relabel(r, "train", 2), "one class", "train", 1, "split 'train' hold one class only, 'car' (2), e.g. "),
-    "colors": (colors, "color", "train", 1, "t2.png: label colour (41, 50, 60), 480 pixels"),
-    "channels": (five_channels, "channels", "train", 1, "t0.npy: has 5 channels, but config.dataset.channels=3"),
-    "range": (nodata, "range", "train", 1, "t2.npy: holds -9999 in 24 pixels of channel 0 (first at row 0, column 0)"),
-    "not finite": (nan, "not finite", "val", 1, "v1.npy: holds nan (1 values are NaN or infinite, the first at row 3, column 4"),
-    "large, not finite": (lambda r: nan(r, (1000, 1100)), "not finite", "val", 1, "v1.npy: holds nan (1 values"),
-    "statistics": (lambda r: (r / "statistics.json").write_text("{"), "statistics", "train", 1, "statistics.json: is no JSON (Expecting"),
-    "std 0": (lambda r: statistics.write_statistics(r, (1, 1, 1), (1, 0, 1)), "statistics", "train", 1, "json: std 0.0 is not above 0"),
-    "statistics of 5": (
-        lambda r: statistics.write_statistics(r, [1] * 5, [1] * 5), "statistics", "train", 1, "5 channels, but config.dataset.channels=3"
-    ),
-    "dtype": (
-        lambda r: write_png(r / "images/train/t4.png", np.zeros((20, 24, 3), np.uint16)), "dtype", "train", 1,
-        "t4.png: uint16, where most images have uint8; save it",
-    ),
-    "dtype of val": (
-        lambda r: split_files(r, "images/val/*", lambda f: write_png(f, np.full((20, 24, 3), len(f.stem), np.uint16))), "dtype", "val", 2,
-        "v0.png: uint16, where most images have uint8; save it",
-    ),
-    "shared name": (
-        lambda r: os.link(r / "images/train/t1.png", r / "images/train/t1.webp"), "shared name", "train", 1,
-        "t1.png, so they would share one label; rename",
-    ),
-    "split": (lambda r: shutil.rmtree(r / "images/val"), "split", "val", 1, "images/val: no such folder; put the images"),
-}  # fmt: skip
-WARNINGS = {
-    "unused label": (
-        lambda r: label(r, "train/zebra", 0, 1), "unused label", "train", 1, "zebra.png: not used; add its image, or give both one name"
-    ),
-    "unused label in a folder": (nested, "unused label", "train", 1, "a/y.png: not used"),
-    "masks": (lambda r: two_classes(r) or label(r, "train/t1", 0, 255), "masks", "train", 1, "t1.png: holds only 0 and 255; 255 means"),
-    "ignored": (lambda r: label(r, "train/t1", 255), "ignored", "train", 1, "t1.png: holds nothing but 255 (ignore); write"),
-    "not learned": (lambda r: relabel(r, "train", 0, 1), "not learned", "train", 1, "class 2 'car': only evaluation labels hold it"),
-    "absent from val": (lambda r: relabel(r, "val", 0, 1), "absent from val", "val", 1, "class 2 'car': no evaluation label holds it"),
-    "absent": (
-        lambda r: (r / "classes.txt").write_text("sky\nroad\ncar\nbus\n"), "absent", "train and val", 1, "class 3 'bus': no label holds it"
-    ),
-    "mixed channels": (
-        lambda r: write_png(r / "images/train/t4.png", np.zeros((20, 24), np.uint8)), "mixed channels", "train", 1,
-        "t4.png: 1 channels, where most images have 3 channels",
-    ),
-    "leak": (
-        lambda r: shutil.copy(r / "images/train/t2.png", r / "images/val/v1.png"), "leak", "val", 1, "v1.png: the same image as"
-    ),
-}  # fmt: skip
-
-
 def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
-    result = found(root)
+    result = report_on(root)
     text = formatting.as_text(result)
     assert (
         result.ok
@@ -214,53 +55,58 @@ def test_a_good_folder_is_ok_and_its_counts_are_kept(root, monkeypatch):
         "read_label",
         lambda *_: pytest.fail("the labels were read again"),
     )
-    np.testing.assert_array_equal(label_counts.count_labels(result.splits[0].source, 3).sum(0), totals)
+    np.testing.assert_array_equal(
+        label_counts.count_labels(result.splits[0].source, 3).sum(0), totals
+    )
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error(root, name):
-    damage, kind, split, count, words = ERRORS[name]
-    damage(root)
-    result = found(root)
-    assert kinds(result)[kind, split] == count and words in formatting.as_text(result), formatting.as_text(
-        result
-    )
+    case = ERRORS[name]
+    case.damage(root)
+    result = report_on(root)
+    text = formatting.as_text(result)
+    assert kinds(result)[case.kind, case.split] == case.count and case.words in text, text
     assert not result.ok and last_line(result).startswith("NOT OK: training would go wrong: ")
 
 
 @pytest.mark.parametrize("name", WARNINGS)
 def test_a_warning(root, name):
-    damage, kind, split, count, words = WARNINGS[name]
-    damage(root)
-    result = found(root)
-    assert kinds(result) == {(kind, split): count} and words in formatting.as_text(result), (
-        formatting.as_text(result)
-    )
+    case = WARNINGS[name]
+    case.damage(root)
+    result = report_on(root)
+    text = formatting.as_text(result)
+    assert kinds(result) == {(case.kind, case.split): case.count} and case.words in text, text
     assert result.ok and last_line(result).startswith("ok: training can start, 1 warning")
 
 
 def test_every_kind_of_problem_is_tested():
-    assert {case[1] for case in (ERRORS | WARNINGS).values()} == set(report.KINDS)
-    assert all(report.KINDS[case[1]][0] for case in ERRORS.values())
-    assert not any(report.KINDS[case[1]][0] for case in WARNINGS.values())
+    assert {case.kind for case in (ERRORS | WARNINGS).values()} == set(problems.KINDS)
+    assert all(problems.KINDS[case.kind].is_error for case in ERRORS.values())
+    assert not any(problems.KINDS[case.kind].is_error for case in WARNINGS.values())
 
 
 def test_problems_are_collected_not_stopped_at(root):
-    values(root)
+    ERRORS["values"].damage(root)
     os.link(root / "images/train/t1.png", root / "images/train/t1.webp")
     cut(root / "images/train/t0.png")
     (root / "labels/train/t3.png").unlink()
     (root / "labels/val/v1.png").unlink()
-    result = found(root)
+    result = report_on(root)
     assert kinds(result).keys() == {
-        ("shared name", "train"), ("value", "train"), ("value", "val"), ("damaged image", "train"), ("missing label", "train"), ("missing label", "val"),
-    }  # fmt: skip
+        ("shared name", "train"),
+        ("value", "train"),
+        ("value", "val"),
+        ("damaged image", "train"),
+        ("missing label", "train"),
+        ("missing label", "val"),
+    }
     assert "999" in formatting.as_text(result) and not list(root.parent.glob("cache/labels/*"))
 
 
 def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
     relabel(root, "train", 9)
-    result = found(root)
+    result = report_on(root)
     text = formatting.as_text(result)
     assert (
         "and 2 more (--json=FILE lists all)" in text
@@ -278,24 +124,24 @@ def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
 
 
 def test_slices_repetitions_and_sums_of_splits(root):
-    result = found(root, train_split="train[:2]*3+train[2:]")
+    result = report_on(root, train_split="train[:2]*3+train[2:]")
     assert len(result.splits[0].counts) == 9 and not result.problems
     cut(root / "labels/train/t0.png")
-    assert kinds(found(root, train_split="train*3")) == {("damaged label", "train"): 1}
+    assert kinds(report_on(root, train_split="train*3")) == {("damaged label", "train"): 1}
     (root / "labels/train/t0.png").write_bytes((root / "labels/train/t1.png").read_bytes())
-    leaky = found(root, train_split="train + val")
+    leaky = report_on(root, train_split="train + val")
     assert kinds(leaky) == {
         ("leak", "val"): 2
     } and "v1.png: training reads this file, too; take it out" in formatting.as_text(leaky)
     (root / "labels/train/t3.png").unlink()
-    broken = found(root, train_split="train + val")
+    broken = report_on(root, train_split="train + val")
     assert kinds(broken) == {("missing label", "train"): 1, ("leak", "val"): 2}
 
 
 def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
     other = make_folder(tmp_path / "other", train=3)
     label(other, "train/t1", 0, 8)
-    result = found(root, concat=dict(more=dict(name="folder", root=str(other), repeat=2)))
+    result = report_on(root, concat=dict(more=dict(name="folder", root=str(other), repeat=2)))
     assert kinds(result)["value", "train, concat.more"] == 1 and [
         split.title for split in result.splits
     ][1:] == ["train, concat.more", "val"]
@@ -303,7 +149,7 @@ def test_concatenated_data_sets_are_checked_and_counted(root, tmp_path):
     np.testing.assert_allclose(result.weights, label_counts.class_weights(expected[:3]))
     (other / "classes.txt").write_text("sky\nroad\nbus\n")
     with pytest.raises(DataError, match="number 2 is 'bus'") as caught:
-        found(root, concat=dict(more=dict(name="folder", root=str(other))))
+        report_on(root, concat=dict(more=dict(name="folder", root=str(other))))
     assert caught.value.field == "dataset.concat.more"
 
 
@@ -318,7 +164,7 @@ def test_one_class_in_an_official_label_is_no_mistake(tmp_path):
                 np.uint8([0, 1] if index else [1, 2, 3]), (8, 8)
             )  # 0 is ignored, 1 is the first class
             write_png(tmp_path / f"annotations/{split}/{split}{index}.png", ids)
-    assert {kind for kind, _ in kinds(found(tmp_path, name="ade20k"))} == {"absent"}
+    assert {kind for kind, _ in kinds(report_on(tmp_path, name="ade20k"))} == {"absent"}
 
 
 def test_records_are_checked_too(monkeypatch, tmp_path):
@@ -326,7 +172,7 @@ def test_records_are_checked_too(monkeypatch, tmp_path):
 
     monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLITS", {split: 4 for split in shapes.SPLITS})
-    result = found("", name="shapes")
+    result = report_on("", name="shapes")
     assert len(result.splits[1].counts) and not any(
         problem.kind.startswith("damaged") for problem in result.problems
     )
@@ -349,7 +195,7 @@ def test_statistics_are_written_and_a_failure_is_reported(root):
     assert ("statistics", "train") in kinds(result) and result.statistics is None
 
 
-# --- Scripts ----------------------------------------------------------------------------------------------------------
+# --- Scripts --------------------------------------------------------------------------------------
 
 
 def run(script, *args):
@@ -362,7 +208,7 @@ def run(script, *args):
     )
 
 
-def test_check_script_exits_by_what_it_found(root, tmp_path):
+def test_check_script_exits_by_what_it_report_on(root, tmp_path):
     good = run(
         "check_data.py", f"--root={root}", f"--json={tmp_path / 'report.json'}", "--statistics"
     )
@@ -374,7 +220,7 @@ def test_check_script_exits_by_what_it_found(root, tmp_path):
         json.loads((tmp_path / "report.json").read_text())["ok"]
         and (root / "statistics.json").is_file()
     )
-    values(root)
+    ERRORS["values"].damage(root)
     variant = f"--config={SCRIPTS.parent}/configs/pspnet.py:r18-d8_240x320_2k_folder"
     bad = run("check_data.py", variant, f"--config.dataset.root={root}")
     assert bad.returncode == 1 and bad.stdout.splitlines()[-1].startswith("NOT OK"), bad.stderr
@@ -386,7 +232,7 @@ def test_check_script_needs_a_folder_or_a_config():
     assert nothing.returncode == 1 and "give --root=DIR or --config" in nothing.stderr
 
 
-# --- Browsing ---------------------------------------------------------------------------------------------------------
+# --- Browsing -------------------------------------------------------------------------------------
 
 
 def write_pictures(experiment, output, count, raw=False):

@@ -75,9 +75,7 @@ def test_16_bit_label(folder):
 
 
 def test_resized_shape_comes_from_the_header(folder):
-    config = make_experiment(root=str(folder))
-    config.eval.resize = (48, 30)
-    samples = eval_samples(config)
+    samples = eval_samples(make_experiment(root=folder, evaluation=dict(resize=(48, 30))))
     assert samples.shape(0) == (30, 36) == samples[0]["image"].shape[:2] and samples[0][
         "label"
     ].shape == (20, 24)
@@ -113,8 +111,8 @@ def test_listed_layout(tmp_path):
     lists.mkdir(parents=True)
     for name, stem in (("train", "a"), ("aug", "b"), ("val", "c")):
         (lists / f"{name}.txt").write_text(f"{stem}\n")
-    pairs = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
-    assert [pair.name for pair in pairs] == ["a", "b"]
+    found = pairs.find_pairs(catalog.get_spec("voc12aug"), tmp_path, "train")
+    assert [pair.name for pair in found] == ["a", "b"]
     check(tmp_path, name="voc12aug")
     (lists / "val.txt").write_text("gone\n")
     refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")
@@ -283,7 +281,7 @@ def test_two_images_of_one_name(folder):
 def test_channels(folder):
     refused(
         folder,
-        "t0.png: has 3 channels, but config.dataset.channels=5; set --config.dataset.channels=3",
+        "t0.png: has 3 channels, but config.dataset.channels=5; set config.dataset.channels=3",
         channels=5,
     )
 
@@ -366,7 +364,7 @@ def test_raw_ids_and_label_formats(folder):
         text in table for text in ("255 -> 0 sky", "7 -> 1 road", "1000 -> 2 car", "2-4 -> ignored")
     )
     (folder / "label_map.txt").write_text("255 sky\n7 road\n2-4 ignore\n1000 van\n")
-    refused(folder, "label_map.txt: line 4: 'van' is no class of classes.txt")
+    refused(folder, "label_map.txt: line 4: 'van' is not a class of classes.txt")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n")
     refused(folder, "label_map.txt: no label value stands for class 'car'")
     (folder / "label_map.txt").write_text("255 sky\n7 road\n1000 car\n")

@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxseg.data.catalog import FOLDER
 from jaxseg.data.decode import decode_label, make_table, map_label
+from jaxseg.data.folder_spec import FOLDER
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
 
@@ -107,7 +107,7 @@ def test_labels_are_the_numbers_stored(kind):
     np.testing.assert_array_equal(classes(data), expected)
 
 
-HOT = np.stack([LABEL == i for i in range(3)]).astype(np.uint8)
+HOT = np.stack([i == LABEL for i in range(3)]).astype(np.uint8)
 REFUSED = {  # what the message must tell: the kind, the shape or the value
     "pages": (tiff(HOT, photometric="minisblack"), "(3, 6, 8)"),
     "bands": (tiff(np.dstack([LABEL, LABEL]), photometric="minisblack", planarconfig="contig"), "(6, 8, 2)"),

@@ -23,7 +23,7 @@ def names(root, found):
     return [str(path.relative_to(root)) for path in found]
 
 
-# --- Paths ------------------------------------------------------------------------------------------------------------
+# --- Paths ----------------------------------------------------------------------------------------
 
 
 def test_home_folders(monkeypatch):
@@ -44,7 +44,7 @@ def test_home_in_the_librarys_own_paths(tmp_path, monkeypatch):
     assert checkpoint.find_workdir("~/run/checkpoints/5") == (tmp_path / "run", "5")
 
 
-# --- Text -------------------------------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -65,13 +65,13 @@ def test_json(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-16")
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="a.json: is no JSON"):
+    with pytest.raises(DataError, match="a.json: is not JSON"):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(DataError, match="b.json: cannot be read"):
         files.read_json(tmp_path / "b.json")
 
 
-# --- Folders ----------------------------------------------------------------------------------------------------------
+# --- Folders --------------------------------------------------------------------------------------
 
 
 def test_what_systems_and_editors_leave_behind(tmp_path):
@@ -91,8 +91,16 @@ def test_what_systems_and_editors_leave_behind(tmp_path):
     tree = files.walk(tmp_path)
     assert names(tmp_path, tree.files) == ["a.png", "notes.txt", "sub/b.png"]
     assert set(names(tmp_path, tree.left_out)) == {
-        "#a.png#", ".DS_Store", "._a.png", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "a.png~", "lost+found", "sub/.git",
-    }  # fmt: skip
+        "#a.png#",
+        ".DS_Store",
+        "._a.png",
+        ".ipynb_checkpoints",
+        "@eaDir",
+        "__MACOSX",
+        "a.png~",
+        "lost+found",
+        "sub/.git",
+    }
     assert names(tmp_path, files.walk(tmp_path, nested=False).files) == ["a.png", "notes.txt"]
     assert names(tmp_path, files.walk(tmp_path, without=tmp_path / "sub").files) == [
         "a.png",
@@ -145,7 +153,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path):
     assert caught.value.file == str(tmp_path / "nowhere")
 
 
-# --- Locks ------------------------------------------------------------------------------------------------------------
+# --- Locks ----------------------------------------------------------------------------------------
 
 
 def hidden(folder):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.config.builders import get_experiment
+from jaxseg.config import get_experiment
+from jaxseg.config.schema import OptimizerConfig, ScheduleConfig, from_dict
 from jaxseg.models import HEADS
 from jaxseg.models.heads.cc import CrissCrossAttention
 from jaxseg.models.heads.dm import filter_per_sample
@@ -243,7 +244,12 @@ def test_emanets_bases_are_the_same_on_four_devices_as_on_one():
 )
 def test_published_recipes_spare_parameters_from_weight_decay(name, still, decayed):
     params = {"decode_head": {key: {"conv": {"kernel": jnp.ones(2)}} for key in (*still, *decayed)}}
-    optimizer, _ = make_optimizer(get_experiment(name))
+    config = get_experiment(name)
+    optimizer, _ = make_optimizer(
+        from_dict(OptimizerConfig, config.optimizer),
+        from_dict(ScheduleConfig, config.schedule),
+        config.steps,
+    )
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.data_helpers import make_folder
@@ -146,7 +145,9 @@ differences(before, "Predictor")
 """
 
 
-@pytest.mark.parametrize("script", [IMPORT, READ, WORKERS, RUN], ids=["import", "read", "workers", "run"])
+@pytest.mark.parametrize(
+    "script", [IMPORT, READ, WORKERS, RUN], ids=["import", "read", "workers", "run"]
+)
 def test_nothing_global_differs(script, tmp_path):
     root = make_folder(tmp_path / "data")
     file = tmp_path / "host.py"
@@ -197,4 +198,3 @@ def test_imports_where_unix_modules_are_missing():
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.predictor_helpers import make_experiment, make_predictor, random_image, toy
-from jaxseg.workdir import load_dataset_metadata
 
 import jaxseg
 from jaxseg import convert
@@ -24,6 +23,7 @@ from jaxseg.inference.slide import predict_slide, slide, window_starts
 from jaxseg.inference.whole import forward, predict
 from jaxseg.models import create_model, init_variables
 from jaxseg.ops import resize_bilinear
+from jaxseg.workdir import load_dataset_metadata
 
 PLAIN = TestSettings(mean=(0.0,), std=(1.0,))
 

@@ -1,18 +1,23 @@
-"""The model room's door: names, overrides, initialisation, errors."""
+"""Models by name and config: overrides, classes of one's own, initial variables, errors."""
 
+import functools
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from jaxseg.config.builders import get_experiment
-from jaxseg.config.resolve import resolve
-from jaxseg.models import create_model, init_variables, list_models
+from jaxseg.config import get_experiment
+from jaxseg.config.schema import ModelConfig, from_dict
+from jaxseg.errors import ConfigError
+from jaxseg.models import create_model, declared_fields, init_variables, list_models
 
 NARROW = dict(backbone=dict(base_channels=4, stem_channels=4), channels=8)
+TINY_BACKBONE = dict(backbone=dict(base_channels=4, stem_channels=4))
 
 
 def test_short_names_are_those_of_the_published_experiments():
@@ -59,41 +64,111 @@ def test_overrides_reach_the_part_that_has_the_field():
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    "name, overrides, field, words",
     [
-        (lambda: create_model("pspnet_r51-d8"), ["r51-d8", "Did you mean", "r50-d8"]),
-        (lambda: create_model("pspnett_r50-d8"), ["pspnett", "pspnet"]),
-        (
-            lambda: create_model("pspnet_r50-d8", pool_scale=(1,)),
-            ["pool_scale", "Did you mean 'pool_scales'"],
-        ),
-        (
-            lambda: create_model(get_experiment("pspnet_r50-d8_512x512_1k_folder").model),
-            ["num_classes", "resolve"],
-        ),
-        (
-            lambda: create_model("upernet_m-v3-d8"),
-            ["heads.decode.in_index", "(0, 1, 2, 3)", "3 maps"],
-        ),
-        (
-            lambda: create_model("pspnet_r18-d8", norm=dict(eps=1e-3)),
-            ["field of model.norm 'eps'", "epsilon"],
-        ),
-        (lambda: create_model("pspnet_r18-d8", momentum=0.99), ["'momentum'"]),
-        (
-            lambda: create_model("pspnet_r18-d8", depth=19).init(
-                jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-            ),
-            ["'19'", "18", "101"],
-        ),
-        (lambda: create_model("fcn_d6_hr18"), ["d6", "HRNet"]),
-        (lambda: create_model("pspnet_hr18_rsb_adamw"), ["rsb_adamw", "hr18"]),
+        ("pspnet_r51-d8", {}, "variant", ["r51-d8", "r50-d8"]),
+        ("pspnett_r50-d8", {}, "", ["pspnett", "pspnet"]),
+        ("pspnet_r50-d8", dict(pool_scale=(1,)), "", ["pool_scale", "'pool_scales'"]),
+        ("upernet_m-v3-d8", {}, "model.heads.decode.in_index", ["(0, 1, 2, 3)", "3 maps"]),
+        ("pspnet_r18-d8", dict(norm=dict(eps=1e-3)), "", ["'eps'", "epsilon"]),
+        ("pspnet_r18-d8", dict(momentum=0.99), "", ["'momentum'"]),
+        ("pspnet_r18-d8", dict(backbone=dict(deep=18)), "", ["ResNet", "'depth'"]),
+        ("pspnet_r18-d8", dict(num_classes=0), "model.num_classes", ["num_classes"]),
+        ("fcn_d6_hr18", {}, "", ["d6", "HRNet"]),
+        ("pspnet_hr18_rsb_adamw", {}, "variant", ["rsb_adamw", "hr18"]),
     ],
 )
-def test_errors_name_what_is_wrong_and_the_nearest_choice(call, words):
-    with pytest.raises(ValueError) as error:
-        call()
+def test_errors_name_what_is_wrong_and_the_nearest_choice(name, overrides, field, words):
+    with pytest.raises(ConfigError) as error:
+        create_model(name, **overrides)
+    assert error.value.field == field
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_config_without_its_number_of_classes_is_refused():
+    config = get_experiment("pspnet_r50-d8_512x512_1k_folder").model
+    with pytest.raises(ConfigError) as error:
+        create_model(config)
+    assert error.value.field == "model.num_classes"
+    for nothing in (None, 5, ["fcn"]):
+        with pytest.raises(ConfigError):
+            create_model(nothing)
+
+
+def test_an_unknown_depth_is_named_when_the_model_is_traced():
+    model = create_model("pspnet_r18-d8", depth=19)
+    with pytest.raises(ConfigError) as error:
+        model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert all(word in str(error.value) for word in ("'19'", "18", "101"))
+
+
+def test_configs_in_every_form_give_the_same_model():
+    config = get_experiment("fpn_r18_512x512_1k_shapes").model
+    frozen = from_dict(ModelConfig, config)
+    models = [create_model(form) for form in (config, config.to_dict(), frozen)]
+    assert models[0].backbone.keywords == models[1].backbone.keywords == models[2].backbone.keywords
+    for model in models:
+        assert model.heads["decode"].keywords == models[0].heads["decode"].keywords
+    assert frozen.heads["decode"].options["feature_strides"] == ()  # the config is left alone
+    assert create_model(frozen, num_classes=7).heads["decode"].keywords["num_classes"] == 7
+
+
+class TokenHead(nn.Module):
+    """A head with Flax's own layers and initializers."""
+
+    num_classes: int
+    layer: Any
+    in_index: int = -1
+    channels: int = 8
+
+    @nn.compact
+    def __call__(self, features, previous=None, *, train):
+        x = nn.Dense(self.channels)(features[self.in_index])
+        x = nn.LayerNorm()(x)
+        for i in range(2):
+            x = nn.remat(nn.Dense)(self.channels, name=f"block_{i}")(x)
+        return self.layer.classify(nn.gelu(x), self.num_classes, train=train), {}
+
+
+@pytest.mark.parametrize("head", [TokenHead, functools.partial(TokenHead, channels=16)])
+def test_a_class_of_ones_own_stands_where_a_name_does(head):
+    model = create_model("fcn_r18-d8", heads=dict(decode=dict(name=head)), **TINY_BACKBONE)
+    variables = init_variables(model, 0)
+    width = variables["params"]["decode_head"]["Dense_0"]["kernel"].shape[-1]
+    assert width == (8 if head is TokenHead else 16)
+    logits, _ = jax.eval_shape(
+        lambda v: model.apply(v, jnp.zeros((1, 64, 64, 3)), train=False), variables
+    )
+    assert logits.shape == (1, 64, 64, 19)
+    with pytest.raises(ConfigError) as error:
+        create_model("fcn_r18-d8", heads=dict(decode=dict(name=TokenHead, chanels=8)))
+    assert "TokenHead" in str(error.value) and "'channels'" in str(error.value)
+    wide = dict(decode=dict(name=TokenHead, channels=0, in_index=2))
+    config = get_experiment("fcn_r18-d8_64x64_1k_shapes").model.to_dict() | {"heads": wide}
+    assert declared_fields(config) == {"decode": {"channels": 256}}
+
+
+def test_flaxs_own_initializers_are_drawn_by_flax():
+    heads = dict(decode=dict(name=TokenHead))
+    model = create_model("fcn_r18-d8", heads=heads, **TINY_BACKBONE)
+    ours, again, other = (init_variables(model, seed) for seed in (0, 0, 1))
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, expected)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(ours))
+    assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(again)))
+    head = ours["params"]["decode_head"]
+    assert head["LayerNorm_0"]["scale"].all() and not head["LayerNorm_0"]["bias"].any()
+    kernel = head["Dense_0"]["kernel"]
+    assert kernel.std() == pytest.approx(kernel.shape[0] ** -0.5, rel=0.2)  # lecun_normal
+    assert not np.array_equal(kernel, other["params"]["decode_head"]["Dense_0"]["kernel"])
+    assert not np.array_equal(head["block_0"]["kernel"], head["block_1"]["kernel"])
+    # What else the model has does not matter, and jaxseg's own initializers draw as they do alone.
+    plain = init_variables(create_model("fcn_r18-d8", **TINY_BACKBONE), 0)
+    same = [v["params"]["backbone"]["stem.0"]["kernel"] for v in (ours, plain)]
+    np.testing.assert_array_equal(*same)
+    deeper = create_model("fcn_r18-d8", heads=heads, backbone=dict(depth=34, base_channels=4))
+    kernels = init_variables(deeper, 0)["params"]["decode_head"]
+    np.testing.assert_array_equal(kernels["Dense_0"]["kernel"], kernel)
 
 
 def test_initial_variables_match_flax_and_depend_on_seed_and_path_only():
@@ -149,9 +224,9 @@ def test_strides_are_those_the_backbone_declares(name, head, strides, expected):
         assert model.heads[head].keywords["feature_strides"] == expected
     config = get_experiment("fpn_r18_512x512_1k_shapes")
     config.model.backbone.strides = strides
-    assert resolve(config).model.heads.decode.feature_strides == expected
-    told = create_model("fpn_r18", feature_strides=(4, 8, 16, 16))  # an older run's, or meant so
-    assert told.heads["decode"].keywords["feature_strides"] == (4, 8, 16, 16)
+    assert create_model(config.model).heads["decode"].keywords["feature_strides"] == expected
+    given = create_model("fpn_r18", feature_strides=(4, 8, 16, 16))  # by an older run, or a person
+    assert given.heads["decode"].keywords["feature_strides"] == (4, 8, 16, 16)
 
 
 def test_joined_heads_are_as_wide_as_their_maps():
@@ -182,18 +257,11 @@ def test_joined_heads_are_as_wide_as_their_maps():
 
 
 def test_importing_the_models_is_light():
-    code = "import sys, jaxseg, jaxseg.models; jaxseg.models.list_models(); print([m for m in %r if m in sys.modules])"
-    heavy = [
-        "orbax",
-        "orbax.checkpoint",
-        "grain",
-        "tensorflow_datasets",
-        "tensorflow",
-        "torch",
-        "cv2",
-        "tensorboardX",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True
+    heavy = ["orbax", "orbax.checkpoint", "grain", "tensorflow_datasets", "tensorflow", "torch"]
+    heavy += ["cv2", "tensorboardX"]
+    code = (
+        "import sys, jaxseg, jaxseg.models; jaxseg.models.list_models(); "
+        f"print([m for m in {heavy!r} if m in sys.modules])"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

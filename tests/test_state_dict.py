@@ -243,6 +243,23 @@ def test_malformed_tensors_are_refused(tmp_path, content):
     refusal(torch_zip(tmp_path, dictionary(state_dict=dictionary(w=content))))
 
 
+@pytest.mark.parametrize("name", ["mmseg.pth", "legacy.pth"])
+def test_random_damage_is_read_or_refused(tmp_path, name):
+    """Whatever bytes change, reading gives arrays or a WeightsError that names the file."""
+    whole, rng = (DATA / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 9)):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            found = read_state_dict(tmp_path / name)
+        except WeightsError as error:
+            assert error.file == str(tmp_path / name)
+        else:
+            assert all(isinstance(value, np.ndarray) for value in found.values())
+
+
 def test_compressed_archives_are_refused(tmp_path):
     """A few kilobytes could otherwise become gigabytes."""
     path = torch_zip(tmp_path, dictionary(w=tensor()), zipfile.ZIP_DEFLATED)

@@ -60,8 +60,8 @@ def make_experiment(**changes):
             "decode": {"name": "cross_entropy", "average": "valid"},
             "aux_0": {"name": "cross_entropy", "weight": 0.4},
         },
-        "dataset": {"image_mean": MEAN, "image_std": STD},
-        "optimizer": {"learning_rate": 0.05, "weight_decay": 1e-3},
+        "dataset": {"image_mean": MEAN, "image_std": STD, "concat": {}},
+        "optimizer": {"learning_rate": 0.05, "weight_decay": 1e-3, "multipliers": {}},
     }
     return from_dict(Experiment, values | changes)
 

@@ -96,7 +96,7 @@ def test_nothing_but_ignored_pixels():
     assert visualize.overlay(image, np.full_like(mask, 255), PALETTE, CLASSES).ndim == 3
 
 
-# --- Names in any script ----------------------------------------------------------------------------------------------
+# --- Names in any script --------------------------------------------------------------------------
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 NAMES = {
@@ -199,13 +199,15 @@ def test_system_fonts_are_found(monkeypatch, tmp_path):
     assert fonts._system_fonts.__wrapped__() == (str(tmp_path / "Some.ttf"),)
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def test_pictures_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "file").write_text("")
-    for write in (lambda path: visualize.save_label_png(path / "a.png", np.zeros((2, 2), int), PALETTE),
-                  lambda path: visualize.save_picture(path, "a", np.zeros((2, 2, 3), np.uint8))):  # fmt: skip
+    for write in (
+        lambda path: visualize.save_label_png(path / "a.png", np.zeros((2, 2), int), PALETTE),
+        lambda path: visualize.save_picture(path, "a", np.zeros((2, 2, 3), np.uint8)),
+    ):
         with pytest.raises(JaxsegError) as error:
             write(tmp_path / "file")
         assert error.value.file == str(tmp_path / "file/a.png")

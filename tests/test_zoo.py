@@ -74,9 +74,10 @@ def test_weights_path():
     assert zoo.weights_path("fcn_r50-d8_512x1024_40k_cityscapes") == path
     assert zoo.weights_path("hrnetv2_w18").endswith("hrnetv2_w18-00eb2006.pth")
     for name, decisive in (
-        ("fcn_r50-d8_512x1024_40k_citiscapes", "'fcn_r50-d8_512x1024_40k_cityscapes'"), ("", "478"),
+        ("fcn_r50-d8_512x1024_40k_citiscapes", "'fcn_r50-d8_512x1024_40k_cityscapes'"),
+        ("", "478"),
         ("encnet_r50s-d8_512x512_80k_ade20k", "encnet"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError) as error:
             zoo.weights_path(name)
         assert (
@@ -91,7 +92,7 @@ NAME = f"net_{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth".replace("net_", "net
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         server = self.server
         server.requests.append((self.path, self.headers.get("Range")))
         if not self.path.endswith(".pth"):

@@ -1,11 +1,14 @@
 """Time MMSegmentation's data pipeline and ours on the same files, alternately, on one core: CPU ms per 2048x1024 PNG pair, and the ratio.
 
-    python tools/compare_data.py --root=FOLDER [--files=DIR] [--prepared=DIR] [--rounds=5] [--json=FILE]
+    python tools/compare_data.py --root=FOLDER [--files=DIR] [--prepared=DIR] [--rounds=5]
+    [--json=FILE]
 
-Needs torch, mmengine, mmsegmentation==1.2.2 and mmcv-lite==2.1.0 (the last two installed with --no-deps). FOLDER is a `folder` data set of
-photos; a dozen pairs in Cityscapes' layout are made of them under DIR (a temporary folder by default): enlarged, with noise until a
-PNG takes about 2.3 MB, labels as labelTrainIds. Both sides do Cityscapes' published training pipeline at 512x1024. --prepared: the
-same pairs as scripts/prepare_data.py wrote them (from --files, kept of an earlier run), to be timed as well.
+Needs torch, mmengine, mmsegmentation==1.2.2 and mmcv-lite==2.1.0 (the last two installed with
+--no-deps). FOLDER is a `folder` data set of photos; a dozen pairs in Cityscapes' layout are made of
+them under DIR (a temporary folder by default): enlarged, with noise until a PNG takes about 2.3 MB,
+labels as labelTrainIds. Both sides do Cityscapes' published training pipeline at 512x1024.
+--prepared: the same pairs as scripts/prepare_data.py wrote them (from --files, kept of an earlier
+run), to be timed as well.
 """
 
 import argparse
@@ -44,7 +47,7 @@ LABEL = "gtFine/train/made/{}_gtFine_labelTrainIds.png"
 Times = dict[str, list[float]]
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def make_pairs(root: Path, folder: Path) -> None:
@@ -76,13 +79,12 @@ def encode_noisy(image: np.ndarray, seed: int) -> bytes:
     return data
 
 
-# --- The two sides ----------------------------------------------------------------------------------------------------
+# --- The two sides --------------------------------------------------------------------------------
 
 
 def make_theirs(folder: Path) -> Callable[[int, Times], Any]:
     """(index, times) -> their sample; adds the CPU seconds of every stage to `times`."""
     import_mmseg()
-    import mmseg.datasets.transforms  # noqa: F401 - registers them
     import torch
     from mmseg.registry import TRANSFORMS
 

@@ -2,8 +2,8 @@
 
     python tools/make_data.py --output=data [--copy=FOLDER]
 
-Everything is drawn from a fixed seed. --copy: a `folder` data set of class-number labels, of which data/colours becomes a copy whose
-labels are RGB (the palette is the classes' default one).
+Everything is drawn from a fixed seed. --copy: a `folder` data set of class-number labels, of which
+data/colours becomes a copy whose labels are RGB (the palette is the classes' default one).
 """
 
 import argparse

@@ -30,8 +30,6 @@ if __name__ == "__main__":  # pytest has its own way to do both
 import jax
 import numpy as np
 from helpers.narrow import narrow
-from jaxseg.inference.settings import make_settings
-from jaxseg.workdir import write_experiment
 
 from jaxseg import checkpoint, models, precision, zoo
 from jaxseg.config import get_experiment
@@ -42,10 +40,12 @@ from jaxseg.data.spec import DatasetSpec
 from jaxseg.evaluation import evaluate
 from jaxseg.experiments import load_experiment
 from jaxseg.inference import load_model
+from jaxseg.inference.settings import make_settings
 from jaxseg.training import state as train_state
 from jaxseg.training.build import Components, build_components
 from jaxseg.training.state import TrainState
 from jaxseg.training.step import Batch
+from jaxseg.workdir import write_experiment
 
 STEPS, BATCH, FALL = 20, 4, 0.7  # the last loss is to be less than FALL times the first
 SIZE, SIZES = 64, {"lraspp": 385}  # LR-ASPP pools windows of 49 pixels at stride 8

@@ -7,6 +7,7 @@ counts them, memory, and the conditions they hold under. Fields that MMSegmentat
 well have the same names in both.
 """
 
+from jaxseg.benchmark.cases import SyntheticSpec as SyntheticSpec
 from jaxseg.benchmark.cases import without_measurements as without_measurements
 from jaxseg.benchmark.measure import PRECISIONS as PRECISIONS
 from jaxseg.benchmark.measure import measure as measure

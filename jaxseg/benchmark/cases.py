@@ -30,6 +30,24 @@ WINDOW, STRIDE = (769, 769), (513, 513)  # in pixels, where the experiment evalu
 IGNORED = 0.05  # share of synthetic pixels without a class
 
 
+@dataclasses.dataclass(frozen=True)
+class SyntheticSpec:
+    """A data set of nameless classes, for `config.resolve.resolve`.
+
+    Attributes:
+        name: Name of the data set.
+        num_classes: Number of classes.
+    """
+
+    name: str
+    num_classes: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names: their numbers."""
+        return tuple(map(str, range(self.num_classes)))
+
+
 def without_measurements(experiment: Experiment) -> Experiment:
     """Fill in neutral values for what would be measured on the data: synthetic images have none.
 
@@ -108,7 +126,7 @@ def _batch(experiment: Experiment, shape: tuple[int, ...]) -> dict[str, np.ndarr
     label = rng.integers(0, experiment.model.num_classes, shape, np.int32)
     label[rng.random(shape) < IGNORED] = IGNORE
     image = _photos(rng, (*shape, experiment.dataset.channels))
-    size = np.broadcast_to(np.int32(shape[2:]), (*shape[:2], 2))
+    size = np.broadcast_to(np.asarray(shape[2:], np.int32), (*shape[:2], 2))
     return {"image": image, "label": label, "size": size}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.core import FrozenDict
 
 LARGEST = 1e9  # of weights and factors: far from what float32 holds
 LARGEST_INT = 2**31 - 1
@@ -96,7 +97,7 @@ def declare(default: Any, field: Field, meaning: str) -> Any:
 def declare_entries(entry: type, node: Each, meaning: str) -> Any:
     """Declare a dataclass field that maps labels to instances of the dataclass `entry`."""
     metadata = {"node": node, "meaning": meaning, "entry": entry}
-    return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default_factory=FrozenDict, metadata=metadata)
 
 
 # --- Common types and ranges ----------------------------------------------------------------------

@@ -5,7 +5,6 @@ from pathlib import Path
 from jaxseg.config.schema import DatasetConfig
 from jaxseg.data import builtin
 from jaxseg.data.builtin import list_datasets as list_datasets
-from jaxseg.data.builtin import named_label_map as label_map  # noqa: F401 - until callers are renamed
 from jaxseg.data.class_order import match_classes
 from jaxseg.data.folder_spec import read_folder_spec
 from jaxseg.data.sources import records, shapes

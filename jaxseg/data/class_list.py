@@ -1,6 +1,6 @@
-"""classes.txt of a `folder`, in the forms that people and other programs write it.
+"""The classes.txt of a `folder`, in the forms that people and other programs write it.
 
-A class list that could be read in two ways is an error: what must never happen is that every class moves by one.
+A class list that could be read in two ways is an error: every class would move by one.
 """
 
 import ast
@@ -16,32 +16,24 @@ from jaxseg.errors import DataError
 from jaxseg.files import read_text
 
 MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is ignored
-IGNORED_NAMES = (
-    "ignore",
-    "void",
-)  # no classes but ignored; so is labelme's __ignore__, which has no number
+# Names that are ignored instead of being classes; so is labelme's, which has no number.
+IGNORED_NAMES = ("ignore", "void")
 LABELME_IGNORE = "__ignore__"
 SMALLEST, LARGEST = -(2**31), 2**32 - 1  # of a label value: int32 and uint32
-# Headings of columns that hold names or label values, and of those that hold colours, without blanks and signs.
-NAME_OR_NUMBER = tuple(
-    "id ids idx index value values pixelvalue labelvalue rastervalue number gridcode classid classindex classvalue "
-    "classnumber labelid categoryid trainid name names class classes classname classnames label labels labelname "
-    "category categories categoryname".split()
+# Headings of columns that hold names or label values, without blanks and signs.
+NAME_OR_NUMBER = (
+    *("id", "ids", "idx", "index", "value", "values", "pixelvalue", "labelvalue", "rastervalue"),
+    *("number", "gridcode", "classid", "classindex", "classvalue", "classnumber", "labelid"),
+    *("categoryid", "trainid", "name", "names", "class", "classes", "classname", "classnames"),
+    *("label", "labels", "labelname", "category", "categories", "categoryname"),
 )
-COLORS = dict(
-    r="r",
-    red="r",
-    g="g",
-    green="g",
-    b="b",
-    blue="b",
-    color="rgb",
-    colour="rgb",
-    rgb="rgb",
-    hex="rgb",
-)
+# Headings of columns that hold colours, and what they hold.
+COLORS = {
+    **{"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b"},
+    **dict.fromkeys(("color", "colour", "rgb", "hex"), "rgb"),
+}
 INTEGER = re.compile(r"[+-]?\d+")
-# 'road:128,64,128:part,part:action', all but the name may be missing.
+# 'road:128,64,128:part,part:action'; everything but the name may be missing.
 CVAT = re.compile(r"(?P<name>[^:]+):(?P<color>\d+,\d+,\d+|):[^:]*:[^:]*")
 HEX = re.compile(r"(?P<name>.*?)[\s,;:|]+#(?P<hex>[0-9a-fA-F]{6})")
 PAINTED = re.compile(r"(?P<name>.*?\S)[\s,;:|=]+[(\[]?(?P<color>\d+[\s,;]+\d+[\s,;]+\d+)[)\]]?")
@@ -54,14 +46,14 @@ NUMBER_LAST = re.compile(r"(?P<name>.*?[^\s,;:|=])(?:\s*[,;:|=\t]\s*|\s+)(?P<num
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What a line of classes.txt says.
+    """A line of classes.txt.
 
     Attributes:
-        at: the line's own number, for messages.
-        name: the class.
+        at: Its line number, for messages.
+        name: Name of the class.
         color: RGB in colour labels, or ().
-        number: the label value.
-        counted: the number is that of the line's place, and was not written there.
+        number: Label value; None while it is not known.
+        counted: Whether the label value follows from the line's place and was not written there.
     """
 
     at: int
@@ -72,22 +64,28 @@ class Line:
 
     @property
     def ignored(self) -> bool:
-        """Whether this is no class: its pixels become 255."""
+        """Whether this is not a class: its pixels become 255."""
         return self.name.lower() in (*IGNORED_NAMES, LABELME_IGNORE)
 
+    @property
+    def value(self) -> int:
+        """The label value, which every line that `read_classes` returns has."""
+        assert self.number is not None
+        return self.number
 
-# --- classes.txt ------------------------------------------------------------------------------------------------------
+
+# --- classes.txt ---
 
 
 def read_classes(file: Path) -> list[Line]:
-    """The classes in a file, each with the label value that stands for it, `number`.
+    """Read the classes in a file, each with its label value.
 
-    One name a line, the first is label value 0; a colour may follow it. Where every line gives a number, that is the
-    label value. CVAT's and labelme's lists, tables with headings, one line with all names, and lists in JSON or Python
-    are read as well.
+    The file has one name a line, the first is label value 0; a colour may follow the name. If every
+    line gives a number, that is the label value. CVAT's and labelme's lists, tables with headings,
+    one line with all names, and lists in JSON or Python are read as well.
 
     Raises:
-        DataError: no class list, or one that could be read in two ways.
+        DataError: It is not a class list, or could be read in two ways.
     """
     text = read_list(file)
     lines = [(at, _clean(line)) for at, line in enumerate(text.splitlines(), 1)]
@@ -107,7 +105,7 @@ def read_classes(file: Path) -> list[Line]:
 
 
 def read_list(file: Path) -> str:
-    """The text of a file whose numbers are label values and colours; DataError for numbers that are far from these."""
+    """Return the text of a list; raise DataError for numbers far from label values and colours."""
     text = read_text(file)
     if long := re.search(r"\d{20,}", text):
         raise DataError(
@@ -119,16 +117,16 @@ def read_list(file: Path) -> str:
 
 
 def _clean(line: str) -> str:
-    """A line without blanks around it, a list's bullet, and separators that nothing follows."""
+    """Return a line without surrounding blanks, a list's bullet, and trailing separators."""
     line = re.sub(r"^[-*•]\s+", "", line.strip().strip("\ufeff"))
     return line if CVAT.fullmatch(line) else line.rstrip(",;:| \t")
 
 
 def _unquote(name: str) -> str:
     name = name.strip()
-    return (
-        name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
-    )
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+        return name[1:-1].strip()
+    return name
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -136,63 +134,75 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _plain_lines(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
-    """One class a line: name and colour, with a number before or after them on every line or on none."""
-    (at, first), *rest = lines
-    if rest and _is_heading(first):
-        if not (_numbers(rest) or all(_split_color(line)[1] for _, line in rest)):
-            hint = f"remove the line; if it is a class, write the label value before every name, `0 {first}`"
-            raise DataError(
-                f"line {at}: '{first}' looks like a heading, not like a class", file=file, hint=hint
-            )
-        lines = rest
-    elif first == str(len(rest)) and not any(INTEGER.fullmatch(line) for _, line in rest):
-        raise DataError(
-            f"line {at}: '{first}' is the number of classes, not a class",
-            file=file,
-            hint="remove the line",
-        )
+    """Read one class a line: name and colour, and a number on every line or on none."""
+    lines = _without_heading(file, lines)
     colors = [_split_color(line)[1] for _, line in lines]
     lines = [(at, _split_color(line)[0]) for at, line in lines]
-    numbered = _numbers(lines) or [(name, None) for _, name in lines]
-    if numbered[0][1] is None and any(NUMBER_FIRST.fullmatch(name) for _, name in lines):
-        at, name = next((at, name) for at, name in lines if not NUMBER_FIRST.fullmatch(name))
-        hint = f"write the label value before every name, `0 {name}`, or before none"
-        raise DataError(
-            f"line {at}: '{name}' has no number, but other lines have one", file=file, hint=hint
-        )
+    numbered: list[tuple[str, int | None]] = [*_numbers(lines)]
+    if not numbered:
+        numbered = [(name, None) for _, name in lines]
+        unnumbered = [(at, name) for at, name in lines if not NUMBER_FIRST.fullmatch(name)]
+        if len(unnumbered) < len(lines):
+            at, name = unnumbered[0]
+            raise DataError(
+                f"line {at}: '{name}' has no number, but other lines have one",
+                file=file,
+                hint=f"write the label value before every name, `0 {name}`, or before none",
+            )
     found = []
     for (at, line), (name, number), color in zip(lines, numbered, colors):
-        name, color = (
-            (name, color) if color or number is None else _split_color(name)
-        )  # of `0 128 64 128 road`
-        unclear = (
-            number is not None
-            and color
-            and NUMBER_LAST.fullmatch(line)
-            and not NUMBER_FIRST.fullmatch(line)
-        )
+        if not color and number is not None:
+            name, color = _split_color(name)  # of `0 128 64 128 road`
+        number_last = NUMBER_LAST.fullmatch(line) and not NUMBER_FIRST.fullmatch(line)
+        unclear = number is not None and color and number_last
         if unclear or re.search(r"[,;|\t]\s*[\d.]+$|(?:[\s,;]+\d*\.\d+){3}$", name):
-            hint = "write `0 road 128 64 128`: label value, name, colour; or add a line of headings, `name,id,r,g,b`"
             raise DataError(
-                f"line {at}: it is not clear what the numbers of '{line}' are", file=file, hint=hint
+                f"line {at}: it is not clear what the numbers of '{line}' are",
+                file=file,
+                hint="write `0 road 128 64 128`: label value, name, colour; or add a line of "
+                "headings, `name,id,r,g,b`",
             )
         found.append(Line(at, _unquote(name), color, number))
     return found
 
 
+def _without_heading(file: Path, lines: Sequence[tuple[int, str]]) -> Sequence[tuple[int, str]]:
+    """Return the lines without a heading above numbers or colours.
+
+    Raises:
+        DataError: The first line is not clearly a heading or a class, or is the number of classes.
+    """
+    (at, first), *rest = lines
+    if rest and _is_heading(first):
+        if _numbers(rest) or all(_split_color(line)[1] for _, line in rest):
+            return rest
+        raise DataError(
+            f"line {at}: '{first}' looks like a heading, not like a class",
+            file=file,
+            hint="remove the line; if it is a class, write the label value before every name, "
+            f"`0 {first}`",
+        )
+    if first == str(len(rest)) and not any(INTEGER.fullmatch(line) for _, line in rest):
+        problem = f"line {at}: '{first}' is the number of classes, not a class"
+        raise DataError(problem, file=file, hint="remove the line")
+    return lines
+
+
 def _numbers(lines: Sequence[tuple[int, str]]) -> list[tuple[str, int]]:
-    """[(name, number)] of lines of which each begins, or ends, with its label value; [] for others."""
-    if all(found := [NUMBER_FIRST.fullmatch(line) for _, line in lines]):
-        return [(match["name"], int(match["number"])) for match in found]
-    if len(lines) > 1 and all(found := [NUMBER_LAST.fullmatch(line) for _, line in lines]):
-        pairs = [(match["name"], int(match["number"])) for match in found]
-        # 'sky 1' and 'road 2' are names and label values, 'lane 1' and 'lane 2' are names
-        return pairs if all(len(set(column)) == len(pairs) for column in zip(*pairs)) else []
-    return []
+    """Return [(name, number)] of lines that all begin, or all end, with a number; [] for others."""
+    first = [match for _, line in lines if (match := NUMBER_FIRST.fullmatch(line))]
+    if len(first) == len(lines):
+        return [(match["name"], int(match["number"])) for match in first]
+    last = [match for _, line in lines if (match := NUMBER_LAST.fullmatch(line))]
+    if len(last) < len(lines) or len(lines) == 1:
+        return []
+    pairs = [(match["name"], int(match["number"])) for match in last]
+    # 'sky 1' and 'road 2' are names and label values, 'lane 1' and 'lane 2' are names.
+    return pairs if all(len(set(column)) == len(pairs) for column in zip(*pairs)) else []
 
 
 def _split_color(line: str) -> tuple[str, tuple[int, ...]]:
-    """'road 128 64 128' -> ('road', (128, 64, 128)); the colour is () if there is none."""
+    """Split name and colour: 'road 128 64 128' -> ('road', (128, 64, 128)), without colour ()."""
     if found := CVAT.fullmatch(line):
         return found["name"].strip(), _integers(found["color"])
     if found := HEX.fullmatch(line):
@@ -203,24 +213,23 @@ def _split_color(line: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _one_line(lines: Sequence[tuple[int, str]]) -> list[Line]:
-    """'sky, road, car' on the only line -> three classes; [] for anything else."""
+    """Read the classes of an only line, 'sky, road, car'; [] for anything else."""
     (at, line), *rest = lines
     names = [_unquote(name) for name in re.split(r"[,;\t|]", line)]
-    return (
-        []
-        if rest or len(names) < 2 or re.search(r"\d", line)
-        else [Line(at, name) for name in names if name]
-    )
+    if rest or len(names) < 2 or re.search(r"\d", line):
+        return []
+    return [Line(at, name) for name in names if name]
 
 
 def _number(file: Path, found: list[Line]) -> list[Line]:
-    """Lines with their label values: where none is written there that of the place, in which ignored lines count."""
+    """Return the lines with label values: their places, ignored lines counted, if none is given."""
     if found and found[0].number is not None:
         return found
     if marked := [line for line in found[1:] if line.name == LABELME_IGNORE]:
-        hint = "put it first, where it has no number, or number all lines"
         raise DataError(
-            f"line {marked[0].at}: {LABELME_IGNORE} is not the first class", file=file, hint=hint
+            f"line {marked[0].at}: {LABELME_IGNORE} is not the first class",
+            file=file,
+            hint="put it first, where it has no number, or number all lines",
         )
     first = -1 if found and found[0].name == LABELME_IGNORE else 0
     return [
@@ -230,42 +239,23 @@ def _number(file: Path, found: list[Line]) -> list[Line]:
 
 
 def _check(file: Path, found: Sequence[Line]) -> None:
-    """DataError unless these can be a data set's classes."""
+    """Raise DataError unless these can be the classes of a data set."""
     names = [line.name for line in found if not line.ignored]
-    if len(names) < 2:
-        many = (
-            "one class; softmax needs two or more: list the background as class 0"
-            if names
-            else "no class but what is ignored"
-        )
-        raise DataError(f"holds {many}", file=file)
+    if not names:
+        raise DataError("holds no class but what is ignored", file=file)
+    if len(names) == 1:
+        problem = "holds one class; softmax needs two or more: list the background as class 0"
+        raise DataError(problem, file=file)
     if len(names) > MAX_CLASSES:
         raise DataError(f"{len(names)} classes; at most {MAX_CLASSES} are possible", file=file)
     owners: dict[Any, str] = {}
     for line in found:
-        here = f"line {line.at}: "
-        if not line.name:
-            raise DataError(f"{here}a class without a name", file=file)
-        if names.count(line.name) > 1:
-            raise DataError(
-                f"{here}class '{line.name}' is listed {names.count(line.name)} times",
-                file=file,
-                hint="names must differ",
-            )
-        if not SMALLEST <= line.number <= LARGEST:
-            raise DataError(
-                f"{here}label value {line.number} is not within {SMALLEST}..{LARGEST}", file=file
-            )
-        if line.color and max(line.color) > 255:
-            raise DataError(
-                f"{here}colour {line.color} of '{line.name}' is not within 0..255",
-                file=file,
-                hint=f"write '{line.name} 128 64 0'",
-            )
+        _check_line(file, line, names)
         for word, value in (("colour", line.color), ("label value", line.number)):
             if value in owners:
                 raise DataError(
-                    f"{here}{word} {value} of '{line.name}' is that of '{owners[value]}' too",
+                    f"line {line.at}: {word} {value} of '{line.name}' is that of "
+                    f"'{owners[value]}' too",
                     file=file,
                     hint=f"{word}s must differ",
                 )
@@ -273,11 +263,27 @@ def _check(file: Path, found: Sequence[Line]) -> None:
                 owners[value] = line.name
 
 
-# --- Tables with headings ---------------------------------------------------------------------------------------------
+def _check_line(file: Path, line: Line, names: Sequence[str]) -> None:
+    """Raise DataError unless a line is a class on its own."""
+    here = f"line {line.at}: "
+    if not line.name:
+        raise DataError(f"{here}a class without a name", file=file)
+    if names.count(line.name) > 1:
+        problem = f"{here}class '{line.name}' is listed {names.count(line.name)} times"
+        raise DataError(problem, file=file, hint="names must differ")
+    if not SMALLEST <= line.value <= LARGEST:
+        problem = f"{here}label value {line.value} is not within {SMALLEST}..{LARGEST}"
+        raise DataError(problem, file=file)
+    if line.color and max(line.color) > 255:
+        problem = f"{here}colour {line.color} of '{line.name}' is not within 0..255"
+        raise DataError(problem, file=file, hint=f"write '{line.name} 128 64 0'")
+
+
+# --- Tables with headings ---
 
 
 def _is_heading(line: str) -> bool:
-    """Whether all words of a line are such as stand above a table, and not only those of colours."""
+    """Return whether all words of a line are headings of a table, and not only those of colours."""
     cells = (
         [_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+")
     )
@@ -292,18 +298,20 @@ def _word(cell: str) -> str:
 
 
 def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
-    """The classes of a table with headings such as `id,name,r,g,b`; other columns do not count. [] if this is none."""
+    """Read a table with headings such as `id,name,r,g,b`; [] if there are no such headings.
+
+    Columns with other headings do not count.
+    """
     (at, first), *rest = lines
     separator = next((sign for sign in "\t;,|" if sign in first), "")
     heads = [_word(cell) for cell in first.split(separator)] if separator else []
     known = [head in NAME_OR_NUMBER or head in COLORS for head in heads]
     if len(rest) < 2 or sum(known) < 2 or not any(head in NAME_OR_NUMBER for head in heads):
         return []
+    texts = (line for _, line in rest)
     rows = [
         [cell.strip() for cell in row]
-        for row in csv.reader(
-            (line for _, line in rest), delimiter=separator, skipinitialspace=True
-        )
+        for row in csv.reader(texts, delimiter=separator, skipinitialspace=True)
     ]
     for (number, _), row in zip(rest, rows):
         if len(row) != len(heads):
@@ -316,20 +324,21 @@ def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
     names = [head for head in columns if head in NAME_OR_NUMBER and head not in numeric]
     numbers = [head for head in columns if head in NAME_OR_NUMBER and head in numeric]
     if len(names) != 1 or len(numbers) > 1 or len(columns) != len(heads):
-        problem = (
-            f"line {at}: it is not clear which column holds the name and which the label value"
+        raise DataError(
+            f"line {at}: it is not clear which column holds the name and which the label value",
+            file=file,
+            hint="keep one column of each: `id,name`",
         )
-        raise DataError(problem, file=file, hint="keep one column of each: `id,name`")
     paint = {COLORS[head]: cells for head, cells in columns.items() if head in COLORS}
-    colors = (
-        list(zip(*(paint[c] for c in "rgb")))
-        if all(c in paint for c in "rgb")
-        else [(cell,) for cell in paint.get("rgb", ())]
-    )
-    colors = [_read_color(file, number, cells) for (number, _), cells in zip(rest, colors)] or [
-        ()
-    ] * len(rows)
-    values = map(int, columns[numbers[0]]) if numbers else [None] * len(rows)
+    cells: list[tuple[str, ...]] = [(cell,) for cell in paint.get("rgb", ())]
+    if all(letter in paint for letter in "rgb"):
+        cells = list(zip(paint["r"], paint["g"], paint["b"]))
+    colors: list[tuple[int, ...]] = [()] * len(rows)
+    if cells:
+        colors = [_read_color(file, number, cell) for (number, _), cell in zip(rest, cells)]
+    values: list[int | None] = [None] * len(rows)
+    if numbers:
+        values = [int(cell) for cell in columns[numbers[0]]]
     return [
         Line(number, _unquote(name), color, value)
         for (number, _), name, color, value in zip(rest, columns[names[0]], colors, values)
@@ -337,22 +346,22 @@ def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
 
 
 def _read_color(file: Path, at: int, cells: Sequence[str]) -> tuple[int, ...]:
-    """('128', '64', '0'), ('#804000',) or ('128 64 0',) -> (128, 64, 0)."""
+    """Return the colour in ('128', '64', '0'), ('#804000',) or ('128 64 0',): (128, 64, 0)."""
     text = " ".join(cells)
     if found := re.fullmatch(r"#?([0-9a-fA-F]{6})", text.strip()):
         return tuple(bytes.fromhex(found[1]))
     if len(_integers(text)) != 3 or re.search(r"\d\.\d|-", text):
         raise DataError(
-            f"line {at}: '{text}' is no colour", file=file, hint="write 128 64 0 or #804000"
+            f"line {at}: '{text}' is not a colour", file=file, hint="write 128 64 0 or #804000"
         )
     return _integers(text)
 
 
-# --- JSON and Python --------------------------------------------------------------------------------------------------
+# --- JSON and Python ---
 
 
 def _literal(file: Path, text: str) -> list[Line]:
-    """The classes of a list of names, of entries with `name`, `id` and `color`, or of {number: name}; [] for other text."""
+    """Read a list of names, of entries with `name`, `id`, `color`, or {number: name}; else []."""
     text = re.sub(r"^\s*\w+\s*[:=]\s*(?=[\[({])", "", text.strip().rstrip(","))
     if text[:1] not in tuple("[{("):
         return []
@@ -395,12 +404,10 @@ def _entries(value: Any) -> list[Line]:
 
 
 def _entry_color(color: Any) -> tuple[int, ...]:
-    """[128, 64, 0] or '#804000' -> (128, 64, 0)."""
-    color = (
-        tuple(bytes.fromhex(color.removeprefix("#")))
-        if isinstance(color, str)
-        else tuple(map(int, color))
-    )
-    if len(color) not in (0, 3):
+    """Return the colour in [128, 64, 0] or '#804000': (128, 64, 0)."""
+    if isinstance(color, str):
+        color = bytes.fromhex(color.removeprefix("#"))
+    values = tuple(int(value) for value in color)
+    if len(values) not in (0, 3):
         raise ValueError
-    return color
+    return values

@@ -43,7 +43,7 @@ def match_classes(
     number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     hint = "give a data set with the same classes in the same order"
     if same_names:
-        hint = "--config.dataset.match_classes=name maps its labels to the run's order by name"
+        hint = "config.dataset.match_classes=name maps its labels to the run's order by name"
     elif how == "name":
         odd = sorted(set(spec.classes) ^ set(classes))[0]
         hint = f"matching by name needs the same names in both; '{odd}' is in one of them only"

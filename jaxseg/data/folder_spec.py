@@ -33,7 +33,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
     """
     if not root:
         raise DataError(
-            f"The data set 'folder' needs its folder: --config.dataset.root=DIR with {CONTENTS}.",
+            f"The data set 'folder' needs its folder: config.dataset.root=DIR with {CONTENTS}.",
             field="dataset.root",
         )
     root = expand(root)
@@ -53,7 +53,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
     mapped = read_label_map(root / LABEL_MAP_FILE, names)
     order = iter(range(len(classes)))
     ranges: list[LabelRange] = mapped or [
-        (line.number, line.number, IGNORE if line.ignored else next(order)) for line in lines
+        (line.value, line.value, IGNORE if line.ignored else next(order)) for line in lines
     ]
     short = [found for found in ranges if found[1] - found[0] < SHORT_RANGE]
     label_map = {value: index for first, last, index in short for value in range(first, last + 1)}
@@ -76,7 +76,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
 def _other_lists(root: Path) -> str:
     """Return what a folder without classes.txt contains in its place, for a message."""
     if prepared := next(root.glob("**/dataset_info.json"), None):
-        return f" ({prepared.parent} is a prepared data set: --config.dataset.source=tfds reads it)"
+        return f" ({prepared.parent} is a prepared data set: config.dataset.source=tfds reads it)"
     lists = sorted(
         file.name
         for file in root.glob("*.*")

@@ -1,8 +1,6 @@
-"""How many pixels of every class the labels hold, and what follows from it: class weights, how often to repeat an image."""
+"""Pixels of each class in every label, and class weights and repeat factors from them."""
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -10,7 +8,8 @@ import numpy as np
 
 from jaxseg.constants import IGNORE
 from jaxseg.data.sources import Source
-from jaxseg.files import cache_dir
+from jaxseg.errors import JaxsegError
+from jaxseg.files import atomic_path, cache_dir
 from jaxseg.parallel import ordered_map
 
 log = logging.getLogger(__name__)
@@ -19,14 +18,25 @@ EXACT = 2**24  # OpenCV counts in float32, which holds every whole number up to 
 
 
 def count_labels(source: Source, num_classes: int, *, progress: bool = False) -> np.ndarray:
-    """Pixels of every class in every label of a source: int64 [N, num_classes + 1], the last column those of 255.
+    """Count the pixels of each class in every label of a source.
 
-    Every label is read once, in parallel, and the counts are kept in the user's cache until a label changes. progress:
-    one live line on a terminal. Raises DataError for a label that is damaged or holds an unknown value.
+    Every label is read once, in parallel. The counts are kept in the user's cache until a label
+    changes.
+
+    Args:
+        source: Labels.
+        num_classes: Number of classes K.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        int64 [N, K + 1]; the last column counts 255.
+
+    Raises:
+        DataError: A label is damaged or holds an unknown value.
     """
-    file = cache_dir() / "labels" / f"{source.fingerprint()}-{num_classes}.npz"
-    if (counts := _load(file, (len(source), num_classes + 1))) is not None:
-        return counts
+    file = _cache_file(source, num_classes)
+    if (stored := _load(file, (len(source), num_classes + 1))) is not None:
+        return stored
 
     def count(index: int) -> np.ndarray:
         return count_pixels(source.read_label(index), num_classes)
@@ -37,32 +47,31 @@ def count_labels(source: Source, num_classes: int, *, progress: bool = False) ->
 
 
 def count_pixels(label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of every class and of 255 in a label uint8 [H, W]: int64 [num_classes + 1]."""
+    """Count the pixels of each class, then of 255, in a label uint8 [H, W]: int64 [K + 1]."""
     rows = max(EXACT // label.shape[1], 1)
-    strips = (label[top : top + rows] for top in range(0, len(label), rows))
-    counts = sum(
-        cv2.calcHist([strip], [0], None, [256], [0, 256]).astype(np.int64) for strip in strips
-    ).ravel()
+    counts = np.zeros(256, np.int64)
+    for top in range(0, len(label), rows):
+        strip = cv2.calcHist([label[top : top + rows]], [0], None, [256], [0, 256])
+        counts += strip.ravel().astype(np.int64)
     return np.append(counts[:num_classes], counts[IGNORE])
 
 
 def save_counts(source: Source, counts: np.ndarray) -> None:
-    """Keep what `count_labels` gives for this source; where the cache cannot be written, a warning tells."""
-    file = cache_dir() / "labels" / f"{source.fingerprint()}-{counts.shape[1] - 1}.npz"
+    """Keep the counts [N, K + 1] of a source in the cache; warn if it cannot be written."""
+    file = _cache_file(source, counts.shape[1] - 1)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as part:
+        with atomic_path(file) as part:
             np.savez_compressed(part, counts=counts)
-        os.replace(part.name, file)  # never half a file, whoever writes it besides
-    except OSError as error:
-        log.warning(
-            "%s: cannot be written (%s): labels will be counted anew; set JAXSEG_CACHE to another folder",
-            file,
-            error.strerror,
-        )
+    except JaxsegError as error:
+        log.warning("%s: labels will be counted again; set JAXSEG_CACHE to another folder", error)
+
+
+def _cache_file(source: Source, num_classes: int) -> Path:
+    return cache_dir() / "labels" / f"{source.fingerprint()}-{num_classes}.npz"
 
 
 def _load(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return cached counts of this shape, None if there are none."""
     try:
         with file.open("rb") as stream, np.load(stream) as stored:
             counts = stored["counts"]
@@ -71,14 +80,17 @@ def _load(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return counts if counts.shape == shape else None
 
 
-# --- What follows -----------------------------------------------------------------------------------------------------
+# --- Weights and factors ---
 
 
 def class_weights(counts: np.ndarray) -> tuple[float, ...]:
-    """Loss weights that favour rare classes: ENet's 1 / ln(1.02 + p), arXiv:1606.02147, p the share of a class's pixels.
+    """Return loss weights that favour rare classes: ENet's 1 / ln(1.02 + p), arXiv:1606.02147.
 
-    counts: pixels of every class [K] (255 left out). The mean over the classes that occur is 1, so that the loss keeps
-    its size; a class that does not occur gets 1.
+    p is the share of a class's pixels. The mean over the classes that occur is 1, so that the loss
+    keeps its magnitude; a class that does not occur gets 1.
+
+    Args:
+        counts: Pixels of each class [K], 255 left out.
     """
     counts = np.asarray(counts, np.float64)
     weights, present = np.ones(len(counts)), counts > 0
@@ -89,11 +101,18 @@ def class_weights(counts: np.ndarray) -> tuple[float, ...]:
 
 
 def repeat_factors(counts: np.ndarray, threshold: float) -> np.ndarray:
-    """How often to show every image an epoch, int64 [N], by repeat-factor sampling (LVIS, arXiv:1908.03195).
+    """Return how often to show every image in an epoch, by repeat-factor sampling.
 
-    counts: pixels [N, K] of every class (255 left out). A class in a share f of the images asks for
-    max(1, sqrt(threshold / f)); an image follows the class that asks for most, rounded to a whole number. With threshold
-    0 every factor is 1.
+    LVIS, arXiv:1908.03195: a class in a share f of the images has the factor
+    max(1, sqrt(threshold / f)); an image has the largest factor of its classes, rounded. With
+    threshold 0 every factor is 1.
+
+    Args:
+        counts: Pixels [N, K] of each class, 255 left out.
+        threshold: Share of the images below which a class is repeated.
+
+    Returns:
+        int64 [N].
     """
     held = np.asarray(counts) > 0
     share = held.mean(0)

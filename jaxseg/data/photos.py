@@ -1,98 +1,100 @@
-"""Arrays given to a model for prediction: what they must be, and where they hold no data."""
+"""Checks of arrays that a model is given for prediction, and where they hold no data."""
 
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
+from jaxseg.config.schema import DatasetConfig
 from jaxseg.data.decode import mark_missing
 from jaxseg.data.values import check_finite
 from jaxseg.errors import DataError, ImageTypeError
 
-FINITE_HINT = "if it stands for missing data, say so: --config.dataset.nodata={value}, or numpy.ma.masked_invalid(image)"
+FINITE_HINT = (
+    "if it stands for missing data, set config.dataset.nodata={value}, or give "
+    "numpy.ma.masked_invalid(image)"
+)
 
 
-def prepare_image(image: Any, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
-    """Check an image given for prediction, and fill in what is missing as in training.
+def prepare_image(image: Any, dataset: DatasetConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """Check an image given for prediction, and fill in missing data as in training.
 
     Args:
-        image: [H, W, C]. Missing are the masked values of a masked array, and those that config.dataset.nodata names.
-        data: config.dataset of the model.
+        image: [H, W, C] of `dataset.dtype`. Missing are the masked values of a masked array, and
+            those that `dataset.nodata` names.
+        dataset: The data that the model was trained on.
 
     Returns:
-        The pixels, and where no channel holds data: bool [H, W], or None if there is no such pixel.
+        The pixels [H, W, C], and bool [H, W], True where no channel holds data, or None if there is
+        no such pixel.
 
     Raises:
-        DataError: it is no image of the kind that the model was trained on, or holds NaN or infinity.
+        DataError: The image is not of the kind that the model was trained on, or holds NaN or
+            infinity.
     """
-    check_image(image, data.channels, data.dtype)
-    decoded = mark_missing(np.asarray(image), tuple(data.get("nodata", ())))
+    check_image(image, dataset.channels, dataset.dtype)
+    decoded = mark_missing(np.asarray(image), tuple(dataset.nodata))
     if np.ma.is_masked(image):
         masked = np.ma.getmaskarray(image)
-        decoded = decoded._replace(
-            missing=masked if decoded.missing is None else decoded.missing | masked
-        )
-    pixels = decoded.filled(data.image_mean)
+        if decoded.missing is not None:
+            masked = decoded.missing | masked
+        decoded = decoded._replace(missing=masked)
+    pixels = decoded.filled(dataset.image_mean)
     check_finite(pixels, "", FINITE_HINT)
     return pixels, decoded.empty
 
 
 def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
-    """Refuse what is no image [H, W, channels] of the dtype that the model was trained on.
+    """Refuse an argument that is not an image like those that the model was trained on.
+
+    Args:
+        image: Should be a NumPy or JAX array [H, W, channels].
+        channels: Number of channels C.
+        expected: Name of the dtype.
 
     Raises:
-        ImageTypeError: it is no array, or one of another dtype.
-        DataError: it is of another shape, or empty.
+        ImageTypeError: It is not an array, or one of another dtype.
+        DataError: It has another shape, or is empty.
     """
-    what = f"[H, W, {channels}]{' (RGB)' if channels == 3 else ''}"
+    wanted = f"[H, W, {channels}]{' (RGB)' if channels == 3 else ''}"
     if not isinstance(image, np.ndarray | jax.Array):
         raise ImageTypeError(
-            f"an image must be a numpy array {expected} {what}, not {type(image).__name__}",
-            hint=_as_array(image),
+            f"an image must be a numpy array {expected} {wanted}, not {type(image).__name__}",
+            hint=_conversion_hint(image),
         )
     if image.dtype.newbyteorder("=") != expected:
-        values = (
-            "its values 0..255 as they are in the file"
-            if expected == "uint8"
-            else "values like those it was trained on"
-        )
+        values = "values like those it was trained on"
+        if expected == "uint8":
+            values = "its values 0..255 as they are in the file"
         raise ImageTypeError(
             f"the model takes images of {expected}, not {image.dtype} (shape {image.shape})",
             hint=f"give it {values}; it normalises them itself",
-        )  # fmt: skip
+        )
+    problem = f"an image must have the shape {wanted}, not {image.shape}"
     if image.ndim == 4:
-        raise DataError(
-            f"an image must have the shape {what}, not {image.shape}", hint="give several as a list"
-        )
+        raise DataError(problem, hint="give several as a list")
     if image.ndim != 3 or image.shape[2] != channels or not min(image.shape):
-        raise DataError(
-            f"an image must have the shape {what}, not {image.shape}",
-            hint=_as_shape(image.shape, channels),
-        )
+        raise DataError(problem, hint=_shape_hint(image.shape, channels))
 
 
-def _as_array(image: Any) -> str:
+def _conversion_hint(image: Any) -> str:
+    """Return how to turn an object into an array, "" if that is not clear."""
     if isinstance(image, Image.Image):
         return 'numpy.asarray(image.convert("RGB")) is one'
-    return (
-        "jaxseg.predict.predict_files segments files"
-        if hasattr(image, "__fspath__") or isinstance(image, str)
-        else ""
-    )
+    if hasattr(image, "__fspath__") or isinstance(image, str):
+        return "jaxseg.inference.files.predict_files segments files"
+    return ""
 
 
-def _as_shape(shape: tuple[int, ...], channels: int) -> str:
-    """How an array of another shape becomes an image, "" where that is not clear."""
+def _shape_hint(shape: tuple[int, ...], channels: int) -> str:
+    """Return how to turn an array of another shape into an image, "" if that is not clear."""
     if len(shape) == 2 and min(shape):
-        return (
-            "image[..., None] has an axis of channels"
-            if channels == 1
-            else f"numpy.stack([image] * {channels}, -1) repeats grey"
-        )
+        if channels == 1:
+            return "image[..., None] has an axis of channels"
+        return f"numpy.stack([image] * {channels}, -1) repeats grey"
     if len(shape) == 3 and shape[0] == channels:
         return "image.transpose(1, 2, 0) has its channels last"
-    return (
-        "image[..., :3] leaves the transparency out" if shape[2:] == (4,) and channels == 3 else ""
-    )
+    if shape[2:] == (4,) and channels == 3:
+        return "image[..., :3] leaves the transparency out"
+    return ""

@@ -150,9 +150,6 @@ def read_pair(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.nd
     return image, label
 
 
-read = read_pair  # until callers are renamed
-
-
 def check_dtype(dtype: str, expected: str, file: str) -> None:
     """Raise DataError unless an image has the dtype of the data set."""
     if dtype != expected:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the images' channels, and the file `statistics.json` that stores them."""
+"""Mean and standard deviation of the images' channels, and their file `statistics.json`."""
 
 import logging
 import math
@@ -46,7 +46,9 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
         squares = [np.square(channel - mean).sum() for channel, mean in zip(channels, means)]
         return np.array([channel.size for channel in channels]), means, np.array(squares)
 
-    count, mean, square = np.zeros((), np.int64), np.float64(0), np.float64(0)
+    count: np.ndarray = np.zeros((), np.int64)
+    mean: np.ndarray = np.zeros(())
+    square: np.ndarray = np.zeros(())
     indices = evenly_spaced(len(source), samples)
     # Sums of squared deviations are combined (Chan et al. 1979): the mean of squares would lose all
     # digits of small deviations from a large mean.
@@ -88,8 +90,8 @@ def write_statistics(root: str | Path, mean: Sequence[float], std: Sequence[floa
     """
     file = expand(root) / NAME
     hint = (
-        "make its folder writable, or set the config fields themselves: "
-        f"config.dataset.image_mean={format_tuple(mean)} config.dataset.image_std={format_tuple(std)}"
+        f"make its folder writable, or set config.dataset.image_mean={format_tuple(mean)} and "
+        f"config.dataset.image_std={format_tuple(std)}"
     )
     if not file.parent.is_dir():
         raise DataError("cannot be written: its folder does not exist", file=file, hint=hint)
@@ -136,8 +138,8 @@ def read_statistics(root: str | Path, channels: int = 0) -> Statistics | None:
         raise DataError(
             wrong,
             file=file,
-            hint='it must read {"mean": [...], "std": [...]}, one number per channel each: correct it, or write it '
-            "anew with scripts/check_data.py",
+            hint='it must read {"mean": [...], "std": [...]}, one number per channel each: correct '
+            "it, or write it anew with scripts/check_data.py",
         )
     return mean, std
 

@@ -44,7 +44,7 @@ class Loss:
         outputs: Further outputs of the model, passed as keyword arguments of the same name.
         settings: Settings of the model ('align_corners'), passed as keyword arguments of the same
             name.
-        fields: Types and ranges of options that FIELDS does not describe for this loss.
+        fields: Types and ranges of options for which OPTIONS does not hold.
     """
 
     function: LossFunction
@@ -67,6 +67,10 @@ class Loss:
         return list(inspect.signature(self.function).parameters.values())
 
 
+def _between(low: int, high: int) -> Field:
+    return Field(float, f"{low} or more, at most {high}", lambda x: low <= x <= high)
+
+
 def _are_weights(*weights: float) -> bool:
     return not weights or (min(weights) >= 0 and 0 < max(weights) <= LARGEST)
 
@@ -76,7 +80,7 @@ def _are_probabilities(*values: float) -> bool:
 
 
 # Types and ranges of options.
-FIELDS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "average": name_of("all", "valid"),
     "sigmoid": FLAG,
     "class_weight": Field(
@@ -91,11 +95,11 @@ FIELDS: dict[str, Any] = {
         "min_kept": whole(1, "a whole number of pixels a sample, 1 or more"),
         "threshold": PROBABILITY._replace(words="a probability, 0 (none) to 1"),
     },
-    "gamma": Field(float, "0 or more, at most 100", lambda g: 0 <= g <= 100),
+    "gamma": _between(0, 100),
     "alpha": FACTOR,
     "beta": FACTOR,
     "smooth": POSITIVE,
-    "exponent": Field(float, "1 or more, at most 100", lambda e: 1 <= e <= 100),
+    "exponent": _between(1, 100),
     "masked": FLAG,
     "classes": name_of("present", "all"),
     "per_image": FLAG,
@@ -132,8 +136,8 @@ def find_loss(name: str | LossFunction | Loss, field: str = "") -> Loss:
         return name
     if callable(name):
         return Loss(name)
-    what = f"loss at config.{field}" if field else "loss"
-    return lookup(LOSSES, LOSS_ALIASES.get(name, name), what, field=field)
+    known = LOSS_ALIASES.get(name, name) if isinstance(name, str) else name
+    return lookup(LOSSES, known, f"loss at config.{field}" if field else "loss", field=field)
 
 
 def options_of(name: str | LossFunction | Loss) -> tuple[str, ...]:
@@ -162,7 +166,7 @@ def defaults_of(name: str | LossFunction | Loss) -> dict[str, Any]:
 def _fields(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return {field: node} of an entry of config.losses."""
     loss = find_loss(part.get("name", ""), f"{path}.name")
-    options = {option: loss.fields.get(option, FIELDS.get(option)) for option in loss.options()}
+    options = {option: loss.fields.get(option, OPTIONS.get(option)) for option in loss.options()}
     return {"name": TEXT, "target": TEXT, "weight": FACTOR} | options
 
 

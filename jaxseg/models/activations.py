@@ -1,4 +1,4 @@
-"""Activations by name, and the one with parameters of its own."""
+"""Activations by name, and PReLU, which has parameters."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,18 @@ from jaxseg.ops import per_channel
 
 
 class PReLU(nn.Module):
-    """Leaky ReLU with one learned slope a channel (arXiv:1502.01852)."""
+    """Leaky ReLU with a learned slope for each channel (arXiv:1502.01852)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply it to x [..., C]."""
         slope = self.param("weight", Initializer("constant", 0.25), x.shape[-1:]).astype(x.dtype)
         return jnp.where(x >= 0, x, x * per_channel(slope, x.ndim))
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """Return x."""
+    return x
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -25,5 +31,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "hard_swish": nn.hard_swish,
     "hard_sigmoid": nn.hard_sigmoid,
     "sigmoid": nn.sigmoid,
-    "identity": lambda x: x,
+    "identity": identity,
 }

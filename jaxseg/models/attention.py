@@ -1,7 +1,8 @@
-"""What attention heads share: the weighted mean over positions, the projections around it, and where it stands in a head.
+"""Building blocks shared by the attention heads.
 
-Weights are computed in float32 whatever the model's dtype, and in full float32 where that is the dtype (no TF32): scores grow
-with channels and positions, and a softmax turns their absolute error into a relative one.
+Attention weights are float32 in every compute dtype, and in full precision (no TF32) where that is
+float32: scores grow with channels and positions, and softmax turns their absolute error into a
+relative one.
 """
 
 import functools
@@ -18,19 +19,29 @@ SMALL = Initializer("normal", 0.01)
 
 
 def flatten_positions(x: jax.Array) -> jax.Array:
-    """[B, h, w, C] to [B, h w, C]."""
+    """Flatten a map [B, h, w, C] to [B, h w, C]."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def einsum_f32(equation: str, *operands: jax.Array) -> jax.Array:
-    """Einsum with a float32 result; float32 operands are multiplied as such."""
+    """Einsum with a float32 result; float32 operands are multiplied in full precision."""
     return jnp.einsum(
         equation, *operands, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.0) -> jax.Array:
-    """Means of value [B, M, C] weighted by softmax(scale * query key): query [B, N, D], key [B, M, D] -> [B, N, C], value's dtype."""
+    """Average values with the weights softmax(scale * query key).
+
+    Args:
+        query: Queries [B, N, D].
+        key: Keys [B, M, D].
+        value: Values [B, M, C].
+        scale: Factor of the scores.
+
+    Returns:
+        Averages [B, N, C] of the values' dtype.
+    """
     weights = jax.nn.softmax(einsum_f32("bnd,bmd->bnm", query, key) * scale, axis=-1)
     return jnp.einsum("bnm,bmc->bnc", weights.astype(value.dtype), value)
 
@@ -38,35 +49,51 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.
 def project(
     layer: Layers, x: jax.Array, features: int, name: str, kernel_init: Initializer = TORCH
 ) -> jax.Array:
-    """1x1 convolution with bias and nothing after it, initialised as PyTorch does: [B, h, w, C] -> [B, h, w, features]."""
+    """Apply a 1x1 convolution with bias, initialised as PyTorch does, and nothing after it.
+
+    Args:
+        layer: The model's settings.
+        x: Features [B, h, w, C].
+        features: Channels of the result.
+        name: Name of the convolution.
+        kernel_init: Initialiser of its kernel.
+
+    Returns:
+        Features [B, h, w, features].
+    """
     bias_init = Initializer("uniform", x.shape[-1] ** -0.5)
-    return layer.conv(
+    conv = layer.conv(
         features, 1, use_bias=True, kernel_init=kernel_init, bias_init=bias_init, name=name
-    )(x)
+    )
+    return conv(x)
 
 
 def input_projection(layer: Layers, x: jax.Array, features: int, name: str) -> jax.Array:
-    """Non-local's 1x1 embedding with bias (a child `conv`), initialised small."""
-    return layer.conv_norm_act(
+    """Apply the non-local block's 1x1 convolution with bias (a child `conv`), initialised small."""
+    conv = layer.conv_norm_act(
         features, 1, norm=False, activation="identity", kernel_init=SMALL, name=name
-    )(x, train=False)
+    )
+    return conv(x, train=False)
 
 
 def output_projection(
     layer: Layers, x: jax.Array, features: int, name: str, *, train: bool
 ) -> jax.Array:
-    """Non-local's way back to `features` channels: 1x1 convolution and a norm that starts at 0, so that the block starts as identity."""
+    """Apply the non-local block's last 1x1 convolution and a norm that starts at 0.
+
+    The block then starts as the identity.
+    """
+    conv = functools.partial(layer.conv, features, 1)
     norm = functools.partial(layer.norm, scale_init=ZEROS)
-    return ConvNormAct(functools.partial(layer.conv, features, 1), norm, "identity", name=name)(
-        x, train=train
-    )
+    return ConvNormAct(conv, norm, "identity", name=name)(x, train=train)
 
 
 class LearnedScale(nn.Module):
-    """x times one learned number that starts at 0."""
+    """Multiplies by one learned number that starts at 0."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale x."""
         return x * self.param("factor", ZEROS, ()).astype(x.dtype)
 
 
@@ -79,7 +106,19 @@ def conv_block_conv(
     *,
     train: bool,
 ) -> jax.Array:
-    """An FCN head with `block` between its two 3x3 convolutions: features [B, h, w, C] to class scores [B, h, w, K]."""
+    """Apply an FCN head with an attention block between its two 3x3 convolutions.
+
+    Args:
+        layer: The model's settings.
+        x: Features [B, h, w, C].
+        block: Maps [B, h, w, channels] to the same shape.
+        channels: Channels of the convolutions.
+        num_classes: Number of classes K.
+        train: Whether to train.
+
+    Returns:
+        Class scores [B, h, w, K], float32.
+    """
     y = layer.conv_norm_act(channels, 3, name="convs.0")(x, train=train)
     y = layer.conv_norm_act(channels, 3, name="convs.1")(block(y), train=train)
     y = jnp.concatenate([x.astype(y.dtype), y], axis=-1)

@@ -1,35 +1,52 @@
-"""Initialisers that both Flax and NumPy can run: compiling JAX's random bits for every layer takes most of a minute."""
+"""Initialisers that both Flax and NumPy can run.
+
+Compiling JAX's random bits for every layer of a model takes most of a minute.
+"""
 
 import contextlib
 import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_DRAWN: contextvars.ContextVar[dict | None] = contextvars.ContextVar("drawn", default=None)
+Drawn = dict[int, tuple[jax.Array, "Initializer"]]
+
+_DRAWN: contextvars.ContextVar[Drawn | None] = contextvars.ContextVar("drawn", default=None)
 
 
 @contextlib.contextmanager
-def recording():
-    """Inside, initializers draw nothing and note themselves: {id(value): (value, initializer)}."""
-    token = _DRAWN.set({})
+def recording() -> Iterator[Drawn]:
+    """Let initializers draw nothing and record themselves.
+
+    Yields:
+        {id(value): (value, initializer)} of the zeros returned in place of a draw, within the
+        `with` block.
+    """
+    drawn: Drawn = {}
+    token = _DRAWN.set(drawn)
     try:
-        yield _DRAWN.get()
+        yield drawn
     finally:
         _DRAWN.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
-    """A Flax initializer that NumPy can run as well (see `models.init_variables`: compiling JAX's is slow).
+    """A Flax initializer that NumPy can run as well (see `models.init_variables`).
 
-    kind: 'normal' (std = scale), 'uniform' (+-scale), 'constant', 'range' (low, high), or, from the kernel's shape [..., in, out],
-    'kaiming' (normal, fan out, ReLU: MMSegmentation's default), 'xavier' (uniform), 'torch' (PyTorch's own default).
+    Attributes:
+        kind: The distribution: 'normal' (standard deviation `scale`), 'uniform' (-scale to scale),
+            'range' (uniform from `low` to `scale`), 'constant' (`scale`), or one that depends on
+            the shape [..., in, out]: 'kaiming' (normal, fan out, ReLU: MMSegmentation's default),
+            'xavier' (uniform), 'torch' (uniform, PyTorch's default).
+        scale: Scale of the distribution; a factor where it depends on the shape.
+        low: Lower end of 'range'.
     """
 
     kind: str
@@ -37,44 +54,57 @@ class Initializer:
     low: float = 0.0
 
     def _bound(self, shape: Sequence[int]) -> float:
+        """Standard deviation or half the width of the distribution for a shape."""
         receptive = math.prod(shape[:-2])
-        fan_in, fan_out = receptive * shape[-2] if len(shape) > 1 else 1, receptive * shape[-1]
-        formulas = {"kaiming": (2 / fan_out), "xavier": 6 / (fan_in + fan_out), "torch": 1 / fan_in}
-        return self.scale * math.sqrt(formulas[self.kind]) if self.kind in formulas else self.scale
+        fan_in = receptive * shape[-2] if len(shape) > 1 else 1
+        fan_out = receptive * shape[-1] if shape else 1
+        variances = {
+            "kaiming": 2 / fan_out,
+            "xavier": 6 / (fan_in + fan_out),
+            "torch": 1 / fan_in,
+        }
+        if self.kind not in variances:
+            return self.scale
+        return self.scale * math.sqrt(variances[self.kind])
 
-    def _draw(self, shape, constant: Callable, normal: Callable, uniform: Callable):
+    def _draw(
+        self,
+        shape: Sequence[int],
+        constant: Callable[..., Any],
+        normal: Callable[..., Any],
+        uniform: Callable[..., Any],
+    ) -> Any:
+        """Draw with three functions of a shape: a constant, N(0, 1) and U(-1, 1)."""
         if self.kind == "constant":
             return constant(shape, self.scale)
         if self.kind == "range":
             return self.low + (self.scale - self.low) * 0.5 * (uniform(shape) + 1)
-        return self._bound(shape) * (
-            normal(shape) if self.kind in ("normal", "kaiming") else uniform(shape)
-        )
+        draw = normal if self.kind in ("normal", "kaiming") else uniform
+        return self._bound(shape) * draw(shape)
 
-    def __call__(self, key, shape, dtype=jnp.float32):
+    def __call__(
+        self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32
+    ) -> jax.Array:
+        """Draw with JAX, as Flax calls it; `key` is None only for constants."""
         drawn = _DRAWN.get()
         if drawn is not None:
             value = jnp.zeros(shape, dtype)
             drawn[id(value)] = (value, self)
             return value
-        normal, uniform = (
-            functools.partial(jax.random.normal, key),
-            functools.partial(jax.random.uniform, key),
-        )
-        return jnp.asarray(
-            self._draw(shape, jnp.full, normal, lambda s: uniform(s, minval=-1.0, maxval=1.0)),
-            dtype,
-        )
+        normal = functools.partial(jax.random.normal, key)
+        uniform = functools.partial(jax.random.uniform, key, minval=-1.0, maxval=1.0)
+        return jnp.asarray(self._draw(shape, jnp.full, normal, uniform), dtype)
 
     def sample(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """The same distribution drawn by NumPy, float32."""
-        value = self._draw(shape, np.full, rng.standard_normal, lambda s: rng.uniform(-1.0, 1.0, s))
+        """Draw with NumPy from the same distribution, float32."""
+        uniform = functools.partial(rng.uniform, -1.0, 1.0)
+        value = self._draw(shape, np.full, rng.standard_normal, uniform)
         return np.asarray(value, np.float32)
 
 
-KAIMING, TORCH, XAVIER = Initializer("kaiming"), Initializer("torch"), Initializer("xavier")
-ZEROS, ONES, CLASSIFIER = (
-    Initializer("constant", 0.0),
-    Initializer("constant", 1.0),
-    Initializer("normal", 0.01),
-)
+KAIMING = Initializer("kaiming")
+TORCH = Initializer("torch")
+XAVIER = Initializer("xavier")
+ZEROS = Initializer("constant", 0.0)
+ONES = Initializer("constant", 1.0)
+CLASSIFIER = Initializer("normal", 0.01)

@@ -1,41 +1,50 @@
-"""What every model is made of: convolution, batch norm, dropout, pooling, resizing, normalisation of images.
+"""Layers that every model is made of, and `Layers`, which makes them with a model's settings.
 
-Each is written once, here, because each hides a difference between PyTorch and XLA that costs parity or speed when it
-is written twice. `Layers` binds the choices that hold for a whole model (dtype, batch-norm settings, cross-replica
-axis, `align_corners`) and is handed to every backbone, neck and head.
-
-Arrays are [B, H, W, C]. Parameters are float32 whatever the compute dtype.
+`Layers` holds what is the same throughout a model (dtype, batch norm, mapped axis, `align_corners`)
+and is handed to every backbone, neck and head. Images are [B, H, W, C]; parameters are float32 in
+every compute dtype.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from jaxseg.errors import ConfigError
 from jaxseg.models.activations import ACTIVATIONS, PReLU
 from jaxseg.models.convolution import convolve
-from jaxseg.models.initializers import CLASSIFIER, KAIMING, ONES, ZEROS, Initializer
-from jaxseg.ops import _apply_matrices, per_channel, resize_bilinear
+from jaxseg.models.initializers import CLASSIFIER, KAIMING, ZEROS, Initializer
+from jaxseg.models.normalization import BatchNorm
+from jaxseg.models.pooling import adaptive_avg_pool
+from jaxseg.ops import normalize as normalize
+from jaxseg.ops import per_channel, resize_bilinear
 
-# --- Convolution ------------------------------------------------------------------------------------------------------
+# --- Layers ---------------------------------------------------------------------------------------
 
 
-def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = (value, value) if isinstance(value, int) else value
+    return vertical, horizontal
 
 
 class Conv(nn.Module):
-    """Convolution with PyTorch's explicit padding: [B, H, W, C] -> [B, H', W', features]; the one that holds kernels.
+    """Convolution with PyTorch's explicit padding: [B, H, W, C] to [B, H', W', features].
 
-    padding: pixels on every side, (vertical, horizontal), or 'same' for TensorFlow's rule (more at the bottom and right);
-    the default keeps the size at stride 1 for odd kernels.
+    Attributes:
+        features: Channels of the result.
+        kernel_size: (height, width) of the kernel, or one number for both.
+        stride: Step in pixels.
+        padding: Zeros on every side, or (vertical, horizontal), or 'same' for TensorFlow's rule
+            (more at the bottom and right). None keeps the size at stride 1 for odd kernels.
+        dilation: Distance of neighbouring kernel elements in pixels.
+        groups: Number of channel groups that are convolved separately.
+        use_bias: Whether to add a bias.
+        dtype: Of the computation and the result.
+        kernel_init: Initialiser of the kernel [kh, kw, C / groups, features].
+        bias_init: Initialiser of the bias [features].
     """
 
     features: int
@@ -51,185 +60,87 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolve images."""
         size = _pair(self.kernel_size)
-        kernel = self.param(
-            "kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features)
+        shape = (*size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=_pair(self.stride),
+            padding=self._pads(x.shape[1:3], size),
+            dilation=_pair(self.dilation),
+            groups=self.groups,
         )
-        if self.padding == "same":
-            total = [
-                max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0)
-                for n, k in zip(x.shape[1:3], size)
-            ]
-            padding = [(t // 2, t - t // 2) for t in total]
-        else:
-            padding = [
-                (p, p)
-                for p in _pair(
-                    [self.dilation * (k // 2) for k in size]
-                    if self.padding is None
-                    else self.padding
-                )
-            ]
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = convolve(x, kernel, _pair(self.stride), padding, _pair(self.dilation), self.groups)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             x = x + per_channel(bias, 4).astype(self.dtype)
         return x
 
-
-# --- Normalisation and dropout ----------------------------------------------------------------------------------------
-
-
-FEW_VALUES = 16384  # a channel and device: so few that a second pass over them costs little
-
-
-def _single_value_error(module: str, shape: tuple[int, ...]) -> ConfigError:
-    """The running variance would decay to 0, and evaluation, which divides by it, would be noise."""
-    size = "x".join(map(str, shape[1:-1]))
-    return ConfigError(
-        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of "
-        f"{size} on all devices), whose variance is 0",
-        field="batch_size",
-        hint="train on 2 samples or more at once (batch_size=2) or, where the map is this small "
-        "because the image is, with a larger dataset.crop_size",
-    )
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over every axis but the last, across `axis_name` if given; statistics in float32.
-
-    As in PyTorch, the running variance takes the unbiased estimate while the batch is divided by the biased one. Moments are
-    taken about the running mean, so that one pass is accurate although it subtracts two large numbers; pooled maps, whose few
-    values may lie close together and far from the running mean, take a second pass.
-
-    frozen: paths of the modules, "a/b/c", that use their running statistics in training too and leave them as they are.
-    """
-
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    scale_init: Initializer = ONES
-    frozen: tuple[str, ...] = ()
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", ZEROS, (channels,))
-        running_mean = self.variable("batch_stats", "mean", ZEROS, None, (channels,))
-        running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
-        mean, var = running_mean.value, running_var.value
-        if train and "/".join(self.path) not in self.frozen:
-            axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
-            if count <= FEW_VALUES:
-                mean = x.astype(jnp.float32).mean(axes)
-                mean = (
-                    mean
-                    if self.axis_name is None or self.is_initializing()
-                    else jax.lax.pmean(mean, self.axis_name)
-                )
-            shift = jax.lax.stop_gradient(mean)
-            centred = x.astype(jnp.float32) - per_channel(shift, x.ndim)
-            moments = jnp.stack([centred.mean(axes), jnp.square(centred).mean(axes)])
-            if self.axis_name is not None and not self.is_initializing():
-                moments = jax.lax.pmean(moments, self.axis_name)
-                count *= jax.lax.axis_size(self.axis_name)
-            if count == 1 and not self.is_initializing():
-                raise _single_value_error("/".join(self.path), x.shape)
-            mean, var = moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
-            if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = (
-                    self.momentum * running_var.value + (1 - self.momentum) * unbiased
-                )
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
-        normalised = (x.astype(jnp.float32) - mean) * factor + bias
-        return normalised.astype(self.dtype)
+    def _pads(
+        self, image_size: Sequence[int], kernel_size: tuple[int, int]
+    ) -> list[tuple[int, int]]:
+        """((top, bottom), (left, right)) in pixels."""
+        if self.padding == "same":
+            total = [
+                max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0)
+                for n, k in zip(image_size, kernel_size)
+            ]
+            return [(t // 2, t - t // 2) for t in total]
+        if self.padding is None:
+            return [(self.dilation * (k // 2), self.dilation * (k // 2)) for k in kernel_size]
+        return [(p, p) for p in _pair(self.padding)]
 
 
 def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
-    """One key per sample of the global batch, so that randomness does not depend on how many devices share it: [B] keys."""
+    """Make one random key for each sample of the global batch.
+
+    Randomness then does not depend on how many devices share the batch.
+
+    Args:
+        key: A key that all devices share.
+        batch: Samples on this device.
+        axis_name: Mapped axis over which the batch is split; None for a single device.
+
+    Returns:
+        Keys [B] of this device's samples.
+    """
     offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
     return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch))
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of whole channels per sample (PyTorch's Dropout2d), RNG stream 'dropout'."""
+    """Dropout of whole channels, as PyTorch's Dropout2d, with the random stream 'dropout'.
+
+    Attributes:
+        rate: Probability of dropping a channel of a sample.
+        axis_name: Mapped axis over which the batch is split; None for a single device.
+    """
 
     rate: float
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drop channels of x [B, H, W, C] in training."""
         if not train or self.rate <= 0:
             return x
-        keys = sample_keys(
-            self.make_rng("dropout"), x.shape[0], None if self.is_initializing() else self.axis_name
-        )
+        axis_name = None if self.is_initializing() else self.axis_name
+        keys = sample_keys(self.make_rng("dropout"), x.shape[0], axis_name)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:]))(keys)
         return jnp.where(keep[:, None, None, :], x / (1 - self.rate), 0).astype(x.dtype)
 
 
-# --- Resizing and pooling ---------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=256)
-def _averaging(source: int, target: int) -> np.ndarray:
-    """Averages over PyTorch's adaptive-pooling bins, floor(i n / s) to ceil((i + 1) n / s), as a [target, source] matrix."""
-    matrix = np.zeros((target, source), np.float32)
-    for i in range(target):
-        start, stop = i * source // target, -(-(i + 1) * source // target)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix
-
-
-def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
-    """Average pool of [B, H, W, C] to a fixed grid with PyTorch's bins."""
-    if _pair(size) == (
-        1,
-        1,
-    ):  # row by row: XLA on CPU adds thousands of numbers one by one, which costs digits
-        return x.mean(2, keepdims=True, dtype=jnp.float32).mean(1, keepdims=True).astype(x.dtype)
-    matrices = [None if n == m else _averaging(n, m) for n, m in zip(x.shape[1:3], _pair(size))]
-    return _apply_matrices(x, *matrices)
-
-
-def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
-    """Max pool of [B, H, W, C]; padded pixels never win."""
-    return nn.max_pool(
-        x,
-        window_shape=(window, window),
-        strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-    )
-
-
-def avg_pool(
-    x: jax.Array,
-    window: int,
-    stride: int,
-    padding: int = 0,
-    count_include_pad: bool = True,
-    ceil_mode: bool = False,
-) -> jax.Array:
-    """Average pool of [B, H, W, C] as PyTorch's AvgPool2d; with `ceil_mode` a last partial window counts."""
-    pads = [(padding, padding)] * 2
-    if ceil_mode:
-        pads = [(padding, padding + (-(n + 2 * padding - window)) % stride) for n in x.shape[1:3]]
-    return nn.avg_pool(
-        x, (window, window), (stride, stride), pads, count_include_pad=count_include_pad
-    )
-
-
-# --- Composites -------------------------------------------------------------------------------------------------------
-
-
 class ConvNormAct(nn.Module):
-    """Convolution, batch norm, activation: [B, H, W, C] -> [B, H', W', F]. Children `conv`, `bn`, `activate`."""
+    """Convolution, batch norm and activation: [B, H, W, C] to [B, H', W', F].
+
+    Its children are `conv`, `bn` and, for PReLU, `activate`.
+
+    Attributes:
+        conv: Makes the convolution, from its name.
+        norm: Makes the norm, from its name; None for no norm.
+        activation: A name in `ACTIVATIONS`, or 'prelu'.
+    """
 
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module] | None
@@ -237,18 +148,26 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Apply the three in turn."""
         x = self.conv(name="conv")(x)
         if self.norm is not None:
             x = self.norm(name="bn")(x, train=train)
-        return (
-            PReLU(name="activate")(x)
-            if self.activation == "prelu"
-            else ACTIVATIONS[self.activation](x)
-        )
+        if self.activation == "prelu":
+            return PReLU(name="activate")(x)
+        return ACTIVATIONS[self.activation](x)
 
 
 class SeparableConv(nn.Module):
-    """Depthwise then pointwise convolution, each with norm and activation (arXiv:1610.02357)."""
+    """Depthwise, then pointwise convolution, each with norm and activation (arXiv:1610.02357).
+
+    Attributes:
+        layer: The model's settings.
+        features: Channels of the result.
+        kernel_size: Height and width of the depthwise kernel.
+        stride: Step of the depthwise convolution in pixels.
+        dilation: Dilation of the depthwise convolution.
+        depthwise_activation: Activation after the depthwise convolution; None for the model's.
+    """
 
     layer: "Layers"
     features: int
@@ -259,16 +178,40 @@ class SeparableConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.layer.conv_norm_act(
-            x.shape[-1], self.kernel_size, stride=self.stride, dilation=self.dilation, groups=x.shape[-1],
-            activation=self.depthwise_activation, name="depthwise_conv",
-        )(x, train=train)  # fmt: skip
-        return self.layer.conv_norm_act(self.features, 1, name="pointwise_conv")(x, train=train)
+        """Convolve images [B, H, W, C] to [B, H', W', features]."""
+        depthwise = self.layer.conv_norm_act(
+            x.shape[-1],
+            self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=x.shape[-1],
+            activation=self.depthwise_activation,
+            name="depthwise_conv",
+        )
+        pointwise = self.layer.conv_norm_act(self.features, 1, name="pointwise_conv")
+        return pointwise(depthwise(x, train=train), train=train)
+
+
+# --- A model's settings ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The choices that hold throughout a model; makes its layers. Call the methods inside a compact module."""
+    """The settings of a whole model, and its layers made with them.
+
+    Call the methods inside a compact module.
+
+    Attributes:
+        dtype: Of the computation.
+        axis_name: Mapped axis that batch norm and dropout span; None for a single device.
+        momentum: Share of the old running statistics that stays at each step.
+        epsilon: Added to the variance by batch norm.
+        activation: The activation where a layer names none.
+        align_corners: How bilinear resizing treats corners.
+        dropout_rate: Probability of dropping a channel before a classifier.
+        frozen_statistics: Paths 'a/b/c' of the modules whose running statistics training uses and
+            leaves as they are.
+    """
 
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -277,16 +220,14 @@ class Layers:
     activation: str = "relu"
     align_corners: bool = False
     dropout_rate: float = 0.1
-    frozen_statistics: tuple[
-        str, ...
-    ] = ()  # paths of modules, "a/b/c", whose running statistics training leaves alone
+    frozen_statistics: tuple[str, ...] = ()
 
-    def conv(self, features: int, kernel_size=1, **kwargs) -> Conv:
-        """A bare convolution (see Conv)."""
+    def conv(self, features: int, kernel_size: int | tuple[int, int] = 1, **kwargs: Any) -> Conv:
+        """Make a bare convolution; further arguments are those of `Conv`."""
         return Conv(features, kernel_size, dtype=self.dtype, **kwargs)
 
-    def norm(self, **kwargs) -> BatchNorm:
-        """Batch norm, synchronised over the model's axis."""
+    def norm(self, **kwargs: Any) -> BatchNorm:
+        """Make a batch norm; further arguments are those of `BatchNorm`."""
         return BatchNorm(
             self.momentum,
             self.epsilon,
@@ -299,52 +240,69 @@ class Layers:
     def conv_norm_act(
         self,
         features: int,
-        kernel_size=1,
+        kernel_size: int | tuple[int, int] = 1,
         *,
         norm: bool = True,
         activation: str | None = None,
-        name=None,
-        **kwargs,
+        name: str | None = None,
+        **kwargs: Any,
     ) -> ConvNormAct:
-        """Convolution, norm, activation (None: the model's); without a norm the convolution has a bias."""
+        """Make a convolution with norm and activation.
+
+        Args:
+            features: Channels of the result.
+            kernel_size: (height, width) of the kernel, or one number for both.
+            norm: Whether there is a norm; without one the convolution has a bias.
+            activation: Name of the activation; None for the model's.
+            name: Name of the module.
+            **kwargs: Further arguments of `Conv`.
+        """
         conv = functools.partial(
             self.conv, features, kernel_size, **{"use_bias": not norm} | kwargs
         )
-        return ConvNormAct(
-            conv, self.norm if norm else None, activation or self.activation, name=name
-        )
+        make_norm = self.norm if norm else None
+        return ConvNormAct(conv, make_norm, activation or self.activation, name=name)
 
     def separable_conv(
-        self, features: int, kernel_size: int = 3, *, name=None, **kwargs
+        self, features: int, kernel_size: int = 3, *, name: str | None = None, **kwargs: Any
     ) -> SeparableConv:
-        """Depthwise-separable convolution with norms and activations."""
+        """Make a depthwise-separable convolution; further arguments are those of `SeparableConv`."""
         return SeparableConv(self, features, kernel_size, name=name, **kwargs)
 
     def dropout(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Drop whole channels at the model's rate."""
+        """Drop whole channels of x [B, H, W, C] at the model's rate in training."""
         return ChannelDropout(self.dropout_rate, self.axis_name)(x, train=train)
 
     def classify(
         self, x: jax.Array, num_classes: int, *, train: bool, name: str = "conv_seg"
     ) -> jax.Array:
-        """Dropout and a 1x1 convolution to class scores [B, h, w, K], float32."""
+        """Score the classes by dropout and a 1x1 convolution: [B, h, w, C] to [B, h, w, K] float32."""
         x = self.dropout(x, train=train)
-        return self.conv(num_classes, 1, use_bias=True, kernel_init=CLASSIFIER, name=name)(
-            x
-        ).astype(jnp.float32)
+        conv = self.conv(num_classes, 1, use_bias=True, kernel_init=CLASSIFIER, name=name)
+        return conv(x).astype(jnp.float32)
 
     def resize(self, x: jax.Array, size: Sequence[int]) -> jax.Array:
-        """Bilinear resize with the model's `align_corners`."""
+        """Resize x [B, h, w, C] bilinearly to `size` (H, W) with the model's `align_corners`."""
         return resize_bilinear(x, size, self.align_corners)
 
     def pyramid_pool(
         self, x: jax.Array, channels: int, scales: Sequence[int], *, train: bool, name: str
     ) -> jax.Array:
-        """x [B, h, w, C] and its average pools on grids of `scales`, projected: [B, h, w, C + len(scales) * channels] (arXiv:1612.01105)."""
+        """Concatenate average pools on several grids to a map (arXiv:1612.01105).
+
+        Args:
+            x: Features [B, h, w, C].
+            channels: Channels of each pool after its 1x1 convolution.
+            scales: Heights, which are also the widths, of the grids.
+            train: Whether to train.
+            name: Prefix of the names of the convolutions.
+
+        Returns:
+            Features [B, h, w, C + len(scales) * channels].
+        """
         joined = [x.astype(self.dtype)]
         for i, scale in enumerate(scales):
-            pooled = self.conv_norm_act(channels, 1, name=f"{name}.{i}.1")(
-                adaptive_avg_pool(x, scale), train=train
-            )
+            conv = self.conv_norm_act(channels, 1, name=f"{name}.{i}.1")
+            pooled = conv(adaptive_avg_pool(x, scale), train=train)
             joined.append(self.resize(pooled, x.shape[1:3]))
         return jnp.concatenate(joined, axis=-1)

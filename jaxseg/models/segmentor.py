@@ -1,6 +1,6 @@
 """A segmentation network: backbone, neck and heads, composed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 from flax import linen as nn
@@ -8,36 +8,49 @@ from flax import linen as nn
 from jaxseg.models.layers import Layers
 
 
-def head_order(names) -> list[str]:
-    """Auxiliary heads, then the cascade's stages in order, then `decode`."""
-    return sorted(
-        names,
-        key=lambda name: (
-            name == "decode",
-            name.startswith("stage_"),
-            int(name.rpartition("_")[2]) if "_" in name else 0,
-        ),
-    )
+def head_order(names: Iterable[str]) -> list[str]:
+    """Sort heads into the order of computation: auxiliary ones, the cascade's stages, `decode`."""
+    return sorted(names, key=_position)
 
 
-def head_path(name: str, names) -> str:
-    """Where MMSegmentation keeps a head's parameters: 'decode_head', 'decode_head.0', 'auxiliary_head', 'auxiliary_head.1', ..."""
-    auxiliary, stages = (
-        [n for n in names if n.startswith(prefix)] for prefix in ("aux_", "stage_")
-    )
+def _position(name: str) -> tuple[bool, bool, int]:
+    number = int(name.rpartition("_")[2]) if "_" in name else 0
+    return name == "decode", name.startswith("stage_"), number
+
+
+def head_path(name: str, names: Iterable[str]) -> str:
+    """Return where MMSegmentation keeps a head's parameters.
+
+    Args:
+        name: The head, 'decode', 'aux_0', 'stage_0', ...
+        names: All heads of the model.
+
+    Returns:
+        'decode_head' or, in a cascade, 'decode_head.0', ...; 'auxiliary_head' or, where there are
+        several, 'auxiliary_head.0', ...
+    """
+    names = list(names)
     if name.startswith("aux_"):
-        return "auxiliary_head" if len(auxiliary) == 1 else f"auxiliary_head.{int(name[4:])}"
-    if not stages:
+        several = sum(other.startswith("aux_") for other in names) > 1
+        return f"auxiliary_head.{int(name[4:])}" if several else "auxiliary_head"
+    stages = sum(other.startswith("stage_") for other in names)
+    if stages == 0:
         return "decode_head"
-    return f"decode_head.{len(stages) if name == 'decode' else int(name[6:])}"
+    return f"decode_head.{stages if name == 'decode' else int(name[6:])}"
 
 
 class Segmentor(nn.Module):
-    """Normalised images [B, H, W, C] float32 to (logits [B, H, W, K] float32, out).
+    """Normalised images to class scores.
 
-    `out` holds every head's scores at its own resolution ('decode', 'aux_0', 'stage_0', ...) and what heads add for their
-    losses. `backbone`, `neck` and `heads` are module constructors that lack only a name. A `stage_*` head's scores are the
-    `previous` of the next one.
+    The constructors of the modules lack only a name. A backbone maps images to a list of feature
+    maps, finest first; a neck maps such a list to another. A head maps (features, previous) to its
+    scores and a dict of further outputs; `previous` are the scores of the cascade's earlier stage.
+
+    Attributes:
+        backbone: Constructor of the backbone.
+        heads: Constructors of the heads: 'decode', 'aux_0', ..., 'stage_0', ...
+        layer: The model's settings.
+        neck: Constructor of the neck; None for none.
     """
 
     backbone: Callable[..., nn.Module]
@@ -49,10 +62,21 @@ class Segmentor(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Compute the scores of images.
+
+        Args:
+            images: Normalised images [B, H, W, C], float32.
+            train: Whether to train: batch statistics and dropout.
+
+        Returns:
+            Logits [B, H, W, K], float32, and the heads' outputs: every head's scores
+            [B, h, w, K] at its own resolution, and what heads add for their losses.
+        """
         features = self.backbone(name="backbone")(images.astype(self.layer.dtype), train=train)
         if self.neck is not None:
             features = self.neck(name="neck")(features, train=train)
-        out, previous = {}, None
+        out: dict[str, jax.Array] = {}
+        previous = None
         for name in head_order(self.heads):
             head = self.heads[name](name=head_path(name, self.heads))
             out[name], extra = head(features, previous, train=train)

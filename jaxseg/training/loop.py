@@ -139,7 +139,7 @@ def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
 
 def _is_idle(pending: Sequence[Metrics]) -> bool:
     """Whether the devices have finished every step that they were given."""
-    return not pending or pending[-1]["loss"].is_ready()
+    return not pending or pending[-1]["loss"].is_ready()  # type: ignore[attr-defined]
 
 
 def _wait_for_devices(pending: Sequence[Metrics]) -> None:
@@ -249,7 +249,7 @@ def log_first_compile(step: Step, logger: TrainLogger) -> Step:
         if is_compiled:
             return step(state, batch)
         is_compiled = True
-        folder = jax.config.jax_compilation_cache_dir
+        folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         kept = f" (kept in {folder}: the next start is quick)" if folder else ""
         logger.message(f"compiling the training step{kept}")
         before = logger.seconds
@@ -330,10 +330,11 @@ def complete_experiment(
         DataError: The data cannot be read, or has other classes than the run.
     """
     if not isinstance(experiment, Experiment):
-        experiment, _ = open_experiment(experiment, measured=False)
+        experiment, spec = open_experiment(experiment, measured=False)
     check_batch_size(experiment.batch_size, jax.device_count())
     experiment = restore_classes(workdir, experiment)
-    spec = spec or load_spec(experiment.dataset)
+    if spec is None or experiment.dataset.classes not in ((), spec.classes):
+        spec = load_spec(experiment.dataset)  # which maps labels to the classes of the run
     experiment = restore_measured_fields(workdir, experiment)
     experiment = measure(experiment, spec)
     check_experiment(workdir, experiment)

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxseg import models
+from jaxseg.config.schema import ModelConfig
 
 Axes = Mapping[str, Sequence[int]]  # {'params/a/b/kernel': axes that have one entry per class}
 
@@ -25,18 +26,21 @@ class Classes:
     axes: Callable[[], Axes]
 
 
-def find_axes(config: Any, image_shape: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
+def find_axes(
+    config: ModelConfig, image_shape: tuple[int, int, int, int]
+) -> dict[str, tuple[int, ...]]:
     """Find the axes of variables that grow with the number of classes: {'params/a/b/kernel': (3,)}.
 
     On such an axis the classes come last; features may precede them (PointRend's layers read both).
 
     Args:
-        config: The model's config, as `create_model` takes it.
+        config: The model's config, with its number of classes.
         image_shape: [B, H, W, C] of images that the model takes.
     """
+    count = config.num_classes or 0
 
     def shapes(more: int) -> dict[str, Any]:
-        model = models.create_model(config, num_classes=config.num_classes + more)
+        model = models.create_model(config, num_classes=count + more)
         return flatten_dict(models.variable_shapes(model, image_shape), sep="/")
 
     larger = shapes(1)

@@ -132,7 +132,7 @@ def _append(url: str, part: Path, start: int, progress: Progress) -> bool:
 
 
 def _check_digest(file: Path, source: object, hint: str) -> None:
-    """Compare the SHA-256 with the digits in the name, NAME-<8 digits>.pth; names without digits pass."""
+    """Compare the SHA-256 with the digits in the name, NAME-<8 digits>.pth, if it has any."""
     expected = re.search(r"[-_]([0-9a-f]{8})\.\w+(?:\.part)?$", file.name)
     if expected is None:
         return

@@ -187,7 +187,7 @@ def check_pixels(size: tuple[int, int], file: object, limit: int) -> None:
     if limit and size[0] * size[1] > limit:
         raise DataError(
             f"{size[1]}x{size[0]} (width x height) are {size[0] * size[1]} pixels, more than {limit}", file=file,
-            field="dataset.max_pixels", hint="if the file is meant to be so large, raise --config.dataset.max_pixels",
+            field="dataset.max_pixels", hint="if the file is meant to be so large, raise config.dataset.max_pixels",
         )  # fmt: skip
 
 

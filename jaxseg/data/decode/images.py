@@ -361,7 +361,7 @@ def check_channels(have: int, channels: int, file: str | Path, alpha: bool = Tru
     ):
         raise DataError(
             f"has {have} channels, but config.dataset.channels={channels}", file=file, field="dataset.channels",
-            hint=f"set --config.dataset.channels={have} if all images are like this one, else correct or remove it",
+            hint=f"set config.dataset.channels={have} if all images are like this one, else correct or remove it",
         )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Writing data sets as records, and converting official releases."""

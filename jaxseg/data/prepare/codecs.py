@@ -12,7 +12,7 @@ from jaxseg.errors import DataError
 CODECS = {
     "keep": "the files' own bytes (tiles and converted images become png)",
     "png": "lossless, small",
-    "zstd": "lossless, about as small as png, read twice as fast: PNG that ArrayRecord compresses instead",
+    "zstd": "lossless, about as small as png, read twice as fast: PNG compressed by ArrayRecord",
     "raw": "lossless, twice as large as png, read three times as fast: uncompressed PNG",
     "jpeg": "lossy, a sixth of the size of png, read fastest",
 }

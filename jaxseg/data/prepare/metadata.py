@@ -25,7 +25,7 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
 
 
 def notes_file(shard: Path) -> Path:
-    """Return the file that holds names and dtypes of a complete shard until the data set is complete."""
+    """Return the file that holds the names and dtypes of a shard until the data set is complete."""
     return shard.with_name(f"{shard.name}.json")
 
 
@@ -36,7 +36,9 @@ def write_metadata(
     channels: int,
     stock_root: Path | None,
 ) -> None:
-    """Write TFDS's dataset_info.json and features.json, names.json and our dataset.json; remove the shards' notes.
+    """Write the metadata of a prepared data set, and remove the shards' notes.
+
+    These are TFDS's dataset_info.json and features.json, and our names.json and dataset.json.
 
     Args:
         folder: The folder of the shards, which are complete.
@@ -97,7 +99,8 @@ def _make_info(spec: DatasetSpec, channels: int, dtypes: set[str]) -> "tfds.core
 
     image = tfds.features.Text()  # bytes, where TFDS has no feature for the images
     if dtypes in ({"uint8"}, {"uint16"}):
-        image = tfds.features.Image(shape=(None, None, channels), dtype=np.dtype(*dtypes))
+        (dtype,) = dtypes
+        image = tfds.features.Image(shape=(None, None, channels), dtype=np.dtype(dtype))
     label = tfds.features.Image(shape=(None, None, 1), encoding_format="png", use_colormap=True)
     return tfds.core.DatasetInfo(
         builder=DatasetIdentity(
@@ -106,7 +109,10 @@ def _make_info(spec: DatasetSpec, channels: int, dtypes: set[str]) -> "tfds.core
             data_dir="",
             module_name="jaxseg.data.prepare",
         ),
-        description=f"'{spec.name}', written by jaxseg's prepare_data.py: labels hold class ids, 255 is ignored.",
+        description=(
+            f"'{spec.name}', written by jaxseg's prepare_data.py: labels hold class ids, 255 is "
+            "ignored."
+        ),
         features=tfds.features.FeaturesDict(
             {"image": image, "label": label, "name": tfds.features.Text()}
         ),

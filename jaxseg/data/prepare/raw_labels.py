@@ -34,41 +34,37 @@ MAX_STRAY_SHARE = 0.01
 UNPACK_AGAIN = "unpack it from its archive again"
 BLACK = (0, 0, 0)
 # Ids of the 59 classes among the 459 of PASCAL Context's labels.txt, in the order of the classes.
+# fmt: off
 CONTEXT_IDS = (
-    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162, 187,
-    189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424,
-    427, 440, 445, 454, 458,
-)  # fmt: skip
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
+    347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)
+# fmt: on
 # SegNet's 11 classes of CamVid's 32, in the order of the classes.
-CAMVID_COLORS = (
+CAMVID_COLORS: tuple[tuple[Color, ...], ...] = (
+    # Sky
     ((128, 128, 128),),
-    (
-        (128, 0, 0),
-        (192, 0, 128),
-        (0, 128, 64),
-        (64, 0, 64),
-        (64, 192, 0),
-    ),  # Building, Archway, Bridge, Tunnel, Wall
-    ((192, 192, 128), (0, 0, 64)),  # Column_Pole, TrafficCone
-    ((128, 64, 128), (128, 0, 192), (192, 0, 64)),  # Road, LaneMkgsDriv, LaneMkgsNonDriv
-    ((0, 0, 192), (64, 192, 128), (128, 128, 192)),  # Sidewalk, ParkingBlock, RoadShoulder
-    ((128, 128, 0), (192, 192, 0)),  # Tree, VegetationMisc
-    ((192, 128, 128), (128, 128, 64), (0, 64, 64)),  # SignSymbol, Misc_Text, TrafficLight
+    # Building, Archway, Bridge, Tunnel, Wall
+    ((128, 0, 0), (192, 0, 128), (0, 128, 64), (64, 0, 64), (64, 192, 0)),
+    # Column_Pole, TrafficCone
+    ((192, 192, 128), (0, 0, 64)),
+    # Road, LaneMkgsDriv, LaneMkgsNonDriv
+    ((128, 64, 128), (128, 0, 192), (192, 0, 64)),
+    # Sidewalk, ParkingBlock, RoadShoulder
+    ((0, 0, 192), (64, 192, 128), (128, 128, 192)),
+    # Tree, VegetationMisc
+    ((128, 128, 0), (192, 192, 0)),
+    # SignSymbol, Misc_Text, TrafficLight
+    ((192, 128, 128), (128, 128, 64), (0, 64, 64)),
+    # Fence
     ((64, 64, 128),),
-    (
-        (64, 0, 128),
-        (64, 128, 192),
-        (192, 128, 192),
-        (192, 64, 128),
-        (128, 64, 64),
-    ),  # Car, SUVPickupTruck, Truck_Bus, Train, OtherMoving
-    (
-        (64, 64, 0),
-        (192, 128, 64),
-        (64, 0, 192),
-        (64, 128, 64),
-    ),  # Pedestrian, Child, CartLuggagePram, Animal
-    ((0, 128, 192), (192, 0, 192)),  # Bicyclist, MotorcycleScooter
+    # Car, SUVPickupTruck, Truck_Bus, Train, OtherMoving
+    ((64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)),
+    # Pedestrian, Child, CartLuggagePram, Animal
+    ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),
+    # Bicyclist, MotorcycleScooter
+    ((0, 128, 192), (192, 0, 192)),
 )
 
 
@@ -215,6 +211,9 @@ def context_ids(spec: DatasetSpec) -> dict[int, int]:
 
 
 def coco_ids(spec: DatasetSpec) -> dict[int, int]:
-    """Return the label map of COCO-Stuff 10K, which counts from 1 and has 0 for unlabelled; the 164K one counts from 0."""
+    """Return the label map of COCO-Stuff 10K.
+
+    It counts from 1, and 0 is unlabelled; COCO-Stuff 164K counts from 0.
+    """
     ids = named_label_map("coco_stuff_ids", spec.num_classes)
     return {0: IGNORE} | {raw + 1: index for raw, index in ids.items()}

@@ -1,4 +1,4 @@
-"""The images of the splits that are to be written: of pairs of files, of an unpacked download, or of Cityscapes' zips."""
+"""The images to write: pairs of files, an unpacked download, or Cityscapes' zips."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def list_splits(
 
 
 def is_zipped(name: str, root: str | Path) -> bool:
-    """Return whether `root` contains the zips of Cityscapes, which become TFDS's own `cityscapes`."""
+    """Return whether `root` has the zips of Cityscapes, which become TFDS's own `cityscapes`."""
     return name == "cityscapes" and all((Path(root) / file).is_file() for file in ZIPS)
 
 
@@ -73,7 +73,7 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
         raise DataError(
             f"'{split}' is not the name of a split",
             field="splits",
-            hint="whole splits are prepared; slices and sums are written where the prepared data are read",
+            hint="whole splits are prepared; slices and sums are given when they are read",
         )
     spec = catalog.get_spec(name, root)
     not_a_download = None
@@ -84,7 +84,7 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
             return SourceSplit(split, tasks, state)
         except DataError as error:
             not_a_download = error
-            if not spec.layout.exists_in(Path(root)):
+            if spec.layout is None or not spec.layout.exists_in(Path(root)):
                 raise
     try:
         source = sources.open_source(spec, root, split, channels=channels or 3)

@@ -1,8 +1,9 @@
-"""Write any data set as a TFDS data set of ArrayRecord shards: fast to read, and a few large files instead of many small ones.
+"""Write any data set as a TFDS data set of ArrayRecord shards.
 
-A record holds the encoded image, its label as a PNG of class ids and 255, and its name. Shards are
-written one after the other. Each gets its name when it is complete, and so does the data set, so an
-interrupted run continues.
+They are fast to read, and a few large files instead of many small ones. A record holds the encoded
+image, its label as a PNG of class ids and 255, and its name. Shards are written one after the
+other. Each gets its name when it is complete, and so does the data set, so an interrupted run
+continues.
 """
 
 import contextlib
@@ -142,7 +143,7 @@ def _is_written(final: Path, plan: str) -> bool:
 
 
 def _make_scratch(final: Path, plan: str) -> Path:
-    """Make the folder of an unfinished data set, or keep the shards that a run by the same plan has written there."""
+    """Make the folder of an unfinished data set; shards written there by the same plan stay."""
     scratch = final.with_name(f"{VERSION}.unfinished")
     try:
         scratch.mkdir(parents=True, exist_ok=True)

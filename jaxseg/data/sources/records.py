@@ -61,7 +61,7 @@ def find_prepared(name: str, root: str | Path) -> Path:
     """
     if not root:
         raise DataError(
-            f"The TFDS data set '{name}' needs its folder: --config.dataset.root=DIR, the --output "
+            f"The TFDS data set '{name}' needs its folder: config.dataset.root=DIR, the --output "
             "of scripts/prepare_data.py."
         )
     root = expand(root)
@@ -88,7 +88,7 @@ def find_prepared(name: str, root: str | Path) -> Path:
     raise DataError(
         f"{root}: no TFDS data set there ({there}); make one with `python scripts/prepare_data.py "
         f"--name={name} --root=DIR --output={root}`, or read the files themselves with "
-        "--config.dataset.source=files."
+        "config.dataset.source=files."
     )
 
 

@@ -1,7 +1,8 @@
-"""`shapes`, the embedded data set: shapes of six classes, textured and occluding one another, over clutter.
+"""The embedded data set `shapes`: textured shapes over clutter.
 
-The class is the form. Colours and textures come from the same distributions for every class and for the clutter of
-class 0, so they tell nothing. Scenes are drawn from (split, index) alone and written once into the user's cache.
+The class is the form. Colours and textures have the same distributions for every class and for the
+clutter of class 0, so they reveal nothing. A scene is a function of (split, index); all are written
+once into the user's cache.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ RADIUS = (17.0, 27.0)
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
-# --- Outlines: polygons [N, 2] around 0 whose farthest point is about 1 away ------------------------------------------
+# --- Outlines: polygons [N, 2] around 0 whose farthest point is about 1 away ---
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -70,39 +71,49 @@ def _triangle(rng: np.random.Generator) -> np.ndarray:
     return _regular(3) * 1.15 * rng.uniform(0.9, 1.1, (3, 1))
 
 
-OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "disk": lambda rng: _regular(48) * 0.92,
-    "square": lambda rng: _regular(4) * 1.1,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": lambda rng: _regular(48),
-    "cross": _cross,
-}
+def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
+    """Return the outline of a shape of this class."""
+    match name:
+        case "disk":
+            return _regular(48) * 0.92
+        case "square":
+            return _regular(4) * 1.1
+        case "triangle":
+            return _triangle(rng)
+        case "star":
+            return _star(rng)
+        case "ring":
+            return _regular(48)
+        case "cross":
+            return _cross(rng)
+        case _:
+            raise ValueError(name)
 
 
 def _blob(rng: np.random.Generator) -> np.ndarray:
-    """Clutter: a closed curve with deep lobes, like none of the shapes."""
+    """Return the outline of clutter: a closed curve with deep lobes, unlike any of the shapes."""
     angles = np.arange(48) * (2 * np.pi / 48)
-    waves = sum(
-        rng.uniform(0.15, 0.3) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)
-    )
+    waves = np.zeros(48)
+    for k in (2, 3, 5):
+        waves += rng.uniform(0.15, 0.3) * np.cos(k * angles + rng.uniform(0, 2 * np.pi))
     return _regular(48) * (0.6 + waves)[:, None] * (1.0, rng.uniform(0.5, 0.9))
 
 
 def _place(polygon: np.ndarray, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Return an outline rotated, scaled and moved into the scene."""
     c, s = np.cos(angle), np.sin(angle)
     return polygon @ np.array([[c, s], [-s, c]]) * radius + center
 
 
 def _coverage(*polygons: np.ndarray) -> np.ndarray:
-    """How much of each pixel lies inside, [SIZE, SIZE] float32 in 0..1; a second polygon is a hole in the first."""
+    """Return the share of each pixel inside: float32 [SIZE, SIZE]; a second polygon is a hole."""
     mask = np.zeros((SIZE * SMOOTH, SIZE * SMOOTH), np.uint8)
     points = [np.round((p + 0.5) * SMOOTH * 2**SHIFT).astype(np.int32) for p in polygons]
     cv2.fillPoly(mask, points, 255, shift=SHIFT)
     return cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-# --- Surfaces ---------------------------------------------------------------------------------------------------------
+# --- Surfaces ---
 
 
 def _stripes(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
@@ -135,20 +146,22 @@ TEXTURES = (_stripes, _checks, _dots, _gradient, _noise)
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour, hue, saturation and brightness spread evenly enough to be lively."""
-    hsv = np.float32([[[rng.uniform(0, 360), rng.uniform(0.15, 0.9), rng.uniform(0.3, 1.0)]]])
+    """Return a random RGB colour with a wide range of hue, saturation and brightness."""
+    hsv = np.array(
+        [[[rng.uniform(0, 360), rng.uniform(0.15, 0.9), rng.uniform(0.3, 1.0)]]], np.float32
+    )
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
 def _unlike(rng: np.random.Generator, other: np.ndarray, distance: float = 180.0) -> np.ndarray:
-    """A random colour that is told apart from `other`."""
+    """Return a random colour that differs from `other` by about `distance` (sum over RGB)."""
     return max(
         (_color(rng) for _ in range(5)), key=lambda c: min(float(np.abs(c - other).sum()), distance)
     )
 
 
 def _surface(rng: np.random.Generator, base: np.ndarray, contrast: float) -> np.ndarray:
-    """A texture [SIZE, SIZE, 3] float32 between the colour `base` and a lighter or darker one."""
+    """Return a texture float32 [SIZE, SIZE, 3] between `base` and a lighter or darker colour."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(5.0, 11.0)
     x = (_X - SIZE / 2) * np.float32(np.cos(angle)) + (_Y - SIZE / 2) * np.float32(np.sin(angle))
     y = (_Y - SIZE / 2) * np.float32(np.cos(angle)) - (_X - SIZE / 2) * np.float32(np.sin(angle))
@@ -160,11 +173,11 @@ def _surface(rng: np.random.Generator, base: np.ndarray, contrast: float) -> np.
     return base + texture[..., None] * (other - base)
 
 
-# --- Scenes -----------------------------------------------------------------------------------------------------------
+# --- Scenes ---
 
 
 def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scene `index` of a split: (image uint8 [SIZE, SIZE, 3] RGB, label uint8 [SIZE, SIZE])."""
+    """Return scene `index` of a split: image uint8 [SIZE, SIZE, 3] and label uint8 [SIZE, SIZE]."""
     rng = np.random.default_rng((list(SPLITS).index(split), index, 20))
     ground = _color(rng)
     image = _surface(rng, ground, rng.uniform(0.05, 0.2))
@@ -176,7 +189,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         center, radius = _free_place(rng, centers), rng.uniform(*RADIUS)
         kind = int(rng.integers(1, len(CLASSES)))
         placed = rng.uniform(0, 2 * np.pi)
-        polygons = [_place(OUTLINES[CLASSES[kind]](rng), center, radius, placed)]
+        polygons = [_place(_outline(CLASSES[kind], rng), center, radius, placed)]
         if CLASSES[kind] == "ring":
             polygons.append(_place(_regular(48) * rng.uniform(0.45, 0.58), center, radius, placed))
         inside = _coverage(*polygons)
@@ -187,7 +200,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _free_place(rng: np.random.Generator, centers: list[np.ndarray]) -> np.ndarray:
-    """The one of a few random centres that hides least of what is there; it joins `centers`."""
+    """Add the one of a few random centres that is farthest from `centers` to them; return it."""
     candidates = rng.uniform(13, SIZE - 13, (8, 2))
     distance = [
         min((float(np.linalg.norm(c - other)) for other in centers), default=0.0)
@@ -204,7 +217,7 @@ def _paint(
     ground: np.ndarray,
     opacity: float,
 ) -> None:
-    """Cover `image` with a new surface where `inside`, dark at the rim, above a soft shadow."""
+    """Cover `image`, in place, with a new surface where `inside`, with a rim and a shadow."""
     rim = inside - cv2.erode(inside, np.ones((3, 3), np.uint8))
     inside = inside * np.float32(opacity)
     shadow = cv2.GaussianBlur(inside, (0, 0), 1.5)
@@ -215,7 +228,7 @@ def _paint(
 
 
 def _draw_clutter(image: np.ndarray, rng: np.random.Generator, ground: np.ndarray) -> None:
-    """A blob or a few strokes, painted as shapes are but for some transparency."""
+    """Paint a blob or a few strokes into `image`, like shapes but partly transparent."""
     opacity = rng.uniform(0.3, 0.7)
     if rng.random() < 0.6:
         polygon = _place(
@@ -225,24 +238,24 @@ def _draw_clutter(image: np.ndarray, rng: np.random.Generator, ground: np.ndarra
         return
     mask = np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(rng.integers(1, 4)):
-        start, end = (tuple(int(v) for v in rng.integers(0, SIZE, 2)) for _ in range(2))
+        start, end = (rng.integers(0, SIZE, 2).tolist() for _ in range(2))
         cv2.line(mask, start, end, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
     _paint(image, mask.astype(np.float32) / 255, rng, ground, opacity)
 
 
-# --- The data set -----------------------------------------------------------------------------------------------------
+# --- The data set ---
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG of a label uint8 [H, W] or image uint8 [H, W, 3] RGB; little compression, for quick decoding."""
+    """Encode a label uint8 [H, W] or image uint8 [H, W, 3] as a PNG that decodes fast."""
     image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
 
 
 def _builder(data_dir: Path) -> Any:
+    """Return TFDS's builder of the data set below `data_dir`."""
     import tensorflow_datasets as tfds  # noqa: PLC0415 - takes seconds; only the first use writes
 
-    tfds.disable_progress_bar()
     with tfds.core.registered.skip_registration():
 
         class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -285,8 +298,8 @@ def _builder(data_dir: Path) -> Any:
 def prepare(folder: Path) -> Path:
     """Write the data set below `folder` unless it is there; return the folder of its files.
 
-    It appears by one rename, so a killed start leaves no partial data set. Of several processes one writes while the
-    others wait.
+    It appears by one rename, so a killed start leaves no partial data set. Of several processes one
+    writes while the others wait.
     """
     final = folder / "shapes" / VERSION
     if final.is_dir():
@@ -305,7 +318,9 @@ def _write(folder: Path, final: Path) -> None:
     try:
         builder = _builder(scratch)
         log.info("writing the data set 'shapes' into %s (once, some seconds)", final)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the scratch folder
+        # TFDS prints the scratch folder and shows progress bars.
+        silence = io.StringIO()
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             builder.download_and_prepare()
         os.rename(builder.data_dir, final)
     finally:

@@ -26,7 +26,8 @@ from jaxseg.parallel import evenly_spaced, ordered_map
 
 log = logging.getLogger(__name__)
 
-# Number of pairs up to which every one of a `folder` split is checked: people make mistakes anywhere.
+# Number of pairs up to which every one of a `folder` split is checked: people make mistakes
+# anywhere.
 CHECKED_WHOLE = 5000
 # Pixels of a `folder` split's images that the check before step 0 decodes, some 20 seconds of one
 # core; an eighth of that for other data sets.
@@ -185,7 +186,7 @@ def check(experiment: Experiment, spec: DatasetSpec) -> None:
 
 
 def _check_pairs(split: CheckedSplit, dataset: DatasetConfig) -> None:
-    """Read pairs of an opened split and set its `counts`; raise the DataError of the first bad pair."""
+    """Read pairs of an opened split and set its `counts`; raise the first pair's DataError."""
     source = split.source
     assert source is not None
     count = len(source)
@@ -238,7 +239,7 @@ class SplitProblem(NamedTuple):
     """What is wrong with all labels of a split together.
 
     Attributes:
-        kind: Key of `report.KINDS`.
+        kind: Key of `problems.KINDS`.
         error: The error, which names the folder of the labels.
     """
 
@@ -250,7 +251,7 @@ class DegenerateLabels(NamedTuple):
     """Valid labels from which nothing useful would be learned.
 
     Attributes:
-        kind: Key of `report.KINDS`.
+        kind: Key of `problems.KINDS`.
         content: What the labels hold.
         hint: What to do about it.
     """

@@ -8,7 +8,8 @@ import numpy as np
 from jaxseg.constants import IGNORE
 from jaxseg.data.statistics import format_tuple
 from jaxseg.data.validate.checks import CheckedSplit
-from jaxseg.data.validate.report import KINDS, DataReport, Problem
+from jaxseg.data.validate.problems import KINDS, Problem
+from jaxseg.data.validate.report import DataReport
 
 PRINTED_FILES = 3  # of each kind of problem
 PRINTED_SIZES = 4  # of each split

@@ -1,4 +1,4 @@
-"""CGNet (arXiv:1811.08201): a small network whose every block looks at a pixel, its surroundings and the whole image."""
+"""CGNet (arXiv:1811.08201): every block combines a pixel, its surroundings and the whole image."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.models.activations import PReLU
 from jaxseg.models.initializers import KAIMING, ZEROS
-from jaxseg.models.layers import Layers, PReLU, adaptive_avg_pool, avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool, avg_pool
 
 
 class ContextGuidedBlock(nn.Module):
-    """Local and dilated depthwise convolutions side by side, then channels weighed by their global averages.
+    """Local and dilated depthwise convolutions side by side, weighted by channel attention.
 
-    [B, H, W, C] -> [B, H, W, features], the input added; or [B, H / 2, W / 2, features] with `downsample`.
+    Attributes:
+        layer: The model's settings.
+        features: Channels of the result.
+        dilation: Dilation of the convolution that sees the surroundings.
+        reduction: Factor by which the attention's hidden layer is narrower.
+        downsample: Whether to halve the resolution; otherwise the input is added to the result.
     """
 
     layer: Layers
@@ -24,34 +31,46 @@ class ContextGuidedBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
         layer, down = self.layer, self.downsample
         width = self.features if down else self.features // 2
-        first = dict(kernel_size=3, stride=2) if down else dict(kernel_size=1)
-        y = layer.conv_norm_act(width, **first, activation="prelu", name="conv1x1")(x, train=train)
+        first = layer.conv_norm_act(
+            width,
+            3 if down else 1,
+            stride=2 if down else 1,
+            activation="prelu",
+            name="conv1x1",
+        )
+        y = first(x, train=train)
         local = layer.conv(width, 3, groups=width, name="f_loc")(y)
         surrounding = layer.conv(width, 3, groups=width, dilation=self.dilation, name="f_sur")(y)
         y = layer.norm(name="bn")(jnp.concatenate([local, surrounding], axis=-1), train=train)
         y = PReLU(name="activate")(y)
         if down:
             y = layer.conv(self.features, 1, name="bottleneck")(y)
-        weights = self.dense(self.features // self.reduction, "f_glo.fc.0")(
-            adaptive_avg_pool(y, 1)[:, 0, 0]
-        )
-        weights = nn.sigmoid(self.dense(self.features, "f_glo.fc.2")(nn.relu(weights)))
+        means = adaptive_avg_pool(y, 1)[:, 0, 0]
+        hidden = nn.relu(self._dense(self.features // self.reduction, "f_glo.fc.0")(means))
+        weights = nn.sigmoid(self._dense(self.features, "f_glo.fc.2")(hidden))
         y = y * weights[:, None, None, :]
         return y if down else x + y
 
-    def dense(self, features: int, name: str) -> nn.Dense:
-        """A fully connected layer."""
+    def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(
             features, dtype=self.layer.dtype, kernel_init=KAIMING, bias_init=ZEROS, name=name
         )
 
 
 class CGNet(nn.Module):
-    """Images [B, H, W, 3] to three maps at strides 2, 4, 8, finest first: 35, 131 and 256 channels.
+    """Three levels of context-guided blocks; each joins its first and last output.
 
-    Each level ends with what it began with joined on, and the image itself, pooled, is injected twice. PReLU throughout.
+    The image, pooled, is joined to the first two maps. PReLU throughout.
+
+    Attributes:
+        layer: The model's settings.
+        widths: Channels of the three levels.
+        blocks: Blocks of levels 2 and 3.
+        dilations: Dilations of levels 2 and 3.
+        reduction_factors: Reductions of the channel attention in levels 2 and 3.
     """
 
     layer: Layers
@@ -73,37 +92,38 @@ class CGNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Map images [B, H, W, C] to three maps, finest first."""
         half = avg_pool(x, 3, 2, padding=1)
-        injections = [half, avg_pool(half, 3, 2, padding=1), None]
+        quarter = avg_pool(half, 3, 2, padding=1)
         for i in range(3):
             conv = self.layer.conv_norm_act(
                 self.widths[0], 3, stride=2 if i == 0 else 1, activation="prelu", name=f"stem.{i}"
             )
             x = conv(x, train=train)
-        features = [self.join([x, injections[0]], 0, train)]
-        for level in (1, 2):
-            x, joined = self.level(features[-1], level, train)
-            joined = [x, joined] if level == 1 else [joined, x]
-            features.append(self.join([*joined, injections[level]], level, train))
-        return features
+        fine = self._join([x, half], 0, train)
+        first, last = self._level(fine, 1, train)
+        middle = self._join([last, first, quarter], 1, train)
+        first, last = self._level(middle, 2, train)
+        return [fine, middle, self._join([first, last], 2, train)]
 
-    def level(self, x: jax.Array, level: int, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Blocks of a level: the last one's output and the first one's."""
-        first = None
+    def _level(self, x: jax.Array, level: int, train: bool) -> tuple[jax.Array, jax.Array]:
+        """The outputs of a level's first and last block."""
+        outputs = []
         for i in range(self.blocks[level - 1]):
-            x = ContextGuidedBlock(
+            block = ContextGuidedBlock(
                 self.layer,
                 self.widths[level],
                 self.dilations[level - 1],
                 self.reduction_factors[level - 1],
-                i == 0,
+                downsample=i == 0,
                 name=f"level{level}.{i}",
-            )(x, train=train)
-            first = x if i == 0 else first
-        return x, first
+            )
+            x = block(x, train=train)
+            outputs.append(x)
+        return outputs[0], outputs[-1]
 
-    def join(self, maps: Sequence[jax.Array | None], level: int, train: bool) -> jax.Array:
-        """Maps joined, normalised and activated."""
-        x = jnp.concatenate([m for m in maps if m is not None], axis=-1)
+    def _join(self, maps: Sequence[jax.Array], level: int, train: bool) -> jax.Array:
+        """Maps concatenated, normalised and activated."""
+        x = jnp.concatenate(maps, axis=-1)
         x = self.layer.norm(name=f"norm_prelu_{level}.0")(x, train=train)
         return PReLU(name=f"norm_prelu_{level}.1")(x)

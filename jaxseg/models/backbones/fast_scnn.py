@@ -1,4 +1,4 @@
-"""Fast-SCNN's two-branch backbone (arXiv:1902.04502), as corrected upstream (70.96 mIoU on Cityscapes)."""
+"""Fast-SCNN (arXiv:1902.04502): two branches, as corrected upstream (70.96 mIoU on Cityscapes)."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,16 @@ from jaxseg.models.layers import Layers
 
 
 class FastSCNN(nn.Module):
-    """Images [B, H, W, 3] to (higher [B, H/8, W/8, 64], lower [B, H/32, W/32, 128], fused [B, H/8, W/8, 128]).
+    """A learned downsampling to 1/8, and a deep branch for context, added for the classifier.
 
-    A shared, learned downsampling to 1/8 feeds a deep branch for context; both are added for the classifier.
+    Attributes:
+        layer: The model's settings.
+        downsample_channels: Channels of the first two convolutions.
+        higher_channels: Channels of the downsampled map.
+        block_channels: Channels of the deep branch's three stages.
+        block_strides: Strides of the stages.
+        lower_channels: Channels of the deep branch.
+        fusion_channels: Channels of both branches' sum.
     """
 
     layer: Layers
@@ -35,32 +42,41 @@ class FastSCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
-        layer, (first, second) = self.layer, self.downsample_channels
-        ltd, gfe, ffm = "learning_to_downsample", "global_feature_extractor", "feature_fusion"
-        x = layer.conv_norm_act(first, 3, stride=2, name=f"{ltd}.conv")(x, train=train)
-        separable = dict(stride=2, depthwise_activation="identity")
-        x = layer.separable_conv(second, **separable, name=f"{ltd}.dsconv1")(x, train=train)
-        higher = layer.separable_conv(self.higher_channels, **separable, name=f"{ltd}.dsconv2")(
-            x, train=train
-        )
+        """Map images [B, H, W, C] to maps at 1/8 (downsampled), 1/32 (deep) and 1/8 (sum)."""
+        higher = self._downsample(x, train)
+        lower = self._extract(higher, train)
+        return [higher, lower, self._fuse(higher, lower, train)]
 
-        x = higher
+    def _downsample(self, x: jax.Array, train: bool) -> jax.Array:
+        layer, name = self.layer, "learning_to_downsample"
+        first, second = self.downsample_channels
+        x = layer.conv_norm_act(first, 3, stride=2, name=f"{name}.conv")(x, train=train)
+        for i, channels in enumerate((second, self.higher_channels), 1):
+            conv = layer.separable_conv(
+                channels, stride=2, depthwise_activation="identity", name=f"{name}.dsconv{i}"
+            )
+            x = conv(x, train=train)
+        return x
+
+    def _extract(self, x: jax.Array, train: bool) -> jax.Array:
+        layer, name = self.layer, "global_feature_extractor"
         for i, (features, stride) in enumerate(zip(self.block_channels, self.block_strides), 1):
             for j in range(3):
-                x = InvertedResidual(
-                    layer, features, stride if j == 0 else 1, name=f"{gfe}.bottleneck{i}.{j}"
-                )(x, train=train)
-        x = layer.pyramid_pool(x, x.shape[-1] // 4, (1, 2, 3, 6), train=train, name=f"{gfe}.ppm")
-        lower = layer.conv_norm_act(self.lower_channels, 3, name=f"{gfe}.out")(x, train=train)
+                block = InvertedResidual(
+                    layer, features, stride if j == 0 else 1, name=f"{name}.bottleneck{i}.{j}"
+                )
+                x = block(x, train=train)
+        x = layer.pyramid_pool(x, x.shape[-1] // 4, (1, 2, 3, 6), train=train, name=f"{name}.ppm")
+        return layer.conv_norm_act(self.lower_channels, 3, name=f"{name}.out")(x, train=train)
 
+    def _fuse(self, higher: jax.Array, lower: jax.Array, train: bool) -> jax.Array:
+        layer, name, channels = self.layer, "feature_fusion", self.fusion_channels
         x = layer.resize(lower, higher.shape[1:3])
-        x = layer.conv_norm_act(self.fusion_channels, 3, groups=x.shape[-1], name=f"{ffm}.dwconv")(
-            x, train=train
-        )
+        depthwise = layer.conv_norm_act(channels, 3, groups=x.shape[-1], name=f"{name}.dwconv")
         deep = layer.conv_norm_act(
-            self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_lower_res"
-        )(x, train=train)
+            channels, 1, activation="identity", name=f"{name}.conv_lower_res"
+        )
         fine = layer.conv_norm_act(
-            self.fusion_channels, 1, activation="identity", name=f"{ffm}.conv_higher_res"
-        )(higher, train=train)
-        return [higher, lower, nn.relu(deep + fine)]
+            channels, 1, activation="identity", name=f"{name}.conv_higher_res"
+        )
+        return nn.relu(deep(depthwise(x, train=train), train=train) + fine(higher, train=train))

@@ -1,4 +1,4 @@
-"""HRNetV2p (arXiv:1904.04514): parallel branches at four resolutions that exchange what they know, again and again."""
+"""HRNetV2p (arXiv:1904.04514): parallel branches at four resolutions that exchange features."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,13 @@ def _conv_norm(
 
 
 class HRModule(nn.Module):
-    """Residual blocks on every branch, then each branch takes the sum of all: strided convolutions down, bilinear resizing up.
+    """Residual blocks on every branch; then every branch takes the sum of all branches.
 
-    Maps [B, h / 2**i, w / 2**i, C_i] to maps of the same shapes.
+    Strided convolutions bring finer maps down, bilinear resizing brings coarser ones up.
+
+    Attributes:
+        layer: The model's settings.
+        blocks: Residual blocks on each branch.
     """
 
     layer: Layers
@@ -34,46 +38,51 @@ class HRModule(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array], *, train: bool) -> list[jax.Array]:
+        """Map the branches [B, h / 2**i, w / 2**i, C_i] to the same shapes."""
         branches = []
         for i, x in enumerate(maps):
             for k in range(self.blocks):
-                x = Block(
+                block = Block(
                     self.layer,
                     x.shape[-1],
                     bottleneck=False,
                     zero_init=False,
                     name=f"branches.{i}.{k}",
-                )(x, train=train)
+                )
+                x = block(x, train=train)
             branches.append(x)
         return [
-            nn.relu(sum(self.bring(x, j, branches[i], i, train) for j, x in enumerate(branches)))
-            for i in range(len(maps))
+            nn.relu(sum(self._resized(x, j, y, i, train) for j, x in enumerate(branches)))
+            for i, y in enumerate(branches)
         ]
 
-    def bring(self, x: jax.Array, j: int, target: jax.Array, i: int, train: bool) -> jax.Array:
-        """Branch j's map x in the shape of branch i's."""
+    def _resized(self, x: jax.Array, j: int, target: jax.Array, i: int, train: bool) -> jax.Array:
+        """Branch j's map x in the shape of branch i's map, `target`."""
         name, features = f"fuse_layers.{i}.{j}", target.shape[-1]
         if j == i:
             return x
         if j > i:
             x = _conv_norm(self.layer, x, features, 1, 1, name, train)
-            # Where a size was odd, the doubled map is a pixel too large: the published networks resize it once more.
+            # Where a size was odd, the doubled map is a pixel too large: the published networks
+            # resize it once more.
             doubled = resize_bilinear(x, [n * 2 ** (j - i) for n in x.shape[1:3]])
             return resize_bilinear(doubled, target.shape[1:3])
-        for k in range(i - j):
-            last = k == i - j - 1
-            x = _conv_norm(
-                self.layer, x, features if last else x.shape[-1], 3, 2, f"{name}.{k}", train
-            )
-            x = x if last else nn.relu(x)
-        return x
+        for k in range(i - j - 1):
+            x = nn.relu(_conv_norm(self.layer, x, x.shape[-1], 3, 2, f"{name}.{k}", train))
+        return _conv_norm(self.layer, x, features, 3, 2, f"{name}.{i - j - 1}", train)
 
 
 class HRNet(nn.Module):
-    """Images [B, H, W, C] to four maps at strides 4, 8, 16, 32 with base_channels * (1, 2, 4, 8) channels, finest first.
+    """Keeps the fine resolution: each stage adds a branch at half the coarsest one's.
 
-    Never gives up the fine resolution: each stage adds a branch at half the coarsest one's. `modules`: exchanges in stages
-    2 to 4; `blocks`: residual blocks a branch before each. Resizing ignores `align_corners`, as published.
+    Resizing ignores `align_corners`, as published.
+
+    Attributes:
+        layer: The model's settings.
+        base_channels: Channels of the finest map; the others have 2, 4 and 8 times as many.
+        modules: Exchanges in stages 2 to 4.
+        blocks: Residual blocks on each branch before an exchange.
+        stem_channels: Channels of the first convolutions.
     """
 
     layer: Layers
@@ -94,37 +103,31 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Map images [B, H, W, C] to four maps, finest first."""
         for i in (1, 2):
             x = self.layer.conv(self.stem_channels, 3, stride=2, name=f"conv{i}")(x)
             x = nn.relu(self.layer.norm(name=f"bn{i}")(x, train=train))
         for k in range(self.blocks):
-            x = Block(self.layer, self.stem_channels, zero_init=False, name=f"layer1.{k}")(
-                x, train=train
-            )
+            block = Block(self.layer, self.stem_channels, zero_init=False, name=f"layer1.{k}")
+            x = block(x, train=train)
         maps = [x]
         for stage, modules in enumerate(self.modules, 1):
-            maps = self.transition(maps, stage, train)
+            maps = self._transition(maps, stage, train)
             for m in range(modules):
-                maps = HRModule(self.layer, self.blocks, name=f"stage{stage + 1}.{m}")(
-                    maps, train=train
-                )
+                module = HRModule(self.layer, self.blocks, name=f"stage{stage + 1}.{m}")
+                maps = module(maps, train=train)
         return maps
 
-    def transition(self, maps: Sequence[jax.Array], stage: int, train: bool) -> list[jax.Array]:
-        """The maps with their widths made right, and a new one at half the resolution of the coarsest."""
+    def _transition(self, maps: Sequence[jax.Array], stage: int, train: bool) -> list[jax.Array]:
+        """The maps with the next stage's channels, and a new one at half the coarsest resolution."""
         out = []
         for i, features in enumerate(self.channels[: stage + 1]):
+            name = f"transition{stage}.{i}"
             if i == len(maps):
-                x = nn.relu(
-                    _conv_norm(
-                        self.layer, maps[-1], features, 3, 2, f"transition{stage}.{i}.0", train
-                    )
-                )
+                x = _conv_norm(self.layer, maps[-1], features, 3, 2, f"{name}.0", train)
+                out.append(nn.relu(x))
             elif maps[i].shape[-1] != features:
-                x = nn.relu(
-                    _conv_norm(self.layer, maps[i], features, 3, 1, f"transition{stage}.{i}", train)
-                )
+                out.append(nn.relu(_conv_norm(self.layer, maps[i], features, 3, 1, name, train)))
             else:
-                x = maps[i]
-            out.append(x)
+                out.append(maps[i])
         return out

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from jaxseg.models.layers import Layers
 
+# Expansion, channels and blocks of each stage.
 STAGES = (
     (1, 16, 1),
     (6, 24, 2),
@@ -16,19 +17,26 @@ STAGES = (
     (6, 96, 3),
     (6, 160, 3),
     (6, 320, 1),
-)  # expansion, channels, blocks
+)
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `channels`, at least one, and no more than a tenth below."""
+    """Round to the nearest multiple of `divisor`, at least one, at most a tenth below `channels`."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter depthwise, project by 1x1 without activation; the input is added where shapes allow (arXiv:1801.04381).
+    """Expands by 1x1, filters depthwise and projects by 1x1 without activation (arXiv:1801.04381).
 
-    [B, H, W, C] -> [B, H / stride, W / stride, features]. No expansion layer where `expansion` is 1.
+    The input is added where its shape is the result's.
+
+    Attributes:
+        layer: The model's settings.
+        features: Channels of the result.
+        stride: Stride of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
+        expansion: Factor of the channels in between; 1 for no expanding convolution.
     """
 
     layer: Layers
@@ -39,22 +47,30 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        layer, y, width, i = self.layer, x, x.shape[-1] * self.expansion, 0
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
+        layer, width, y, i = self.layer, x.shape[-1] * self.expansion, x, 0
         if self.expansion != 1:
-            y, i = layer.conv_norm_act(width, 1, name="conv.0")(y, train=train), 1
-        y = layer.conv_norm_act(
+            y = layer.conv_norm_act(width, 1, name="conv.0")(y, train=train)
+            i = 1
+        depthwise = layer.conv_norm_act(
             width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}"
-        )(y, train=train)
-        y = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")(
-            y, train=train
         )
+        project = layer.conv_norm_act(
+            self.features, 1, activation="identity", name=f"conv.{i + 1}"
+        )
+        y = project(depthwise(y, train=train), train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
 class MobileNetV2(nn.Module):
-    """Images [B, H, W, C] to the maps of the stages `out_indices`, finest first: 24, 32, 96 and 320 channels.
+    """Seven stages of inverted residuals, with ReLU6 throughout.
 
-    Seven stages of inverted residuals; a stage's stride and dilation are its first block's. ReLU6 throughout.
+    Attributes:
+        layer: The model's settings.
+        widen_factor: Factor of all channels.
+        strides: Strides of the stages' first blocks.
+        dilations: Dilations of the stages' first blocks.
+        out_indices: Stages whose maps are the outputs.
     """
 
     layer: Layers
@@ -79,19 +95,19 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Map images [B, H, W, C] to the maps of `out_indices`, finest first."""
         layer = dataclasses.replace(self.layer, activation="relu6")
-        x = layer.conv_norm_act(round_channels(32 * self.widen_factor), 3, stride=2, name="conv1")(
-            x, train=train
+        stem = layer.conv_norm_act(
+            round_channels(32 * self.widen_factor), 3, stride=2, name="conv1"
         )
+        x = stem(x, train=train)
         features = []
-        for i, ((expansion, channels, blocks), stride, dilation) in enumerate(
-            zip(STAGES, self.strides, self.dilations)
-        ):
+        stages = zip(STAGES, self.strides, self.dilations)
+        for i, ((expansion, channels, blocks), stride, dilation) in enumerate(stages, 1):
             width = round_channels(channels * self.widen_factor)
             for j in range(blocks):
                 first = (stride, dilation) if j == 0 else (1, 1)
-                x = InvertedResidual(layer, width, *first, expansion, name=f"layer{i + 1}.{j}")(
-                    x, train=train
-                )
+                block = InvertedResidual(layer, width, *first, expansion, name=f"layer{i}.{j}")
+                x = block(x, train=train)
             features.append(x)
         return [features[i] for i in self.out_indices]

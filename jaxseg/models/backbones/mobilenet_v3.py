@@ -4,7 +4,8 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.backbones.mobilenet_v2 import round_channels
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 # A row a block: kernel size, expanded channels, channels, squeeze and excite, activation, stride, dilation. Where the
 # classifier halves the resolution beyond 1/8, these keep it and dilate.

@@ -4,7 +4,8 @@ import jax
 from flax import linen as nn
 
 from jaxseg.models.backbones.resnet import ResNet
-from jaxseg.models.layers import Layers, adaptive_avg_pool, avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool, avg_pool
 
 
 class SplitAttention(nn.Module):

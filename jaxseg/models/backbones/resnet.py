@@ -7,7 +7,8 @@ from flax import linen as nn
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ZEROS
-from jaxseg.models.layers import Layers, avg_pool, max_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import avg_pool, max_pool
 from jaxseg.registry import lookup
 
 BLOCKS = {

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from jaxseg.models.attention import attend, flatten_positions, project
 from jaxseg.models.initializers import ZEROS
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class PyramidAttention(nn.Module):

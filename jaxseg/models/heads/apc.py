@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import flatten_positions, project
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class AdaptiveContext(nn.Module):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class ASPPHead(nn.Module):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.models.activations import ACTIVATIONS
 from jaxseg.models.attention import project
-from jaxseg.models.layers import ACTIVATIONS, Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def filter_per_sample(x: jax.Array, filters: jax.Array) -> jax.Array:

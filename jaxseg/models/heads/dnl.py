@@ -6,11 +6,11 @@ from flax import linen as nn
 from jaxseg.models.attention import (
     attend,
     conv_block_conv,
-    input_projection,
     einsum_f32,
     flatten_positions,
-    project,
+    input_projection,
     output_projection,
+    project,
 )
 from jaxseg.models.layers import Layers
 

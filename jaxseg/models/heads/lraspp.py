@@ -8,7 +8,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.layers import Layers, adaptive_avg_pool
+from jaxseg.models.layers import Layers
+from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Array:

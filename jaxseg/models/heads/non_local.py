@@ -6,8 +6,8 @@ from flax import linen as nn
 from jaxseg.models.attention import (
     attend,
     conv_block_conv,
-    input_projection,
     flatten_positions,
+    input_projection,
     output_projection,
 )
 from jaxseg.models.layers import Layers

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.models.convolution import convolve
 from jaxseg.models.initializers import KAIMING
-from jaxseg.models.layers import Layers, convolve
+from jaxseg.models.layers import Layers
 from jaxseg.ops import resize_bilinear
 
 

@@ -1,1 +1,1 @@
-"""Necks: feature maps to feature maps, between a backbone and its heads."""
+"""Necks: feature maps to the same number of feature maps of the same sizes."""

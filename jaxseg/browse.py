@@ -1,4 +1,4 @@
-"""Pictures of training samples as the network sees them: image and label side by side, with a legend, and one sheet of all."""
+"""Pictures of training samples as the network sees them: image and label side by side."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,99 @@
+"""Batch normalisation with PyTorch's running statistics, across devices."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxseg.errors import ConfigError
+from jaxseg.models.initializers import ONES, ZEROS, Initializer
+from jaxseg.ops import per_channel
+
+FEW_VALUES = 16384  # per channel and device: a second pass over this few costs little
+
+
+def _single_value_error(module: str, shape: tuple[int, ...]) -> ConfigError:
+    """The running variance would decay to 0, and evaluation, which divides by it, be noise."""
+    size = "x".join(map(str, shape[1:-1]))
+    return ConfigError(
+        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of "
+        f"{size} on all devices), whose variance is 0",
+        field="batch_size",
+        hint="train on 2 samples or more at once (batch_size=2) or, where the map is this small "
+        "because the image is, with a larger dataset.crop_size",
+    )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last; statistics are float32.
+
+    As in PyTorch, the batch is divided by the biased variance and the running variance takes the
+    unbiased one. Moments are taken about the running mean, so that one pass is accurate although it
+    subtracts two large numbers; pooled maps, whose few values may lie close together and far from
+    the running mean, take a second pass.
+
+    Attributes:
+        momentum: Share of the old running statistics that stays at each step.
+        epsilon: Added to the variance.
+        axis_name: Mapped axis whose devices share their statistics; None for none.
+        dtype: Of the result.
+        scale_init: Initialiser of the scale.
+        frozen: Paths 'a/b/c' of the modules that normalise by their running statistics in training,
+            too, and leave them as they are.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    scale_init: Initializer = ONES
+    frozen: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise x [..., C], by the batch's statistics in training and the running ones else.
+
+        Raises:
+            ConfigError: In training, a channel has a single value on all devices.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", ZEROS, (channels,))
+        running_mean = self.variable("batch_stats", "mean", ZEROS, None, (channels,))
+        running_var = self.variable("batch_stats", "var", ONES, None, (channels,))
+        mean, var = running_mean.value, running_var.value
+        if train and "/".join(self.path) not in self.frozen:
+            mean, var, count = self._batch_moments(x, mean)
+            if not self.is_initializing():
+                unbiased = var * (count / max(count - 1, 1))
+                kept = self.momentum
+                running_mean.value = kept * running_mean.value + (1 - kept) * mean
+                running_var.value = kept * running_var.value + (1 - kept) * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
+        normalised = (x.astype(jnp.float32) - mean) * factor + bias
+        return normalised.astype(self.dtype)
+
+    def _batch_moments(
+        self, x: jax.Array, running_mean: jax.Array
+    ) -> tuple[jax.Array, jax.Array, int]:
+        """Mean and biased variance [C] of the values of all devices, and their number."""
+        axis_name = None if self.is_initializing() else self.axis_name
+        axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+        about = running_mean
+        if count <= FEW_VALUES:
+            about = x.astype(jnp.float32).mean(axes)
+            about = about if axis_name is None else jax.lax.pmean(about, axis_name)
+        shift = jax.lax.stop_gradient(about)
+        centred = x.astype(jnp.float32) - per_channel(shift, x.ndim)
+        moments = jnp.stack([centred.mean(axes), jnp.square(centred).mean(axes)])
+        if axis_name is not None:
+            moments = jax.lax.pmean(moments, axis_name)
+            count *= jax.lax.axis_size(axis_name)
+        if count == 1 and not self.is_initializing():
+            raise _single_value_error("/".join(self.path), x.shape)
+        mean = moments[0] + shift
+        var = jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
+        return mean, var, count
