@@ -54,7 +54,7 @@ def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) ->
         experiment = load_experiment(experiment, measured=False)
     experiment = overfit_experiment(experiment, count, jax.device_count())
     summary = train(experiment, workdir, target_miou=TARGET_MIOU)
-    if summary["mIoU"] < TARGET_MIOU:
+    if (summary["mIoU"] or 0.0) < TARGET_MIOU:
         raise _not_reached(summary, experiment, workdir)
     return summary
 
@@ -69,7 +69,7 @@ def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str |
         else f" or it needs more steps, config.steps={MAX_STEPS}"
     )
     return DataError(
-        f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training "
+        f"overfitting failed: mIoU {summary['mIoU'] or 0.0:.4f} on the {summary['images']} training "
         f"images themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
         file=workdir,
         hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too "
