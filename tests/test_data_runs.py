@@ -1,4 +1,4 @@
-"""From a folder to a run: 16-bit images of 5 channels, submission files, class weights, several data sets."""
+"""From a folder to a run: 16 bits, 5 channels, submissions, class weights, several data sets."""
 
 import numpy as np
 import pytest
