@@ -1,4 +1,7 @@
-"""ANN (Zhu et al. 2019).  python scripts/train.py --config=configs/ann.py:r50-d8_512x1024_40k_cityscapes"""
+"""ANN (Zhu et al. 2019).
+
+python scripts/train.py --config=configs/ann.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary, parse_variant
 

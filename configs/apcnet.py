@@ -1,4 +1,7 @@
-"""APCNet (He et al. 2019).  python scripts/train.py --config=configs/apcnet.py:r50-d8_512x1024_40k_cityscapes"""
+"""APCNet (He et al. 2019).
+
+python scripts/train.py --config=configs/apcnet.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

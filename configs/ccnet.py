@@ -1,4 +1,7 @@
-"""CCNet (Huang et al. 2018).  python scripts/train.py --config=configs/ccnet.py:r50-d8_512x1024_40k_cityscapes"""
+"""CCNet (Huang et al. 2018).
+
+python scripts/train.py --config=configs/ccnet.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

@@ -1,14 +1,34 @@
-"""CGNet (Wu et al. 2018).  python scripts/train.py --config=configs/cgnet.py:680x680_60k_cityscapes
+"""CGNet (Wu et al. 2018).
 
-The published 680x680 run uses half the batch and neither photometric distortion nor a limit on a crop's largest class.
+    python scripts/train.py --config=configs/cgnet.py:680x680_60k_cityscapes
+
+The published 680x680 run uses half the batch and neither photometric distortion nor a limit on a
+crop's largest class.
 """
 
 from jaxseg.config import experiment, parse_variant
 
 CITYSCAPES_WEIGHTS = (
-    2.5959933, 6.7415504, 3.5354059, 9.8663225, 9.690899, 9.369352, 10.289121, 9.953208, 4.3097677, 9.490387,
-    7.674431, 9.396905, 10.347791, 6.3927646, 10.226669, 10.241062, 10.280587, 10.396974, 10.055647,
-)  # fmt: skip
+    2.5959933,
+    6.7415504,
+    3.5354059,
+    9.8663225,
+    9.690899,
+    9.369352,
+    10.289121,
+    9.953208,
+    4.3097677,
+    9.490387,
+    7.674431,
+    9.396905,
+    10.347791,
+    6.3927646,
+    10.226669,
+    10.241062,
+    10.280587,
+    10.396974,
+    10.055647,
+)
 
 
 def get_config(variant: str = "680x680_60k_cityscapes"):

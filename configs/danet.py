@@ -1,4 +1,6 @@
-"""DANet (Fu et al. 2018).  python scripts/train.py --config=configs/danet.py:r50-d8_512x1024_40k_cityscapes
+"""DANet (Fu et al. 2018).
+
+    python scripts/train.py --config=configs/danet.py:r50-d8_512x1024_40k_cityscapes
 
 Three losses of equal weight: the fused scores, and each attention's own.
 """

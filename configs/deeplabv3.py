@@ -1,4 +1,7 @@
-"""DeepLabV3 (Chen et al. 2017).  python scripts/train.py --config=configs/deeplabv3.py:r50-d8_512x1024_40k_cityscapes"""
+"""DeepLabV3 (Chen et al. 2017).
+
+python scripts/train.py --config=configs/deeplabv3.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import aspp, experiment, fcn_auxiliary, ohem_if_multi_grid, parse_variant
 

@@ -1,4 +1,7 @@
-"""DMNet (He et al. 2019).  python scripts/train.py --config=configs/dmnet.py:r50-d8_512x1024_40k_cityscapes"""
+"""DMNet (He et al. 2019).
+
+python scripts/train.py --config=configs/dmnet.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

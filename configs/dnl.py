@@ -1,6 +1,9 @@
-"""DNLNet (Yin et al. 2020).  python scripts/train.py --config=configs/dnl.py:r50-d8_512x1024_40k_cityscapes
+"""DNLNet (Yin et al. 2020).
 
-The published 769x769 runs of 80k steps kept weight decay off the attention's queries and keys, the others did not.
+    python scripts/train.py --config=configs/dnl.py:r50-d8_512x1024_40k_cityscapes
+
+The published 769x769 runs of 80k steps kept weight decay off the attention's queries and keys, the
+others did not.
 """
 
 from jaxseg.config import experiment, fcn_auxiliary, parse_variant

@@ -1,4 +1,6 @@
-"""EMANet (Li et al. 2019).  python scripts/train.py --config=configs/emanet.py:r50-d8_512x1024_80k_cityscapes
+"""EMANet (Li et al. 2019).
+
+    python scripts/train.py --config=configs/emanet.py:r50-d8_512x1024_80k_cityscapes
 
 The convolution before the EM algorithm is never trained, so weight decay must not move it either.
 """

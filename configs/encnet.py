@@ -1,4 +1,6 @@
-"""EncNet (Zhang et al. 2018).  python scripts/train.py --config=configs/encnet.py:r50-d8_512x1024_40k_cityscapes
+"""EncNet (Zhang et al. 2018).
+
+    python scripts/train.py --config=configs/encnet.py:r50-d8_512x1024_40k_cityscapes
 
 A second loss asks which classes are in the image.
 """

@@ -1,4 +1,7 @@
-"""Fast-SCNN (Poudel et al. 2019).  python scripts/train.py --config=configs/fast_scnn.py:512x1024_160k_cityscapes"""
+"""Fast-SCNN (Poudel et al. 2019).
+
+python scripts/train.py --config=configs/fast_scnn.py:512x1024_160k_cityscapes
+"""
 
 from jaxseg.config import cross_entropy, experiment, fcn_auxiliary
 

@@ -1,6 +1,9 @@
-"""FCN (Long et al. 2015).  python scripts/train.py --config=configs/fcn.py:r50-d8_512x1024_40k_cityscapes
+"""FCN (Long et al. 2015).
 
-With an HRNet backbone all four maps are joined, without an auxiliary head or dropout; d6: dilation 6 in both heads.
+    python scripts/train.py --config=configs/fcn.py:r50-d8_512x1024_40k_cityscapes
+
+With an HRNet backbone all four maps are joined, without an auxiliary head or dropout; d6: dilation
+6 in both heads.
 """
 
 from jaxseg.config import ConfigError, experiment, fcn_auxiliary, joined_fcn, parse_variant

@@ -1,4 +1,7 @@
-"""Semantic FPN (Kirillov et al. 2019).  python scripts/train.py --config=configs/fpn.py:r50_512x1024_80k_cityscapes"""
+"""Semantic FPN (Kirillov et al. 2019).
+
+python scripts/train.py --config=configs/fpn.py:r50_512x1024_80k_cityscapes
+"""
 
 from jaxseg.config import experiment
 

@@ -1,4 +1,6 @@
-"""LR-ASPP (Howard et al. 2019) on MobileNetV3.  python scripts/train.py --config=configs/lraspp.py:m-v3-d8_512x1024_320k_cityscapes
+"""LR-ASPP (Howard et al. 2019) on MobileNetV3.
+
+    python scripts/train.py --config=configs/lraspp.py:m-v3-d8_512x1024_320k_cityscapes
 
 Images of less than 385 pixels need --config.model.heads.decode.small_input=global.
 """

@@ -1,4 +1,7 @@
-"""Non-local network (Wang et al. 2017).  python scripts/train.py --config=configs/nonlocal.py:r50-d8_512x1024_40k_cityscapes"""
+"""Non-local network (Wang et al. 2017).
+
+python scripts/train.py --config=configs/nonlocal.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

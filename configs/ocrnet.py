@@ -1,6 +1,9 @@
-"""OCRNet (Yuan et al. 2020).  python scripts/train.py --config=configs/ocrnet.py:hr18_512x1024_40k_cityscapes
+"""OCRNet (Yuan et al. 2020).
 
-A cascade: an FCN's classes (stage_0, loss weight 0.4) become the regions that the decode head attends to.
+    python scripts/train.py --config=configs/ocrnet.py:hr18_512x1024_40k_cityscapes
+
+A cascade: an FCN's classes (stage_0, loss weight 0.4) become the regions that the decode head
+attends to.
 """
 
 from jaxseg.config import experiment, fcn_auxiliary, joined_fcn, parse_variant

@@ -1,4 +1,7 @@
-"""PSANet (Zhao et al. 2018).  python scripts/train.py --config=configs/psanet.py:r50-d8_512x1024_40k_cityscapes"""
+"""PSANet (Zhao et al. 2018).
+
+python scripts/train.py --config=configs/psanet.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary, parse_variant
 

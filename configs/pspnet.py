@@ -1,4 +1,7 @@
-"""PSPNet (Zhao et al. 2017).  python scripts/train.py --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes"""
+"""PSPNet (Zhao et al. 2017).
+
+python scripts/train.py --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

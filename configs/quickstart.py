@@ -1,4 +1,4 @@
-"""A small FCN on a narrow ResNet-10, trained on the embedded `shapes` data set: minutes on two CPU cores.
+"""A small FCN on a narrow ResNet-10, trained on `shapes`: minutes on two CPU cores.
 
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 

@@ -1,4 +1,7 @@
-"""UPerNet (Xiao et al. 2018).  python scripts/train.py --config=configs/upernet.py:r50_512x1024_40k_cityscapes"""
+"""UPerNet (Xiao et al. 2018).
+
+python scripts/train.py --config=configs/upernet.py:r50_512x1024_40k_cityscapes
+"""
 
 from jaxseg.config import experiment, fcn_auxiliary
 

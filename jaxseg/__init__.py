@@ -10,9 +10,25 @@ __version__ = "0.1.0"
 
 # Names outside of the models, imported on first use: some need more libraries than the models do.
 _LAZY_MODULES = (
-    "benchmark", "checkpoint", "cli", "config", "convert", "data", "errors", "evaluation", "inference", "losses",
-    "metrics", "models", "optim", "precision", "training", "visualize", "weights", "zoo",
-)  # fmt: skip
+    "benchmark",
+    "checkpoint",
+    "cli",
+    "config",
+    "convert",
+    "data",
+    "errors",
+    "evaluation",
+    "inference",
+    "losses",
+    "metrics",
+    "models",
+    "optim",
+    "precision",
+    "training",
+    "visualize",
+    "weights",
+    "zoo",
+)
 _LAZY_NAMES = {"Predictor": "jaxseg.inference.predictor"}
 
 __all__ = ["JaxsegError", "__version__", *_LAZY_NAMES, *_LAZY_MODULES]

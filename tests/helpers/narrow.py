@@ -22,7 +22,9 @@ COUNTS = ("num_bases", "num_codes", "num_points")
 
 
 def narrow(config: ConfigDict) -> ConfigDict:
-    """A copy of an experiment's config with a narrow backbone, neck and heads; depth, strides and losses stay."""
+    """A copy of an experiment's config with a narrow backbone, neck and heads; depth, strides and
+    losses stay.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         model = config.model

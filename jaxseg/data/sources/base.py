@@ -29,9 +29,9 @@ class Source(Protocol):
     """
 
     spec: DatasetSpec
-    names: Sequence[str]
-    files: Sequence[str]
-    label_files: Sequence[str]
+    names: list[str]
+    files: list[str]
+    label_files: list[str]
 
     def __len__(self) -> int:
         """Return the number of samples."""

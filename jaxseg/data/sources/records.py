@@ -243,11 +243,11 @@ class ArrayRecordSource:
             where,
         )
 
-    def _record(self, index: int) -> list[memoryview]:
-        """The encoded image and label of a record."""
+    def _record(self, index: int) -> list[bytes]:
+        """Return the encoded image and the encoded label of a record."""
         try:
             fields = parse_example(self._data[index])
-            return [fields[key] for key in self._keys]
+            return [bytes(fields[key]) for key in self._keys]
         except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(count for _, count in self._shards)
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
