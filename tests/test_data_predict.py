@@ -45,7 +45,7 @@ def written(folder):
     )
 
 
-# --- What is written --------------------------------------------------------------------------------------------------
+# --- What is written ------------------------------------------------------------------------------
 
 
 def test_files_in_files_out(tmp_path):
@@ -119,11 +119,8 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     (tmp_path / "in/loop").symlink_to(".")
     with caplog.at_level(logging.INFO, "jaxseg"):
         predict_files(Segment(), tmp_path / "in", tmp_path / "out")
-    assert [
-        record.getMessage() for record in caplog.records if "left out" in record.getMessage()
-    ] == [
-        f"{tmp_path / 'in'}: left out 3 (hidden, no image, or listed already): .b.png, loop, notes.txt"
-    ]
+    [message] = [text for text in caplog.messages if "left out" in text]
+    assert str(tmp_path / "in") in message and message.endswith(".b.png, loop, notes.txt")
 
 
 @pytest.mark.parametrize("name", ["photo", "a.b.c.png", "x.jfif", "x.JPE", "frame.0001"])
@@ -142,8 +139,9 @@ def test_an_input_without_images(tmp_path):
         find_images(tmp_path / "gone")
     assert caught.value.file == str(tmp_path / "gone") and caught.value.field == "source"
     (tmp_path / "plan.pdf").write_bytes(b"%PDF-1.7")
-    with pytest.raises(DataError, match=r"it holds plan.pdf \(PDF\)"):
+    with pytest.raises(DataError) as caught:
         find_images(tmp_path)
+    assert caught.value.field == "source" and "plan.pdf (PDF)" in caught.value.problem
 
 
 @pytest.mark.parametrize("value", [-9999, 70000, 2**32 - 1])
@@ -165,7 +163,7 @@ def test_label_values_of_a_workdir(tmp_path, key):
     assert list(load_submission_ids(tmp_path)) == [0, 1]
 
 
-# --- Paths that cannot be used ----------------------------------------------------------------------------------------
+# --- Paths that cannot be used --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,8 +186,9 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
     photos(tmp_path / "in", "a.png", "a_overlay.png")
     (tmp_path / "notes").write_text("")
     before = written(tmp_path)
-    with pytest.raises(JaxsegError, match=decisive) as error:
+    with pytest.raises(JaxsegError) as error:
         predict_files(Segment(), tmp_path / source, tmp_path / output)
+    assert decisive in error.value.problem + error.value.hint
     assert any(path in error.value.file for path in (source, output))
     if decisive != "cannot be written":
         assert error.value.field == "output"
@@ -198,16 +197,18 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
 
 def test_inputs_that_cannot_be_used(tmp_path):
     for name in ("nothing", ""):
-        with pytest.raises(DataError, match="no such file or folder|no images") as error:
+        with pytest.raises(DataError) as error:
             predict_files(Segment(), tmp_path / name, tmp_path / "out")
         assert error.value.file == str(tmp_path / name) and error.value.field == "source"
     photos(tmp_path / "twice", "a.png", "a.jpg")
-    with pytest.raises(DataError, match="both be written as a.png") as error:
+    with pytest.raises(DataError) as error:
         predict_files(Segment(), tmp_path / "twice", tmp_path / "out")
     assert error.value.field == "source" and Path(error.value.file).stem == "a"
+    assert error.value.problem.endswith("a.png")
     photos(tmp_path / "beside", "a.png", "a_overlay.jpg")
-    with pytest.raises(DataError, match="both be written as a_overlay.png"):
+    with pytest.raises(DataError) as error:
         predict_files(Segment(), tmp_path / "beside", tmp_path / "out")
+    assert error.value.field == "source" and error.value.problem.endswith("a_overlay.png")
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
@@ -216,7 +217,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     assert predict_files(Segment(), "~/in/a.png", "~/out") == [tmp_path / "out/a.png"]
 
 
-# --- Images that cannot be segmented ----------------------------------------------------------------------------------
+# --- Images that cannot be segmented --------------------------------------------------------------
 
 
 def save(kind, file):
@@ -262,8 +263,9 @@ def test_a_file_that_is_not_finite_is_refused(tmp_path, value):
     image = np.ones((6, 7, 3), np.float32)
     image[2, 3] = value
     tifffile.imwrite(tmp_path / "holed.tif", image, photometric="rgb")
-    with pytest.raises(DataError, match="row 2, column 3, channel 0") as error:
+    with pytest.raises(DataError) as error:
         predict_files(make_float_predictor(), tmp_path / "holed.tif", tmp_path / "out")
+    assert "row 2, column 3, channel 0" in error.value.problem
     assert (
         error.value.file == str(tmp_path / "holed.tif")
         and f"holds {value} (3 values" in error.value.problem
@@ -274,8 +276,9 @@ def test_a_file_with_a_value_hugely_outside_of_the_rest_is_refused(tmp_path):
     values = np.random.default_rng(0).random((10, 14, 3), np.float32)
     values[:2] = -9999
     tifffile.imwrite(tmp_path / "z.tif", values, photometric="rgb")
-    with pytest.raises(DataError, match="-9999 in 28 pixels") as error:
+    with pytest.raises(DataError) as error:
         predict_files(make_float_predictor(), tmp_path / "z.tif", tmp_path / "out")
+    assert "-9999 in 28 pixels" in error.value.problem
     assert error.value.file == str(tmp_path / "z.tif") and error.value.field == "dataset.nodata"
 
 
@@ -305,9 +308,10 @@ def test_pixels_without_data_are_255(tmp_path):
 def test_scores_that_are_not_finite_name_the_file(tmp_path):
     photos(tmp_path, "a.png")
     segment = make_predictor(model=toy(lambda images: images / 0))
-    with pytest.raises(NonFiniteError, match="140 of 140 pixels") as error:
+    with pytest.raises(NonFiniteError) as error:
         predict_files(segment, tmp_path / "a.png", tmp_path / "out")
     assert error.value.file == str(tmp_path / "a.png") and not list(tmp_path.rglob("out/*"))
+    assert "140 of 140 pixels" in error.value.problem
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,11 @@ def test_splits_are_sliced_repeated_and_joined(folder):
         "split 'train[9:]': train[9:] is empty, as train has 5 samples",
         train_split="train[9:]",
     )
-    refused(folder, "split 'train**2': write a name, a slice 'train[:4]'", train_split="train**2")
+    refused(
+        folder,
+        "split 'train**2' is malformed; write a name, a slice 'train[:4]'",
+        train_split="train**2",
+    )
 
 
 def test_one_class_teaches_nothing(folder):

@@ -41,19 +41,19 @@ def load(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SMALL)
 def test_small_case_agrees_with_mmsegmentation(name: str) -> None:
     """Logits, losses, gradient norms and running statistics agree within bounds."""
-    case, seeded = load(name), parity._seeded(STORED)
+    case, seeded = load(name), parity.seeded(STORED)
     model = create_model(case["jaxseg"]["model"])
     weights = {
         key: seeded.seeded_array(key, tuple(shape), case["seed"])
         for key, shape in case["state_dict"]
     }
     variables = convert.from_mmseg(weights, model)
-    images = parity._nhwc(seeded.seeded_images(tuple(case["input_shape"]), case["seed"]))
+    images = parity.nhwc(seeded.seeded_images(tuple(case["input_shape"]), case["seed"]))
     with np.load(STORED / "small" / f"{name}.npz") as arrays:
-        found = parity._eval_deviations(case, dict(arrays), model, variables, images)
+        found = parity.eval_deviations(case, dict(arrays), model, variables, images)
     if "train" in case:
         config = ConfigDict(case["jaxseg"])
-        found |= parity._train_deviations(case, config, model, variables, seeded)
+        found |= parity.train_deviations(case, config, model, variables, seeded)
     limits = {key: 1 if key.startswith("gradient") else STRICT for key in found}
     assert all(found[key] <= limits[key] for key in found), f"deviations over bounds: {found}"
 

@@ -34,7 +34,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
     """
     if not root:
         raise DataError(
-            f"The data set 'folder' needs its folder: config.dataset.root=DIR with {CONTENTS}.",
+            f"the data set 'folder' needs its folder: config.dataset.root=DIR with {CONTENTS}",
             field="dataset.root",
         )
     root = expand(root)

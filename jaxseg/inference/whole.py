@@ -38,7 +38,7 @@ def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Ar
     Returns:
         Logits, float32 [B, h, w, K].
     """
-    mean, std = np.float32(settings.mean), np.float32(settings.std)
+    mean, std = (np.asarray(values, np.float32) for values in (settings.mean, settings.std))
     logits, _ = model.apply(variables, normalize(images, mean, std), train=False)
     return logits.astype(jnp.float32)
 

@@ -83,9 +83,9 @@ def equalize(image: np.ndarray) -> np.ndarray:
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(
-            f"config.dataset.clahe works on images of 8 or 16 bits, but these are {image.dtype}; "
-            "set it to 0.",
+            f"config.dataset.clahe works on images of 8 or 16 bits, but these are {image.dtype}",
             field="dataset.clahe",
+            hint="set it to 0",
         )
     clahe = cv2.createCLAHE(CLIP_LIMIT, TILES)
     return np.stack(

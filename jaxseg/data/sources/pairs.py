@@ -66,7 +66,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     if not root:
         hint = "config.dataset.root=DIR (config.eval.root for config.eval.dataset)"
         raise DataError(
-            f"The data set '{spec.name}' needs its folder: {hint}.", field="dataset.root"
+            f"the data set '{spec.name}' needs its folder: {hint}", field="dataset.root"
         )
     root = expand(root)
     if not root.is_dir():
