@@ -33,7 +33,7 @@ def load_experiment(config: Config, *, measured: bool = True) -> Experiment:
     """Return the experiment of a config: `open_experiment` without the data set's spec.
 
     Args:
-        config: A ConfigDict of configs/ (`jaxseg.config.get_experiment`), after overrides; it is
+        config: The config (`jaxseg.config.get_experiment`), after overrides; it is
             not changed.
         measured: Measure what the config leaves to the data: dtype, mean and std, class weights.
 

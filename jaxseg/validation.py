@@ -9,7 +9,7 @@ from jaxseg.config.defaults import CROSS_ENTROPY
 from jaxseg.config.fields import Each
 from jaxseg.config.resolve import Config, check_fields, copy_config, has_auto_weights
 from jaxseg.config.schema import LOSS_EXAMPLE, LossConfig, from_dict
-from jaxseg.models import arguments
+from jaxseg.models.arguments import BACKBONE, HEAD, NECK, defaults_of
 from jaxseg.models.build import BACKBONES, HEADS, NECKS, declared_fields
 
 log = logging.getLogger(__name__)
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 SCHEMA: dict[str, Any] = checks.SCHEMA | {
     "model": checks.SCHEMA["model"]
     | {
-        "backbone": arguments.BACKBONE,
-        "neck": arguments.NECK,
-        "heads": checks.SCHEMA["model"]["heads"]._replace(node=arguments.HEAD),
+        "backbone": BACKBONE,
+        "neck": NECK,
+        "heads": checks.SCHEMA["model"]["heads"]._replace(node=HEAD),
     },
     "losses": Each(losses.LOSS, LOSS_EXAMPLE),
 }
@@ -84,15 +84,15 @@ def complete_modules(config: Any) -> Any:
     Two configs of one meaning are then equal, no matter which version wrote them.
 
     Args:
-        config: A complete ConfigDict.
+        config: A complete config, unlocked or not.
     """
     model = config.model
-    parts = [(BACKBONES, model.backbone), (NECKS, model.neck)]
+    parts: list[tuple[Any, Any]] = [(BACKBONES, model.backbone), (NECKS, model.neck)]
     parts += [(HEADS, head) for head in model.heads.values()]
     with config.unlocked(), config.ignore_type():
         for table, part in parts:
             if part.get("name") in table:
-                checks.fill(part, arguments.defaults_of(table[part.name]))
+                checks.fill(part, defaults_of(table[part.name]))
         for loss in config.losses.values():
             if loss.get("name") in losses.LOSSES:
                 checks.fill(loss, losses.defaults_of(loss.name))

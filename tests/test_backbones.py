@@ -1,4 +1,4 @@
-"""Every backbone keeps to the channels and reductions that it declares; width-reduced, by shapes where those are enough."""
+"""Every backbone keeps to the channels and reductions that it declares."""
 
 import jax
 import jax.numpy as jnp

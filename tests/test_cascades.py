@@ -1,4 +1,4 @@
-"""Cascades: sampling at points, PointRend's refinement and random points, statistics of stages. And LR-ASPP's windows."""
+"""Cascades: sampling at points, PointRend, statistics of stages. And LR-ASPP's windows."""
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def test_training_points_are_uncertain_in_part_and_do_not_depend_on_the_number_o
 
     together = points(head, features, previous)
     assert together["points"].shape == (4, 64, 2) and together["point_logits"].shape == (4, 64, 4)
-    assert 0 <= together["points"].min() and together["points"].max() < 1
+    assert together["points"].min() >= 0 and together["points"].max() < 1
     unsure = uncertainty(sample_bilinear(previous, together["points"]))
     assert unsure[:, :48].mean() > unsure[:, 48:].mean() + 0.2
     shared = PointHead(num_classes=4, channels=8, layer=Layers(axis_name="batch"), num_points=64)

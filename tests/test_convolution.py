@@ -11,7 +11,7 @@ from jax import export
 from jaxseg.models import create_model, variable_shapes
 from jaxseg.models.convolution import convolve
 
-# kernel shape, groups, and (stride, dilation, padding, size) of the cases with forms of their own
+# (kernel shape, groups) of the convolutions with forms of their own; (stride, dilation, padding, size)
 SHAPES = [((3, 3, 1, 6), 6), ((1, 1, 6, 4), 1)]
 GEOMETRIES = [(1, 1, 1, 17), (2, 1, 1, 18), (2, 1, 1, 17), (1, 2, 2, 15), (3, 1, 0, 17)]
 
@@ -91,13 +91,12 @@ def _rematerialised(f, x, kernel):
     return jax.grad(jax.checkpoint(_loss(f)), (0, 1))(x, kernel)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_shape, groups", SHAPES)
 @pytest.mark.parametrize(
     "mode", [_jvp, _linearize, _hessian_vector, _reverse_over_reverse, _rematerialised]
 )
-def test_every_kind_of_differentiation(mode, kernel_shape, groups, stride):
-    ours, plain, x, kernel = _case(kernel_shape, groups, stride)
+def test_every_kind_of_differentiation(mode, kernel_shape, groups):
+    ours, plain, x, kernel = _case(kernel_shape, groups, stride=2)
     expected = mode(plain, x, kernel)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     _assert_close(mode(ours, x, kernel), expected, atol=1e-5 * scale)

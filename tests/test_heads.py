@@ -1,4 +1,4 @@
-"""Heads: what holds for every one of the registry, and each attention against a plain reading of its definition."""
+"""What holds for every head, and each attention against a plain reading of its definition."""
 
 import functools
 
@@ -19,7 +19,7 @@ from jaxseg.optim import make_optimizer
 
 K, SIZES = 5, [(8, 10), (4, 5), (4, 5), (4, 5)]
 LAYER = Layers(dropout_rate=0.0)
-# What a head needs beside num_classes, channels and layer on maps this small, and what makes it quick to compile.
+# What heads need on maps this small, and what makes them quick to compile.
 OPTIONS = {
     "fpn": dict(feature_strides=(4, 8, 8, 8)),
     "lraspp": dict(small_input="global", branch_channels=(8, 8)),
@@ -39,7 +39,7 @@ def _random(*shape):
 
 
 def _filled(init, *arguments):
-    """Variables of init(key, *arguments) with nothing at 0, so that blocks that start as identity do something."""
+    """Variables of init(key, *arguments) with nothing at 0: blocks may start as the identity."""
     shapes = jax.eval_shape(
         lambda: init({"params": jax.random.key(0), "points": jax.random.key(0)}, *arguments)
     )

@@ -1,4 +1,4 @@
-"""Layers against XLA's plain operations, PyTorch's published rules, and one device against four."""
+"""Layers against PyTorch's published rules, and one device against four."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from jaxseg import ops
 from jaxseg.errors import ConfigError
-from jaxseg.models import layers
+from jaxseg.models import layers, pooling
 from jaxseg.models.layers import BatchNorm, ChannelDropout, Conv
 
 
@@ -23,6 +23,15 @@ def test_same_padding_puts_the_odd_pixel_at_the_end():
         {"params": {"kernel": jnp.ones((1, 3, 1, 1))}}, x
     )
     np.testing.assert_array_equal(y.ravel(), [0 + 1 + 2, 2 + 3])
+
+
+def test_a_convolution_refuses_a_padding_it_does_not_know():
+    with pytest.raises(ConfigError):
+        Conv(1, padding="valid").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+
+
+def test_the_normalisation_of_images_stays_importable_from_layers():
+    assert layers.normalize is ops.normalize
 
 
 def test_bilinear_resize_follows_pytorch():
@@ -45,17 +54,17 @@ def test_nearest_resize_takes_the_floor():
 
 def test_adaptive_pool_has_pytorchs_overlapping_bins():
     x = jnp.arange(5.0).reshape(1, 1, 5, 1)
-    np.testing.assert_allclose(layers.adaptive_avg_pool(x, (1, 3)).ravel(), [0.5, 2, 3.5])
+    np.testing.assert_allclose(pooling.adaptive_avg_pool(x, (1, 3)).ravel(), [0.5, 2, 3.5])
 
 
 def test_average_pool_counts_a_partial_window_only_where_it_is():
     x = jnp.arange(5.0).reshape(1, 1, 5, 1).repeat(2, axis=1)
-    pooled = layers.avg_pool(x, 2, 2, count_include_pad=False, ceil_mode=True)
+    pooled = pooling.avg_pool(x, 2, 2, count_include_pad=False, ceil_mode=True)
     np.testing.assert_allclose(pooled.ravel(), [0.5, 2.5, 4])
 
 
 def test_max_pool_ignores_its_padding():
-    assert float(layers.max_pool(-jnp.ones((1, 2, 2, 1)), 3, 2, 1).max()) == -1
+    assert float(pooling.max_pool(-jnp.ones((1, 2, 2, 1)), 3, 2, 1).max()) == -1
 
 
 def test_normalize_zeroes_the_padding():

@@ -21,7 +21,7 @@ from jaxseg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 READ_WHEN_TRAINED = ("precision", "dataset", "eval")  # parts that evaluation and prediction read
-# Fields of config.dataset that describe what the network was trained on, whatever data it is shown.
+# Fields of config.dataset that belong to the trained network, no matter what data it is shown.
 KEPT_WHEN_TRAINED = ("channels", "dtype", "image_mean", "image_std", "classes")
 
 

@@ -273,7 +273,7 @@ class DatasetConfig:
             length=0,
             others=(NO_NODATA,),
         ),
-        "Values that stand for missing data, besides those that TIFF files declare; `none` if "
+        "Values that stand for missing data, apart from those that TIFF files declare; `none` if "
         "every value was measured. "
         "Missing pixels are left out of statistics, become the mean for the network and 255 in "
         "labels and predictions.",
@@ -474,7 +474,7 @@ class Experiment:
     eval_every: int = declare(0, INTERVAL, "Steps between evaluations; 0 for one at the end.")
     checkpoint_every: int = declare(0, INTERVAL, "Steps between checkpoints; 0 for one at the end.")
     keep_checkpoints: int = declare(
-        2, whole(1), "Latest checkpoints to keep, besides the best by mIoU."
+        2, whole(1), "Latest checkpoints to keep, in addition to the best by mIoU."
     )
     log_every: int = declare(50, whole(1), "Steps between log lines.")
     precision: str = declare(
@@ -551,7 +551,7 @@ SCHEMA: dict[str, Any] = {
     "schedule": nodes_of(ScheduleConfig),
     "eval": nodes_of(EvalConfig),
 }
-PATHS = ("dataset.root", "eval.root", "init_from")  # besides the roots of dataset.concat
+PATHS = ("dataset.root", "eval.root", "init_from")  # and the roots of dataset.concat
 
 
 def defaults_of(part: type) -> dict[str, Any]:

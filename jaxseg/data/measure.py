@@ -73,7 +73,7 @@ def _filled(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     losses = dict(experiment.losses)
     for label in _auto_losses(experiment):
         weights = {"class_weight": tuple(values["class_weight"])}
-        options = FrozenDict({**losses[label].options, **weights})
+        options: FrozenDict[str, Any] = FrozenDict({**losses[label].options, **weights})
         losses[label] = dataclasses.replace(losses[label], options=options)
     return dataclasses.replace(
         experiment,

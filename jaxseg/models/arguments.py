@@ -192,7 +192,7 @@ class _ModuleFields:
             return {"name": TEXT}
         what = f"{self.kind} at config.{path}.name"
         module = lookup(self.table, part.get("name"), what, field=f"{path}.name")
-        return {"name": TEXT} | fields_of(module, self.kind)
+        return {"name": TEXT} | fields_of(module, self.kind)  # type: ignore[arg-type] # hashable
 
 
 BACKBONE = Part(_ModuleFields(BACKBONES, "backbone"))

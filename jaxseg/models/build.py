@@ -218,7 +218,8 @@ def _owner(model: dict[str, Any], key: str) -> dict[str, Any]:
         if key in fields:
             return part
         known += fields
-    return lookup(dict.fromkeys(known), key, "argument of create_model")  # which raises
+    names: dict[str, Any] = dict.fromkeys(known)
+    return lookup(names, key, "argument of create_model")  # which raises
 
 
 def declared_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -292,7 +293,7 @@ def variable_shapes(
 
 def _init(model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Any]:
     images = jnp.zeros(image_shape, jnp.float32)
-    return model.init({"params": key, "points": key}, images, train=False)
+    return dict(model.init({"params": key, "points": key}, images, train=False))
 
 
 def init_variables(

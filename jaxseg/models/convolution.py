@@ -1,12 +1,14 @@
 """Convolution, and how each platform computes it.
 
-`convolve` is the one place that decides how a convolution is lowered. XLA's own convolution is the best choice on GPU and
-TPU. On CPU it is about 10 times slower than a sum of shifted products for depthwise kernels, and 2 to 3 times slower than a
-matrix product for 1x1 kernels. Both shapes are therefore JAX primitives, lowered by `jax.lax.platform_dependent`: a program
-exported on one platform carries the form of the platform that runs it.
+`convolve` is the one place that decides how a convolution is lowered. XLA's own convolution is the
+best choice on GPU and TPU. On CPU it is about 10 times slower than a sum of shifted products for
+depthwise kernels, and its gradient 2 to 3 times slower than a matrix product's for 1x1 kernels.
+Both are therefore JAX primitives, lowered by `jax.lax.platform_dependent`: a program exported on
+one platform carries the form of the platform that will run it.
 
-A convolution is bilinear in image and kernel. With its two gradients it makes three bilinear operations, and the transposes
-of each are the other two, so reverse mode, forward mode and their combinations are all built from the forms below.
+A convolution is bilinear in image and kernel. With its two gradients it makes three bilinear
+operations, and the transposes of each are the other two. Forward mode, reverse mode and their
+combinations are all made of the forms below.
 """
 
 import functools
@@ -75,21 +77,26 @@ def convolve(
     Returns:
         Images [B, H', W', F] of the same dtype.
     """
-    (top, bottom), (left, right) = padding
+    rows, columns = padding
     geometry = Geometry(
-        image_size=x.shape[1:3],
-        kernel_size=kernel.shape[:2],
-        stride=tuple(stride),
-        padding=((top, bottom), (left, right)),
-        dilation=tuple(dilation),
+        image_size=_pair(x.shape[1:3]),
+        kernel_size=_pair(kernel.shape[:2]),
+        stride=_pair(stride),
+        padding=(_pair(rows), _pair(columns)),
+        dilation=_pair(dilation),
         groups=groups,
     )
-    pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any((top, bottom, left, right))
+    pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any((*rows, *columns))
     depthwise = groups == x.shape[-1] == kernel.shape[-1] and groups > 1
     if pointwise or depthwise:
         x, kernel = _vary_like(x, kernel), _vary_like(kernel, x)
         return _convolution_p.bind(x, kernel, geometry=geometry)
     return _xla(x, kernel, geometry)
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    vertical, horizontal = values
+    return vertical, horizontal
 
 
 def _varying_axes(x: jax.Array) -> frozenset[str]:
@@ -101,12 +108,12 @@ def _varying_axes(x: jax.Array) -> frozenset[str]:
 
 
 def _vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x` marked as varying where `other` does, so that the gradient of a shared kernel is summed over devices."""
+    """`x` marked as varying where `other` does, so that a shared kernel's gradient is summed."""
     axes = _varying_axes(other) - _varying_axes(x)
     return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
 
 
-# --- Forms ------------------------------------------------------------------------------------------------------------
+# --- Forms ----------------------------------------------------------------------------------------
 
 
 def _xla(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -153,7 +160,7 @@ def _kernel_gradient_of(form: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 
 
 def _taps(geometry: Geometry, size: Sequence[int]) -> list[tuple[slice, slice]]:
-    """The rows and columns of a padded image that each kernel element meets, for an output of `size`."""
+    """The rows and columns of a padded image that each kernel element meets, for an output size."""
     rows, columns = (
         [slice(i * d, i * d + s * (n - 1) + 1, s) for i in range(k)]
         for k, n, s, d in zip(geometry.kernel_size, size, geometry.stride, geometry.dilation)
@@ -169,10 +176,11 @@ def _shifted_products(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> ja
     """A depthwise convolution as a sum of shifted images, each times one kernel element."""
     x = _pad(x, geometry)
     weights = kernel.reshape(-1, kernel.shape[-1])
-    return sum(
+    products = [
         x[:, rows, columns, :] * per_channel(weights[i], 4)
         for i, (rows, columns) in enumerate(_taps(geometry, geometry.output_size))
-    )
+    ]
+    return sum(products[1:], products[0])
 
 
 def _shifted_products_image_gradient(
@@ -194,7 +202,9 @@ def _shifted_products_image_gradient(
         )
     ]
     spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    dense = geometry._replace(image_size=spread.shape[1:3], stride=(1, 1), padding=((0, 0), (0, 0)))
+    dense = geometry._replace(
+        image_size=_pair(spread.shape[1:3]), stride=(1, 1), padding=((0, 0), (0, 0))
+    )
     image = _shifted_products(spread, kernel[::-1, ::-1], dense)
     (top, _), (left, _) = geometry.padding
     height, width = geometry.image_size
@@ -217,7 +227,7 @@ def _shifted_products_kernel_gradient(
     return sums.reshape(*geometry.kernel_size, 1, x.shape[-1])
 
 
-# --- Primitives -------------------------------------------------------------------------------------------------------
+# --- Primitives -----------------------------------------------------------------------------------
 
 
 def _by_platform(
@@ -242,7 +252,10 @@ def _by_platform(
 def _primitive(
     name: str, operation: Callable[..., jax.Array], shape: Callable[..., tuple[int, ...]]
 ) -> Primitive:
-    """A primitive that computes `operation`, whose result has `shape(a, b, geometry)` and the first operand's dtype."""
+    """A primitive that computes `operation`.
+
+    Its result has the shape `shape(a, b, geometry)` and the first operand's dtype.
+    """
 
     def abstract(a: ShapedArray, b: ShapedArray, *, geometry: Geometry) -> ShapedArray:
         return a.update(shape=shape(a, b, geometry))
@@ -253,9 +266,10 @@ def _primitive(
         *,
         geometry: Geometry,
     ) -> tuple[jax.Array, int]:
-        if axes[1] is not None:
+        if axes[0] is None or axes[1] is not None:
             return jax.vmap(functools.partial(operation, geometry=geometry), axes)(*operands), 0
-        # Only images [N, B, H, W, C] are batched: one larger batch keeps the primitive and its quick transposes.
+        # Only images [N, B, H, W, C] are batched: one larger batch keeps the primitive and its
+        # quick transposes.
         images = jnp.moveaxis(operands[0], axes[0], 0)
         result = primitive.bind(
             images.reshape(-1, *images.shape[2:]), operands[1], geometry=geometry

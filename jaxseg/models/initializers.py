@@ -82,10 +82,8 @@ class Initializer:
         draw = normal if self.kind in ("normal", "kaiming") else uniform
         return self._bound(shape) * draw(shape)
 
-    def __call__(
-        self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32
-    ) -> jax.Array:
-        """Draw with JAX, as Flax calls it; `key` is None only for constants."""
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draw with JAX, as Flax calls it; constants need no key."""
         drawn = _DRAWN.get()
         if drawn is not None:
             value = jnp.zeros(shape, dtype)

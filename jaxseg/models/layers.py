@@ -21,6 +21,10 @@ from jaxseg.models.normalization import BatchNorm
 from jaxseg.models.pooling import adaptive_avg_pool
 from jaxseg.ops import normalize as normalize
 from jaxseg.ops import per_channel, resize_bilinear
+from jaxseg.registry import lookup
+
+Features = Sequence[jax.Array]  # a backbone's maps [B, h_i, w_i, C_i], finest first
+HeadOutput = tuple[jax.Array, dict[str, jax.Array]]  # scores [B, h, w, K], and what losses need
 
 # --- Layers ---------------------------------------------------------------------------------------
 
@@ -81,7 +85,8 @@ class Conv(nn.Module):
         self, image_size: Sequence[int], kernel_size: tuple[int, int]
     ) -> list[tuple[int, int]]:
         """((top, bottom), (left, right)) in pixels."""
-        if self.padding == "same":
+        if isinstance(self.padding, str):
+            lookup({"same": None}, self.padding, "padding of a convolution")
             total = [
                 max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0)
                 for n, k in zip(image_size, kernel_size)
@@ -266,7 +271,7 @@ class Layers:
     def separable_conv(
         self, features: int, kernel_size: int = 3, *, name: str | None = None, **kwargs: Any
     ) -> SeparableConv:
-        """Make a depthwise-separable convolution; further arguments are those of `SeparableConv`."""
+        """Make a separable convolution; further arguments are those of `SeparableConv`."""
         return SeparableConv(self, features, kernel_size, name=name, **kwargs)
 
     def dropout(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -276,7 +281,7 @@ class Layers:
     def classify(
         self, x: jax.Array, num_classes: int, *, train: bool, name: str = "conv_seg"
     ) -> jax.Array:
-        """Score the classes by dropout and a 1x1 convolution: [B, h, w, C] to [B, h, w, K] float32."""
+        """Score classes by dropout and a 1x1 convolution: [B, h, w, C] to [B, h, w, K], float32."""
         x = self.dropout(x, train=train)
         conv = self.conv(num_classes, 1, use_bias=True, kernel_init=CLASSIFIER, name=name)
         return conv(x).astype(jnp.float32)

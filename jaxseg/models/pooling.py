@@ -13,7 +13,7 @@ from jaxseg.ops import apply_matrices
 
 @functools.lru_cache(maxsize=256)
 def _averaging(source: int, target: int) -> np.ndarray:
-    """Averages over the bins floor(i n / s) to ceil((i + 1) n / s), as a matrix [target, source]."""
+    """Averages over bins floor(i n / s) to ceil((i + 1) n / s), as a matrix [target, source]."""
     matrix = np.zeros((target, source), np.float32)
     for i in range(target):
         start, stop = i * source // target, -(-(i + 1) * source // target)

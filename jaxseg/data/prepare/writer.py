@@ -34,6 +34,7 @@ from jaxseg.parallel import ordered_map
 log = logging.getLogger(__name__)
 
 PLAN = "prepared.json"
+THREADS = min(os.cpu_count() or 1, 8)  # each may hold all tiles of a large image
 IMAGES_PER_SHARD, MAX_SHARDS = 100, 64  # a reader keeps every shard open
 # zstd at its fastest compresses what is not compressed yet, `zstd` images above all, and costs the
 # others nothing.
@@ -242,7 +243,7 @@ def _write_shards(
         if not (shard.is_file() and notes_file(shard).is_file())
     ]
     work = [task for _, tasks in missing for task in tasks]
-    encoded = ordered_map(encoder, work, "preparing", progress=True)
+    encoded = ordered_map(encoder, work, "preparing", progress=True, threads=THREADS, ahead=THREADS)
     with contextlib.closing(encoded):
         for shard, tasks in missing:
             _write_shard(shard, itertools.islice(encoded, len(tasks)), encoder.codec)

@@ -66,7 +66,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     if not root:
         hint = "config.dataset.root=DIR (config.eval.root for config.eval.dataset)"
         raise DataError(
-            f"The data set '{spec.name}' needs its folder: {hint}.", field="dataset.root"
+            f"the data set '{spec.name}' needs its folder: {hint}", field="dataset.root"
         )
     root = expand(root)
     if not root.is_dir():
@@ -289,10 +289,11 @@ class Labels:
     def _list(self, folder: Path) -> dict[str, list[Path]]:
         """Return {name in one form: the files} of a folder, {} if it is missing."""
         if folder not in self._folders:
-            self._folders[folder] = listed = {}
+            listed: dict[str, list[Path]] = {}
             there = folder if folder.is_dir() else self._other_form(folder)
             for file in walk(there, nested=False).files if there else ():
                 listed.setdefault(_normal_form(file.name), []).append(file)
+            self._folders[folder] = listed
         return self._folders[folder]
 
     def _other_form(self, folder: Path) -> Path | None:

@@ -119,7 +119,7 @@ class HRNet(nn.Module):
         return maps
 
     def _transition(self, maps: Sequence[jax.Array], stage: int, train: bool) -> list[jax.Array]:
-        """The maps with the next stage's channels, and a new one at half the coarsest resolution."""
+        """The maps in the stage's channels, and a new one at half the coarsest's resolution."""
         out = []
         for i, features in enumerate(self.channels[: stage + 1]):
             name = f"transition{stage}.{i}"

@@ -21,7 +21,7 @@ STAGES = (
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """Round to the nearest multiple of `divisor`, at least one, at most a tenth below `channels`."""
+    """Round to the nearest multiple of `divisor`, one at least, a tenth below at most."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
@@ -55,9 +55,7 @@ class InvertedResidual(nn.Module):
         depthwise = layer.conv_norm_act(
             width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}"
         )
-        project = layer.conv_norm_act(
-            self.features, 1, activation="identity", name=f"conv.{i + 1}"
-        )
+        project = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")
         y = project(depthwise(y, train=train), train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 

@@ -1,6 +1,7 @@
-"""ResNeSt (arXiv:2004.08955): ResNet V1d whose 3x3 convolutions are split in `radix` parts, weighed by attention over channels."""
+"""ResNeSt (arXiv:2004.08955): ResNet V1d with split attention in place of 3x3 convolutions."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.backbones.resnet import ResNet
@@ -9,9 +10,15 @@ from jaxseg.models.pooling import adaptive_avg_pool, avg_pool
 
 
 class SplitAttention(nn.Module):
-    """`radix` parallel 3x3 convolutions; their global averages decide, by a softmax over the parts, how they are mixed.
+    """Parallel 3x3 convolutions, mixed by a softmax over them of their global averages.
 
-    [B, H, W, C] -> [B, H, W, features].
+    Attributes:
+        layer: The model's settings.
+        features: Channels of the result.
+        stride: Stride of the convolutions.
+        dilation: Dilation of the convolutions.
+        radix: Number of convolutions.
+        reduction: Factor by which the attention's hidden layer is narrower.
     """
 
     layer: Layers
@@ -23,29 +30,39 @@ class SplitAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
         layer, width = self.layer, self.features * self.radix
         hidden = max(x.shape[-1] * self.radix // self.reduction, 32)
-        x = layer.conv(
+        conv = layer.conv(
             width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv"
-        )(x)
-        x = nn.relu(layer.norm(name="bn0")(x, train=train))
+        )
+        x = nn.relu(layer.norm(name="bn0")(conv(x), train=train))
         parts = x.reshape(*x.shape[:3], self.radix, self.features)
         pooled = adaptive_avg_pool(parts.sum(3), 1)
         pooled = layer.conv(hidden, 1, use_bias=True, name="fc1")(pooled)
         pooled = nn.relu(layer.norm(name="bn1")(pooled, train=train))
-        weights = layer.conv(width, 1, use_bias=True, name="fc2")(pooled).reshape(
-            -1, 1, 1, self.radix, self.features
-        )
-        weights = (
-            nn.softmax(weights.astype("float32"), axis=3) if self.radix > 1 else nn.sigmoid(weights)
-        )
+        scores = layer.conv(width, 1, use_bias=True, name="fc2")(pooled)
+        scores = scores.reshape(-1, 1, 1, self.radix, self.features)
+        if self.radix > 1:
+            weights = nn.softmax(scores.astype(jnp.float32), axis=3)
+        else:
+            weights = nn.sigmoid(scores)
         return (parts * weights.astype(x.dtype)).sum(3)
 
 
 class SplitAttentionBlock(nn.Module):
-    """A bottleneck [B, H, W, C] -> [B, H / stride, W / stride, 4 * width] around split attention.
+    """A bottleneck around split attention: [B, H, W, C] to [B, H / stride, W / stride, 4 * width].
 
     Strides are average pools: 3x3 after the attention, and in the shortcut as in ResNet V1d.
+
+    Attributes:
+        layer: The model's settings.
+        width: Channels of the attention.
+        stride: Stride of the block.
+        dilation: Dilation of the attention.
+        radix: Number of convolutions in the attention.
+        reduction: Reduction in the attention.
+        avg_down_stride: Whether a pool after the attention, and not its convolution, strides.
     """
 
     layer: Layers
@@ -58,13 +75,21 @@ class SplitAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        layer, pool = self.layer, self.avg_down_stride and self.stride > 1
+        """Apply the block."""
+        layer = self.layer
+        pool = self.avg_down_stride and self.stride > 1
         y = layer.conv(self.width, 1, name="conv1")(x)
         y = nn.relu(layer.norm(name="bn1")(y, train=train))
-        stride = 1 if pool else self.stride
-        y = SplitAttention(
-            layer, self.width, stride, self.dilation, self.radix, self.reduction, name="conv2"
-        )(y, train=train)
+        attention = SplitAttention(
+            layer,
+            self.width,
+            1 if pool else self.stride,
+            self.dilation,
+            self.radix,
+            self.reduction,
+            name="conv2",
+        )
+        y = attention(y, train=train)
         if pool:
             y = avg_pool(y, 3, self.stride, padding=1)
         y = layer.conv(4 * self.width, 1, name="conv3")(y)
@@ -78,7 +103,13 @@ class SplitAttentionBlock(nn.Module):
 
 
 class ResNeSt(ResNet):
-    """Images [B, H, W, C] to four maps, finest first, as ResNet; `radix` parts in each 3x3 convolution."""
+    """ResNet with split attention: images [B, H, W, C] to four maps, finest first.
+
+    Attributes:
+        radix: Number of convolutions in an attention.
+        reduction: Factor by which an attention's hidden layer is narrower.
+        avg_down_stride: Whether a pool after the attention, and not its convolution, strides.
+    """
 
     depth: int = 101
     stem: str = "v1d"
@@ -88,8 +119,14 @@ class ResNeSt(ResNet):
     avg_down_stride: bool = True
 
     def block(self, width: int, stride: int, dilation: int, name: str) -> nn.Module:
-        """One residual block."""
-        split = dict(
-            radix=self.radix, reduction=self.reduction, avg_down_stride=self.avg_down_stride
+        """Make one residual block."""
+        return SplitAttentionBlock(
+            self.layer,
+            width,
+            stride,
+            dilation,
+            radix=self.radix,
+            reduction=self.reduction,
+            avg_down_stride=self.avg_down_stride,
+            name=name,
         )
-        return SplitAttentionBlock(self.layer, width, stride, dilation, **split, name=name)

@@ -1,4 +1,4 @@
-"""ResNet (arXiv:1512.03385) and the variants that segmentation uses (arXiv:1812.01187): V1, V1c, V1d; dilated stages."""
+"""ResNet (arXiv:1512.03385): V1, and the V1c and V1d of arXiv:1812.01187; stages may be dilated."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ import jax
 from flax import linen as nn
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.initializers import ZEROS
+from jaxseg.models.initializers import ONES, ZEROS
 from jaxseg.models.layers import Layers
 from jaxseg.models.pooling import avg_pool, max_pool
 from jaxseg.registry import lookup
 
+# Residual blocks of each stage, by depth.
 BLOCKS = {
     10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
@@ -23,9 +24,18 @@ BLOCKS = {
 
 
 class Block(nn.Module):
-    """A residual block [B, H, W, C] -> [B, H / stride, W / stride, width * (4 if bottleneck else 1)].
+    """A residual block: [B, H, W, C] to [B, H / stride, W / stride, width * expansion].
 
-    The last norm starts at zero (`zero_init`), so that a new network begins as shallow ones. `average_down`: V1d's shortcut.
+    The expansion is 4 with a bottleneck and 1 without.
+
+    Attributes:
+        layer: The model's settings.
+        width: Channels of the 3x3 convolutions.
+        stride: Stride of the first 3x3 convolution.
+        dilation: Dilation of the first 3x3 convolution.
+        bottleneck: Whether 1x1 convolutions surround a single 3x3 one.
+        average_down: Whether the shortcut strides by an average pool (V1d).
+        zero_init: Whether the last norm starts at 0, so that a new network begins as a shallow one.
     """
 
     layer: Layers
@@ -38,26 +48,30 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Apply the block."""
         channels = self.width * (4 if self.bottleneck else 1)
-        spatial = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
+        spatial = self.layer.conv(
+            self.width,
+            3,
+            stride=self.stride,
+            dilation=self.dilation,
+            name="conv2" if self.bottleneck else "conv1",
+        )
         if self.bottleneck:
-            steps = [
-                (self.width, dict(kernel_size=1)),
-                (self.width, spatial),
-                (channels, dict(kernel_size=1)),
-            ]
+            first = self.layer.conv(self.width, 1, name="conv1")
+            convs = [first, spatial, self.layer.conv(channels, 1, name="conv3")]
         else:
-            steps = [(self.width, spatial), (channels, dict(kernel_size=3))]
+            convs = [spatial, self.layer.conv(channels, 3, name="conv2")]
         y = x
-        for i, (features, kwargs) in enumerate(steps, 1):
-            y = self.layer.conv(features, name=f"conv{i}", **kwargs)(y)
-            last = dict(scale_init=ZEROS) if self.zero_init and i == len(steps) else {}
-            y = self.layer.norm(name=f"bn{i}", **last)(y, train=train)
-            y = y if i == len(steps) else nn.relu(y)
-        return nn.relu(y + self.shortcut(x, channels, train))
+        for i, conv in enumerate(convs, 1):
+            last = i == len(convs)
+            scale_init = ZEROS if last and self.zero_init else ONES
+            y = self.layer.norm(name=f"bn{i}", scale_init=scale_init)(conv(y), train=train)
+            y = y if last else nn.relu(y)
+        return nn.relu(y + self._shortcut(x, channels, train))
 
-    def shortcut(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
-        """The input, brought to the block's output shape."""
+    def _shortcut(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
+        """The input in the shape of the block's output."""
         if self.stride == 1 and x.shape[-1] == channels:
             return x
         stride, first = self.stride, 0
@@ -72,7 +86,17 @@ class Block(nn.Module):
 def stage_dilations(
     blocks: int, dilation: int, contract: bool, multi_grid: Sequence[int] = ()
 ) -> list[int]:
-    """Dilation of each block of a stage: `multi_grid` replaces it; otherwise the first block may take half (`contract`)."""
+    """Return the dilation of each block of a stage.
+
+    Args:
+        blocks: Number of blocks.
+        dilation: Dilation of the stage.
+        contract: Whether the first block takes half of it.
+        multi_grid: One dilation for each block in place of all this; () for none.
+
+    Raises:
+        ConfigError: `multi_grid` has fewer values than there are blocks.
+    """
     if multi_grid:
         if len(multi_grid) < blocks:
             raise ConfigError(
@@ -82,14 +106,24 @@ def stage_dilations(
                 hint="give one for each block",
             )
         return list(multi_grid[:blocks])
-    return [dilation // 2 if contract and dilation > 1 else dilation] + [dilation] * (blocks - 1)
+    first = dilation // 2 if contract and dilation > 1 else dilation
+    return [first] + [dilation] * (blocks - 1)
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C] to four maps at strides 4 and 4 * cumulative `strides`, finest first.
+    """Four stages of residual blocks: images [B, H, W, C] to four maps, finest first.
 
-    stem: 'v1' one 7x7 convolution; 'v1c' three 3x3; 'v1d' those and average-pooled shortcuts. `multi_grid` sets the
-    dilations of the last stage's blocks.
+    Attributes:
+        layer: The model's settings.
+        depth: Number of layers, a key of `BLOCKS`.
+        stem: 'v1' for one 7x7 convolution, 'v1c' for three 3x3 ones, 'v1d' for those and
+            average-pooled shortcuts.
+        base_channels: Width of the first stage; each further stage doubles it.
+        stem_channels: Channels of the stem.
+        strides: Strides of the stages' first blocks, after the stem's 4.
+        dilations: Dilations of the stages.
+        multi_grid: Dilations of the last stage's blocks in place of its own; () for none.
+        contract_dilation: Whether a stage's first block takes half its dilation.
     """
 
     layer: Layers
@@ -117,40 +151,38 @@ class ResNet(nn.Module):
         return tuple(out)
 
     def block(self, width: int, stride: int, dilation: int, name: str) -> nn.Module:
-        """One residual block (ResNeSt has its own)."""
+        """Make one residual block (ResNeSt has its own)."""
         return Block(
             self.layer, width, stride, dilation, self.depth >= 50, self.stem == "v1d", name=name
         )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
-        if self.stem == "v1":
-            x = self.layer.conv(self.stem_channels, 7, stride=2, name="conv1")(x)
-            x = nn.relu(self.layer.norm(name="bn1")(x, train=train))
-        else:
-            for i, (width, stride) in enumerate(
-                [
-                    (self.stem_channels // 2, 2),
-                    (self.stem_channels // 2, 1),
-                    (self.stem_channels, 1),
-                ]
-            ):
-                x = self.layer.conv(width, 3, stride=stride, name=f"stem.{3 * i}")(x)
-                x = nn.relu(self.layer.norm(name=f"stem.{3 * i + 1}")(x, train=train))
-        x = max_pool(x, 3, 2, 1)
+        """Map images [B, H, W, C] to four maps at 1/4 and less, finest first."""
+        x = max_pool(self._stem(x, train), 3, 2, 1)
         features = []
-        for i, (blocks, stride, dilation) in enumerate(
-            zip(lookup(BLOCKS, self.depth, "depth of a ResNet"), self.strides, self.dilations)
-        ):
+        stages = lookup(BLOCKS, self.depth, "depth of a ResNet")
+        for i, (blocks, stride, dilation) in enumerate(zip(stages, self.strides, self.dilations)):
             grid = self.multi_grid if i == 3 else ()
-            for j, block_dilation in enumerate(
-                stage_dilations(blocks, dilation, self.contract_dilation, grid)
-            ):
-                x = self.block(
+            dilations = stage_dilations(blocks, dilation, self.contract_dilation, grid)
+            for j, block_dilation in enumerate(dilations):
+                block = self.block(
                     self.base_channels * 2**i,
                     stride if j == 0 else 1,
                     block_dilation,
                     f"layer{i + 1}.{j}",
-                )(x, train=train)
+                )
+                x = block(x, train=train)
             features.append(x)
         return features
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        """Images at half their resolution."""
+        if self.stem == "v1":
+            x = self.layer.conv(self.stem_channels, 7, stride=2, name="conv1")(x)
+            return nn.relu(self.layer.norm(name="bn1")(x, train=train))
+        half, full = self.stem_channels // 2, self.stem_channels
+        for i, (width, stride) in enumerate([(half, 2), (half, 1), (full, 1)]):
+            x = self.layer.conv(width, 3, stride=stride, name=f"stem.{3 * i}")(x)
+            x = nn.relu(self.layer.norm(name=f"stem.{3 * i + 1}")(x, train=train))
+        return x

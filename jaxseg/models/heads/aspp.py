@@ -1,4 +1,4 @@
-"""DeepLab's heads: atrous spatial pyramid pooling, V3 (arXiv:1706.05587) and V3+ (arXiv:1802.02611)."""
+"""DeepLab's heads: atrous spatial pyramid pooling of V3 (arXiv:1706.05587) and V3+ (1802.02611)."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class ASPPHead(nn.Module):
-    """Context from parallel dilated convolutions and a global pool, joined; V3+ adds a decoder on a fine, early map.
+    """Context from parallel dilated convolutions and a global pool, joined.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]; with `low_level_index` (V3+: depthwise-separable throughout) at the
-    resolution of that map, of which `low_level_channels` are kept.
+    V3+ has depthwise-separable convolutions and a decoder on a fine, early map.
+
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of every branch.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        dilations: Dilations of the branches; 1 stands for a 1x1 convolution.
+        separable: Whether convolutions are depthwise-separable (V3+).
+        low_level_index: The fine map of the decoder (V3+); None for no decoder.
+        low_level_channels: Channels of it that the decoder keeps.
     """
 
     num_classes: int
@@ -27,29 +36,28 @@ class ASPPHead(nn.Module):
     low_level_channels: int = 48
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features to class scores [B, h, w, K], of the fine map's size if there is one."""
         layer, x = self.layer, features[self.in_index]
-        pooled = layer.conv_norm_act(self.channels, 1, name="image_pool.1")(
-            adaptive_avg_pool(x, 1), train=train
-        )
-        branches = [layer.resize(pooled, x.shape[1:3])]
+        branches = [self._global_pool(x, train)]
         for i, dilation in enumerate(self.dilations):
-            conv = layer.separable_conv if self.separable and dilation > 1 else layer.conv_norm_act
+            make = layer.separable_conv if self.separable and dilation > 1 else layer.conv_norm_act
             kernel_size = 1 if dilation == 1 else 3
-            branches.append(
-                conv(self.channels, kernel_size, dilation=dilation, name=f"aspp_modules.{i}")(
-                    x, train=train
-                )
-            )
+            conv = make(self.channels, kernel_size, dilation=dilation, name=f"aspp_modules.{i}")
+            branches.append(conv(x, train=train))
         x = jnp.concatenate(branches, axis=-1)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
         if self.low_level_index is not None:
-            fine = features[self.low_level_index]
-            fine = layer.conv_norm_act(self.low_level_channels, 1, name="c1_bottleneck")(
-                fine, train=train
-            )
+            conv = layer.conv_norm_act(self.low_level_channels, 1, name="c1_bottleneck")
+            fine = conv(features[self.low_level_index], train=train)
             x = jnp.concatenate([layer.resize(x, fine.shape[1:3]), fine], axis=-1)
         if self.separable:
             x = layer.separable_conv(self.channels, 3, name="sep_bottleneck.0")(x, train=train)
             x = layer.separable_conv(self.channels, 3, name="sep_bottleneck.1")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}
+
+    def _global_pool(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = self.layer.conv_norm_act(self.channels, 1, name="image_pool.1")
+        return self.layer.resize(conv(adaptive_avg_pool(x, 1), train=train), x.shape[1:3])

@@ -5,19 +5,24 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import LearnedScale, conv_block_conv, einsum_f32, project
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class CrissCrossAttention(nn.Module):
-    """x plus, at every position, a mean over its own column and row: [B, h, w, C] -> [B, h, w, C].
+    """Attention from every position to its own column and row, added to the input.
 
-    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix. A position counts once: its column leaves it out.
+    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix is built. A position counts once: its
+    column leaves it out.
+
+    Attributes:
+        layer: The model's settings.
     """
 
     layer: Layers
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x [B, h, w, C] to the same shape."""
         height, channels = x.shape[1], x.shape[-1]
         query = project(self.layer, x, channels // 8, "query_conv")
         key = project(self.layer, x, channels // 8, "key_conv")
@@ -25,18 +30,22 @@ class CrissCrossAttention(nn.Module):
         itself = jnp.eye(height, dtype=bool)[None, :, None, :]
         column = jnp.where(itself, -jnp.inf, einsum_f32("bhwc,biwc->bhwi", query, key))
         row = einsum_f32("bhwc,bhjc->bhwj", query, key)
-        weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1), axis=-1).astype(
-            value.dtype
-        )
+        weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1), axis=-1)
+        weights = weights.astype(value.dtype)
         context = jnp.einsum("bhwi,biwc->bhwc", weights[..., :height], value)
         context += jnp.einsum("bhwj,bhjc->bhwc", weights[..., height:], value)
         return x + LearnedScale(name="gamma")(context)
 
 
 class CCHead(nn.Module):
-    """Criss-cross attention applied `recurrence` times with the same weights: two passes connect every pair of positions.
+    """Criss-cross attention repeated with the same weights: two passes connect all positions.
 
-    Features [B, h, w, C] to class scores [B, h, w, K].
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        recurrence: Number of passes.
     """
 
     num_classes: int
@@ -46,7 +55,10 @@ class CCHead(nn.Module):
     recurrence: int = 2
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
         attention = CrissCrossAttention(self.layer, name="cca")
 
         def repeat(y: jax.Array) -> jax.Array:
@@ -55,6 +67,7 @@ class CCHead(nn.Module):
             return y
 
         x = features[self.in_index]
-        return conv_block_conv(
+        scores = conv_block_conv(
             self.layer, x, repeat, self.channels, self.num_classes, train=train
-        ), {}
+        )
+        return scores, {}

@@ -1,47 +1,56 @@
 """DANet's head (arXiv:1809.02983)."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.attention import LearnedScale, attend, einsum_f32, flatten_positions, project
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class PositionAttention(nn.Module):
-    """x plus, at every position, a mean over all positions, weighted by (unscaled) similarity: [B, h, w, C] -> [B, h, w, C]."""
+    """Attention from every position to all positions by unscaled similarity, added to the input.
+
+    Attributes:
+        layer: The model's settings.
+        channels: Channels of queries and keys.
+    """
 
     layer: Layers
     channels: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        widths = dict(
-            query_project=self.channels, key_project=self.channels, value_project=x.shape[-1]
-        )
-        query, key, value = (
-            flatten_positions(project(self.layer, x, width, name)) for name, width in widths.items()
-        )
+        """Map x [B, h, w, C] to the same shape."""
+        query = flatten_positions(project(self.layer, x, self.channels, "query_project"))
+        key = flatten_positions(project(self.layer, x, self.channels, "key_project"))
+        value = flatten_positions(project(self.layer, x, x.shape[-1], "value_project"))
         return x + LearnedScale(name="gamma")(attend(query, key, value).reshape(x.shape))
 
 
 class ChannelAttention(nn.Module):
-    """x plus, in every channel, a mean over all channels, those least alike weighing most: [B, h, w, C] -> [B, h, w, C]."""
+    """Attention from every channel to all channels, the least similar most, added to the input."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x [B, h, w, C] to the same shape."""
         flat = flatten_positions(x)
         energy = einsum_f32("bnc,bnd->bcd", flat, flat)
         # The maximum cancels in the softmax and keeps its argument small.
         weights = jax.nn.softmax(energy.max(-1, keepdims=True) - energy, axis=-1).astype(x.dtype)
-        return x + LearnedScale(name="gamma")(
-            jax.numpy.einsum("bcd,bnd->bnc", weights, flat).reshape(x.shape)
-        )
+        context = jnp.einsum("bcd,bnd->bnc", weights, flat).reshape(x.shape)
+        return x + LearnedScale(name="gamma")(context)
 
 
 class DAHead(nn.Module):
-    """Two attentions side by side, over positions and over channels; their sum is classified, and so is each in training.
+    """Attention over positions and attention over channels side by side; their sum is classified.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]; out['pam'] and out['cam'] are the branches' own scores, for their losses.
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        pam_channels: Channels of queries and keys of the attention over positions.
     """
 
     num_classes: int
@@ -51,18 +60,25 @@ class DAHead(nn.Module):
     pam_channels: int = 64
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, x, branches = self.layer, features[self.in_index], {}
-        for name, attention in (
-            ("pam", PositionAttention(layer, self.pam_channels, name="pam")),
-            ("cam", ChannelAttention(name="cam")),
-        ):
-            branch = layer.conv_norm_act(self.channels, 3, name=f"{name}_in_conv")(x, train=train)
-            branches[name] = layer.conv_norm_act(self.channels, 3, name=f"{name}_out_conv")(
-                attention(branch), train=train
-            )
-        out = {
-            name: layer.classify(y, self.num_classes, train=train, name=f"{name}_conv_seg")
-            for name, y in branches.items()
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K].
+
+        `pam` and `cam`, the branches' own scores [B, h, w, K], are further outputs for their
+        losses.
+        """
+        layer, x = self.layer, features[self.in_index]
+        attentions = {
+            "pam": PositionAttention(layer, self.pam_channels, name="pam"),
+            "cam": ChannelAttention(name="cam"),
         }
-        return layer.classify(branches["pam"] + branches["cam"], self.num_classes, train=train), out
+        branches, out = {}, {}
+        for name, attention in attentions.items():
+            y = layer.conv_norm_act(self.channels, 3, name=f"{name}_in_conv")(x, train=train)
+            conv = layer.conv_norm_act(self.channels, 3, name=f"{name}_out_conv")
+            branches[name] = conv(attention(y), train=train)
+        for name, y in branches.items():
+            out[name] = layer.classify(y, self.num_classes, train=train, name=f"{name}_conv_seg")
+        total = branches["pam"] + branches["cam"]
+        return layer.classify(total, self.num_classes, train=train), out

@@ -6,19 +6,25 @@ from flax import linen as nn
 
 from jaxseg.models.attention import einsum_f32, flatten_positions
 from jaxseg.models.initializers import Initializer
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """x [B, C, N] with columns (axis 1) of length 1."""
+    """Bases [B, C, N] of length 1."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 class EMAttention(nn.Module):
-    """x [B, h, w, C] rebuilt from a few bases that the EM algorithm fits to each image: [B, h, w, C], without gradient.
+    """Features rebuilt from a few bases that the EM algorithm fits to each image, without gradient.
 
-    It starts from the bases [1, C, num_bases] of the collection 'bases', which training moves towards the batch's (all
-    devices') mean bases.
+    EM starts from the bases [1, C, num_bases] of the collection 'bases'. Training moves these
+    towards the mean bases of the batch, of all devices.
+
+    Attributes:
+        layer: The model's settings.
+        num_bases: Number of bases.
+        num_stages: Iterations of EM.
+        momentum: Share of the batch's bases in the running ones at each step.
     """
 
     layer: Layers
@@ -28,9 +34,11 @@ class EMAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map x [B, h, w, C] to the same shape."""
         channels = x.shape[-1]
         init = Initializer("normal", channels**-0.5)  # of length 1, nearly
-        running = self.variable("bases", "bases", init, self._key(), (1, channels, self.num_bases))
+        key = self.make_rng("params") if self.is_initializing() else None
+        running = self.variable("bases", "bases", init, key, (1, channels, self.num_bases))
         flat = jax.lax.stop_gradient(flatten_positions(x).astype(jnp.float32))
         bases = jnp.broadcast_to(running.value, (x.shape[0], *running.value.shape[1:]))
         for _ in range(self.num_stages):
@@ -45,15 +53,22 @@ class EMAttention(nn.Module):
             running.value = (1 - self.momentum) * running.value + self.momentum * _unit(mean)
         return einsum_f32("bck,bnk->bnc", bases, share).reshape(x.shape).astype(x.dtype)
 
-    def _key(self) -> jax.Array | None:
-        return self.make_rng("params") if self.is_initializing() else None
-
 
 class EMAHead(nn.Module):
-    """Attention in a compact set of bases found by EM, in place of pairs of positions.
+    """Attention to a compact set of bases found by EM, in place of pairs of positions.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]. The convolution before EM, `ema_mid_conv`,
-    is never trained: it has no gradient, and an optimiser should keep weight decay off it.
+    The convolution before EM, `ema_mid_conv`, is never trained: it has no gradient, and an
+    optimiser should keep weight decay off it.
+
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        ema_channels: Channels of the features that EM rebuilds.
+        num_bases: Number of bases.
+        num_stages: Iterations of EM.
+        momentum: Share of the batch's bases in the running ones at each step.
     """
 
     num_classes: int
@@ -66,21 +81,21 @@ class EMAHead(nn.Module):
     momentum: float = 0.1
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, inputs = self.layer, features[self.in_index]
-        x = layer.conv_norm_act(self.ema_channels, 3, name="ema_in_conv")(inputs, train=train)
-        mid = layer.conv_norm_act(
-            self.ema_channels, 1, norm=False, activation="identity", name="ema_mid_conv"
-        )(x, train=train)
-        rebuilt = EMAttention(
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
+        layer, width = self.layer, self.ema_channels
+        inputs = features[self.in_index]
+        x = layer.conv_norm_act(width, 3, name="ema_in_conv")(inputs, train=train)
+        mid = layer.conv_norm_act(width, 1, norm=False, activation="identity", name="ema_mid_conv")
+        attention = EMAttention(
             layer, self.num_bases, self.num_stages, self.momentum, name="ema_module"
-        )(mid, train=train)
-        rebuilt = layer.conv_norm_act(
-            self.ema_channels, 1, activation="identity", name="ema_out_conv"
-        )(nn.relu(rebuilt), train=train)
-        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(
-            nn.relu(x + rebuilt), train=train
         )
+        out = layer.conv_norm_act(width, 1, activation="identity", name="ema_out_conv")
+        rebuilt = nn.relu(attention(mid(x, train=train), train=train))
+        x = nn.relu(x + out(rebuilt, train=train))
+        x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)
         x = jnp.concatenate([inputs.astype(x.dtype), x], axis=-1)
         x = layer.conv_norm_act(self.channels, 3, name="conv_cat")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}

@@ -6,39 +6,46 @@ from flax import linen as nn
 
 from jaxseg.models.attention import einsum_f32, flatten_positions
 from jaxseg.models.initializers import TORCH, Initializer
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class Encoding(nn.Module):
-    """Residuals to learned codewords, softly assigned and summed over positions: [B, h, w, C] -> [B, num_codes, C], float32.
+    """Residuals to learned codewords, softly assigned and summed over positions.
 
-    Distances are expanded as |x|^2 - 2 x c + |c|^2, so that no [B, h w, num_codes, C] array is built.
+    Distances are expanded as |x|^2 - 2 x c + |c|^2, so that no [B, h w, num_codes, C] array is
+    built.
+
+    Attributes:
+        num_codes: Number of codewords.
     """
 
     num_codes: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        codewords = self.param(
-            "codewords",
-            Initializer("uniform", (self.num_codes * channels) ** -0.5),
-            (self.num_codes, channels),
-        )
+        """Map x [B, h, w, C] to [B, num_codes, C], float32."""
+        shape = (self.num_codes, x.shape[-1])
+        init = Initializer("uniform", (shape[0] * shape[1]) ** -0.5)
+        codewords = self.param("codewords", init, shape)
         smoothing = self.param("factor", Initializer("range", 0.0, low=-1.0), (self.num_codes,))
         x = flatten_positions(x).astype(jnp.float32)
-        lengths = (
-            jnp.square(x).sum(-1, keepdims=True) + jnp.square(codewords).sum(-1)[None, None, :]
-        )
+        lengths = jnp.square(x).sum(-1, keepdims=True)
+        lengths = lengths + jnp.square(codewords).sum(-1)[None, None, :]
         distances = lengths - 2 * einsum_f32("bnc,kc->bnk", x, codewords)
         weights = jax.nn.softmax(smoothing[None, None, :] * distances, axis=-1)
-        return einsum_f32("bnk,bnc->bkc", weights, x) - weights.sum(1)[:, :, None] * codewords[None]
+        total = einsum_f32("bnk,bnc->bkc", weights, x)
+        return total - weights.sum(1)[:, :, None] * codewords[None]
 
 
 class EncHead(nn.Module):
-    """An image's encoding by a learned dictionary gates the channels, and says which classes are there.
+    """The image's encoding by a learned dictionary gates the channels and predicts the classes.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]; out['presence'] [B, K] scores every class's presence in the image.
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        num_codes: Number of codewords of the dictionary.
     """
 
     num_classes: int
@@ -48,26 +55,32 @@ class EncHead(nn.Module):
     num_codes: int = 32
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        def linear(width: int, name: str) -> nn.Dense:
-            bias_init = Initializer("uniform", self.channels**-0.5)
-            return nn.Dense(
-                width, dtype=jnp.float32, kernel_init=TORCH, bias_init=bias_init, name=name
-            )
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K].
 
-        x = self.layer.conv_norm_act(self.channels, 3, name="bottleneck")(
-            features[self.in_index], train=train
-        )
-        projected = self.layer.conv_norm_act(self.channels, 1, name="enc_module.encoding_project")(
-            x, train=train
-        )
-        encoding = Encoding(self.num_codes, name="enc_module.encoding.0")(projected)
-        # The norm's channels are the codes, which its last axis must be.
-        encoding = self.layer.norm(name="enc_module.encoding.1")(
-            encoding.swapaxes(1, 2), train=train
-        )
-        encoding = nn.relu(encoding).astype(jnp.float32).mean(-1)
-        gate = nn.sigmoid(linear(self.channels, "enc_module.fc.0")(encoding))
+        `presence` [B, K], scores of each class's presence in the image, is a further output for its
+        loss.
+        """
+        layer = self.layer
+        conv = layer.conv_norm_act(self.channels, 3, name="bottleneck")
+        x = conv(features[self.in_index], train=train)
+        encoding = self._encode(x, train)
+        gate = nn.sigmoid(self._linear(self.channels, "enc_module.fc.0")(encoding))
         x = nn.relu(x + x * gate[:, None, None, :].astype(x.dtype))
-        presence = linear(self.num_classes, "se_layer")(encoding)
-        return self.layer.classify(x, self.num_classes, train=train), {"presence": presence}
+        presence = self._linear(self.num_classes, "se_layer")(encoding)
+        return layer.classify(x, self.num_classes, train=train), {"presence": presence}
+
+    def _encode(self, x: jax.Array, train: bool) -> jax.Array:
+        """The mean encoding [B, C] of an image, float32."""
+        conv = self.layer.conv_norm_act(self.channels, 1, name="enc_module.encoding_project")
+        encoding = Encoding(self.num_codes, name="enc_module.encoding.0")(conv(x, train=train))
+        # The norm's channels are the codes, which its last axis must be.
+        norm = self.layer.norm(name="enc_module.encoding.1")
+        encoding = norm(encoding.swapaxes(1, 2), train=train)
+        return nn.relu(encoding).astype(jnp.float32).mean(-1)
+
+    def _linear(self, width: int, name: str) -> nn.Dense:
+        bias_init = Initializer("uniform", self.channels**-0.5)
+        return nn.Dense(width, dtype=jnp.float32, kernel_init=TORCH, bias_init=bias_init, name=name)

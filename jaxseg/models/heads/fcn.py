@@ -1,22 +1,29 @@
-"""FCN heads (arXiv:1411.4038): a few convolutions, then a classifier; also every method's auxiliary head."""
+"""FCN heads (arXiv:1411.4038): a few convolutions, then a classifier; also every auxiliary head."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 from jaxseg.ops import resize_concat
 
 
 class FCNHead(nn.Module):
-    """Convolutions on one feature map, or on several joined at the finest resolution (HRNet: `in_index` a tuple).
+    """Convolutions on one feature map, or on several joined at the finest one's resolution.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]. `channels` 0: as many as its inputs have together (create_model
-    fills it in). `concat_input` shows the classifier the features again;
-    `separable` makes the convolutions depthwise-separable (Fast-SCNN, arXiv:1902.04502).
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions; 0 for those of the maps together, which create_model
+            fills in.
+        layer: The model's settings.
+        in_index: The feature map to read, or several (HRNet).
+        num_convs: Number of convolutions.
+        kernel_size: Height and width of their kernels.
+        dilation: Their dilation.
+        concat_input: Whether the classifier sees the features, too.
+        separable: Whether the convolutions are depthwise-separable (Fast-SCNN, arXiv:1902.04502).
     """
 
     num_classes: int
@@ -30,19 +37,31 @@ class FCNHead(nn.Module):
     separable: bool = False
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
         if isinstance(self.in_index, int):
             inputs = features[self.in_index]
         else:
             inputs = resize_concat([features[i] for i in self.in_index], self.layer.align_corners)
-        x, conv = inputs, self.layer.conv_norm_act
-        if self.separable:
-            conv = functools.partial(self.layer.separable_conv, depthwise_activation="identity")
+        x = inputs
         for i in range(self.num_convs):
-            x = conv(self.channels, self.kernel_size, dilation=self.dilation, name=f"convs.{i}")(
-                x, train=train
-            )
+            x = self._conv(f"convs.{i}", dilation=self.dilation)(x, train=train)
         if self.concat_input:
             x = jnp.concatenate([inputs.astype(x.dtype), x], axis=-1)
-            x = conv(self.channels, self.kernel_size, name="conv_cat")(x, train=train)
+            x = self._conv("conv_cat")(x, train=train)
         return self.layer.classify(x, self.num_classes, train=train), {}
+
+    def _conv(self, name: str, dilation: int = 1) -> nn.Module:
+        if self.separable:
+            return self.layer.separable_conv(
+                self.channels,
+                self.kernel_size,
+                dilation=dilation,
+                depthwise_activation="identity",
+                name=name,
+            )
+        return self.layer.conv_norm_act(
+            self.channels, self.kernel_size, dilation=dilation, name=name
+        )

@@ -6,32 +6,44 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class FPNHead(nn.Module):
-    """Each map of a feature pyramid climbs to the finest one's resolution, a convolution and a doubling at a time; then all are added.
+    """Each map of a feature pyramid is brought to the finest one's resolution; then all are added.
 
-    Maps [B, h_i, w_i, C] to class scores [B, h_0, w_0, K]; `feature_strides`, by default the backbone's, says how many
-    doublings each needs.
+    A map takes one convolution and doubling for each factor of 2 between the strides.
+
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature maps to read, finest first.
+        feature_strides: Strides of these maps; () for the backbone's, which create_model fills in.
     """
 
     num_classes: int
     channels: int
     layer: Layers
     in_index: Sequence[int] = (0, 1, 2, 3)
-    feature_strides: Sequence[int] = ()  # create_model fills it in
+    feature_strides: Sequence[int] = ()
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        total = None
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h_i, w_i, C] to class scores [B, h_0, w_0, K]."""
+        climbed = []
         for i, (index, stride) in enumerate(zip(self.in_index, self.feature_strides)):
-            x, doublings = features[index], int(math.log2(stride / self.feature_strides[0]))
+            x = features[index]
+            doublings = int(math.log2(stride / self.feature_strides[0]))
             for k in range(max(1, doublings)):
-                x = self.layer.conv_norm_act(self.channels, 3, name=f"scale_heads.{i}.{2 * k}")(
-                    x, train=train
-                )
+                conv = self.layer.conv_norm_act(self.channels, 3, name=f"scale_heads.{i}.{2 * k}")
+                x = conv(x, train=train)
                 if doublings:
                     x = self.layer.resize(x, [2 * n for n in x.shape[1:3]])
-            total = x if total is None else total + self.layer.resize(x, total.shape[1:3])
+            climbed.append(x)
+        total, *others = climbed
+        for x in others:
+            total = total + self.layer.resize(x, total.shape[1:3])
         return self.layer.classify(total, self.num_classes, train=train), {}

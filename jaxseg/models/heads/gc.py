@@ -6,58 +6,69 @@ from flax import linen as nn
 
 from jaxseg.models.attention import conv_block_conv, einsum_f32, flatten_positions, project
 from jaxseg.models.initializers import ONES, ZEROS, Initializer
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of [B, 1, 1, C] (arXiv:1607.06450); parameters [C, 1, 1], as PyTorch keeps them."""
+    """Layer norm over the channels of [B, 1, 1, C] (arXiv:1607.06450).
+
+    Its parameters are [C, 1, 1], as PyTorch keeps them.
+
+    Attributes:
+        epsilon: Added to the variance.
+    """
 
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = (
-            self.param(name, init, (x.shape[-1], 1, 1)).reshape(1, 1, 1, -1)
-            for name, init in (("scale", ONES), ("bias", ZEROS))
-        )
+        """Normalise x."""
+        shape = (x.shape[-1], 1, 1)
+        scale = self.param("scale", ONES, shape).reshape(1, 1, 1, -1)
+        bias = self.param("bias", ZEROS, shape).reshape(1, 1, 1, -1)
         centred = x.astype(jnp.float32)
         centred = centred - centred.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(
-            jnp.square(centred).mean(-1, keepdims=True) + self.epsilon
-        )
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (normalised * scale + bias).astype(x.dtype)
 
 
 class ContextBlock(nn.Module):
-    """x plus one vector for all positions, made of an attention-weighted mean: [B, h, w, C] -> [B, h, w, C]."""
+    """One vector for all positions, from an attention-weighted mean, added to the input.
+
+    Attributes:
+        layer: The model's settings.
+        ratio: Share of the channels that the vector's hidden layer has.
+    """
 
     layer: Layers
     ratio: float = 0.25
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x [B, h, w, C] to the same shape."""
         layer, channels = self.layer, x.shape[-1]
         # Kaiming for the fan in: with one output channel, the fan out would be 1.
-        scores = project(
-            layer, x, 1, "conv_mask", kernel_init=Initializer("normal", (2 / channels) ** 0.5)
-        )
-        weights = jax.nn.softmax(flatten_positions(scores).astype(jnp.float32), axis=1).astype(
-            x.dtype
-        )
-        context = einsum_f32("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)[
-            :, :, None, :
-        ]
+        kaiming = Initializer("normal", (2 / channels) ** 0.5)
+        scores = flatten_positions(project(layer, x, 1, "conv_mask", kernel_init=kaiming))
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=1).astype(x.dtype)
+        context = einsum_f32("bno,bnc->boc", weights, flatten_positions(x)).astype(x.dtype)
+        context = context[:, :, None, :]
         context = project(layer, context, int(channels * self.ratio), "channel_add_conv.0")
         context = nn.relu(ChannelNorm(name="channel_add_conv.1")(context))
-        return x + layer.conv(
-            channels, 1, use_bias=True, kernel_init=ZEROS, name="channel_add_conv.3"
-        )(context)
+        conv = layer.conv(channels, 1, use_bias=True, kernel_init=ZEROS, name="channel_add_conv.3")
+        return x + conv(context)
 
 
 class GCHead(nn.Module):
-    """Non-local attention whose weights are the same for every query, hence one global context vector, added everywhere.
+    """Non-local attention with the same weights for every query: one global context vector.
 
-    Features [B, h, w, C] to class scores [B, h, w, K].
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        ratio: Share of the channels that the context vector's hidden layer has.
     """
 
     num_classes: int
@@ -67,8 +78,11 @@ class GCHead(nn.Module):
     ratio: float = 0.25
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
         block = ContextBlock(self.layer, self.ratio, name="gc_block")
-        return conv_block_conv(
-            self.layer, features[self.in_index], block, self.channels, self.num_classes, train=train
-        ), {}
+        x = features[self.in_index]
+        scores = conv_block_conv(self.layer, x, block, self.channels, self.num_classes, train=train)
+        return scores, {}

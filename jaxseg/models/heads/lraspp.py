@@ -8,30 +8,45 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Array:
-    """Averages of windows that lie within x [B, H, W, C]; as two matrix products, as such windows are too large to slide."""
+    """Average windows that are within a map, as two matrix products: they are too large to slide.
+
+    Args:
+        x: Features [B, H, W, C].
+        window: Height and width of a window in pixels.
+        stride: (vertical, horizontal) distance of windows in pixels.
+
+    Returns:
+        Averages [B, H', W', C].
+    """
     for axis, step in zip((1, 2), stride):
         starts = np.arange(0, x.shape[axis] - window + 1, step)[:, None]
         position = np.arange(x.shape[axis])[None]
         matrix = ((position >= starts) & (position < starts + window)) / window
         precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        x = jnp.moveaxis(
-            jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision), 0, axis
-        )
+        averages = jnp.tensordot(matrix.astype(x.dtype), x, axes=(1, axis), precision=precision)
+        x = jnp.moveaxis(averages, 0, axis)
     return x
 
 
 class LRASPPHead(nn.Module):
-    """The coarsest map, gated by averages of large windows of it, climbs to the finest past thin slices of the others.
+    """The coarsest map, gated by averages of large windows, joined with thin slices of finer maps.
 
-    Maps [B, h_i, w_i, C_i], finest first, to class scores [B, h_0, w_0, K].
-
-    The windows are 49 pixels of the coarsest map, so at stride 8 images need 385. small_input says what happens below that:
-    'error' (a ConfigError when the model is traced) or 'global' (the average of the whole map instead).
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature maps to read, finest first.
+        branch_channels: Channels of the slices of the finer maps.
+        pool_size: Height and width of a window in pixels of the coarsest map; 49 at stride 8 needs
+            images of 385 pixels.
+        pool_stride: (vertical, horizontal) distance of windows.
+        small_input: For a map smaller than a window: 'error' for a ConfigError when the model is
+            traced, or 'global' for the average of the whole map.
     """
 
     num_classes: int
@@ -44,12 +59,16 @@ class LRASPPHead(nn.Module):
     small_input: str = "error"
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, (*fine, x) = self.layer, [features[i] for i in self.in_index]
-        gate = layer.conv_norm_act(
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h_i, w_i, C_i] to class scores [B, h_0, w_0, K]."""
+        layer = self.layer
+        *fine, x = [features[i] for i in self.in_index]
+        weigh = layer.conv_norm_act(
             self.channels, 1, norm=False, use_bias=False, activation="sigmoid", name="image_pool.1"
         )
-        gate = layer.resize(gate(self.pool(x), train=train), x.shape[1:3])
+        gate = layer.resize(weigh(self._pool(x), train=train), x.shape[1:3])
         x = layer.conv_norm_act(self.channels, 1, name="aspp_conv")(x, train=train) * gate
         x = layer.conv(self.channels, 1, use_bias=True, name="conv_up_input")(x)
         for i in reversed(range(len(fine))):
@@ -58,8 +77,8 @@ class LRASPPHead(nn.Module):
             x = layer.conv_norm_act(self.channels, 1, name=f"conv_ups.conv_up{i}")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}
 
-    def pool(self, x: jax.Array) -> jax.Array:
-        """Average windows of x, or all of it where it is smaller and `small_input` allows."""
+    def _pool(self, x: jax.Array) -> jax.Array:
+        """Averages of windows of x, or of all of it where it is smaller and that is allowed."""
         if self.small_input not in ("error", "global"):
             raise ConfigError(
                 f"small_input of LR-ASPP is '{self.small_input}'",

@@ -1,5 +1,7 @@
 """The non-local network's head (arXiv:1711.07971)."""
 
+import functools
+
 import jax
 from flax import linen as nn
 
@@ -10,32 +12,43 @@ from jaxseg.models.attention import (
     input_projection,
     output_projection,
 )
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class NonLocalBlock(nn.Module):
-    """x plus, at every position, a mean over all positions, weighted by embedded similarity: [B, h, w, C] -> [B, h, w, C]."""
+    """Attention from every position to all positions by embedded similarity, added to the input.
+
+    Attributes:
+        layer: The model's settings.
+        reduction: Factor by which queries, keys and values are narrower than the input.
+    """
 
     layer: Layers
     reduction: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map x [B, h, w, C] to the same shape."""
         inner = max(x.shape[-1] // self.reduction, 1)
         query, key, value = (
             flatten_positions(input_projection(self.layer, x, inner, name))
             for name in ("theta", "phi", "g")
         )
-        context = attend(query, key, value, scale=inner**-0.5)
-        return x + output_projection(
-            self.layer, context.reshape(*x.shape[:3], inner), x.shape[-1], "conv_out", train=train
-        )
+        context = attend(query, key, value, scale=inner**-0.5).reshape(*x.shape[:3], inner)
+        return x + output_projection(self.layer, context, x.shape[-1], "conv_out", train=train)
 
 
 class NonLocalHead(nn.Module):
-    """Every position sees every other: one embedded-Gaussian non-local block between two convolutions.
+    """One embedded-Gaussian non-local block between two convolutions.
 
-    Features [B, h, w, C] to class scores [B, h, w, K]; holds a float32 [B, h w, h w] matrix of weights.
+    It holds a float32 matrix [B, h w, h w] of weights.
+
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        reduction: Factor by which queries, keys and values are narrower than the features.
     """
 
     num_classes: int
@@ -45,14 +58,17 @@ class NonLocalHead(nn.Module):
     reduction: int = 2
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
         block = NonLocalBlock(self.layer, self.reduction, name="nl_block")
-        x = features[self.in_index]
-        return conv_block_conv(
+        scores = conv_block_conv(
             self.layer,
-            x,
-            lambda y: block(y, train=train),
+            features[self.in_index],
+            functools.partial(block, train=train),
             self.channels,
             self.num_classes,
             train=train,
-        ), {}
+        )
+        return scores, {}

@@ -1,4 +1,4 @@
-"""PointRend's head (arXiv:1912.08193): the second stage of a cascade, which classifies single points where the first is unsure."""
+"""PointRend's head (arXiv:1912.08193), a cascade's second stage: it classifies single points."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
-from jaxseg.models.layers import Layers, sample_keys
+from jaxseg.models.layers import Features, HeadOutput, Layers, sample_keys
 from jaxseg.ops import per_channel, sample_bilinear
 
 
 def uncertainty(logits: jax.Array) -> jax.Array:
-    """How close the two best classes of logits [..., K] are: the second's score minus the first's, at most 0."""
+    """Return how close the two best classes are.
+
+    Args:
+        logits: Class scores [..., K].
+
+    Returns:
+        The second best score minus the best [...], at most 0; for a single class -|logit|.
+    """
     if logits.shape[-1] == 1:
         return -jnp.abs(logits[..., 0])
     best = jax.lax.top_k(logits, 2)[0]
@@ -20,7 +27,15 @@ def uncertainty(logits: jax.Array) -> jax.Array:
 
 
 class PointLinear(nn.Module):
-    """A linear layer on points [B, P, C]; its kernel [1, C, features] is that of a 1-d convolution, as published weights have it."""
+    """A linear layer on points [B, P, C] to [B, P, features].
+
+    Its kernel [1, C, features] is a 1-d convolution's, as in published weights.
+
+    Attributes:
+        features: Channels of the result.
+        dtype: Of the computation.
+        kernel_init: Initialiser of the kernel.
+    """
 
     features: int
     dtype: jnp.dtype
@@ -28,20 +43,30 @@ class PointLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer."""
         kernel = self.param("kernel", self.kernel_init, (1, x.shape[-1], self.features))
-        bias = self.param("bias", ZEROS, (self.features,))
-        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + per_channel(
-            bias, x.ndim
-        ).astype(self.dtype)
+        bias = per_channel(self.param("bias", ZEROS, (self.features,)), x.ndim)
+        return x.astype(self.dtype) @ kernel[0].astype(self.dtype) + bias.astype(self.dtype)
 
 
 class PointHead(nn.Module):
-    """A small network classifies a point from its fine features and the coarse scores there, wherever these are uncertain.
+    """A small network that classifies points from their fine features and their coarse scores.
 
-    Maps [B, h, w, C] and `previous` [B, h, w, K] to class scores. In evaluation `previous` is doubled `subdivision_steps`
-    times, [B, 4 h, 4 w, K], and each time its `subdivision_points` least certain pixels are classified anew. In training
-    the scores are `previous`, and `out` holds `points` [B, P, 2], (x, y) in 0..1, and `point_logits` [B, P, K] for the loss:
-    of `oversample` * P random points the least certain make up the share `importance` of P (RNG stream 'points').
+    In evaluation the previous stage's scores are doubled `subdivision_steps` times, and each time
+    the least certain pixels are classified anew. In training the scores are the previous stage's,
+    and points with their scores are further outputs; the random stream is 'points'.
+
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the network's hidden layers.
+        layer: The model's settings.
+        in_index: The feature maps to read.
+        num_fcs: Number of hidden layers.
+        num_points: Points P of an image in training.
+        oversample: Ratio of random candidates to P.
+        importance: Share of P that is taken from the least certain candidates; the rest is random.
+        subdivision_steps: Doublings in evaluation.
+        subdivision_points: Pixels classified after each doubling.
     """
 
     num_classes: int
@@ -56,59 +81,69 @@ class PointHead(nn.Module):
     subdivision_points: int = 8196
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, features = self.layer, [features[i] for i in self.in_index]
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Refine scores.
+
+        Args:
+            features: Feature maps [B, h_i, w_i, C_i].
+            previous: Scores [B, h, w, K] of the earlier stage.
+            train: Whether to train.
+
+        Returns:
+            In evaluation scores [B, s h, s w, K], s = 2**subdivision_steps, and {}. In training
+            `previous` and `points` [B, P, 2], (x, y) in 0 to 1, with `point_logits` [B, P, K].
+        """
+        assert previous is not None, "PointHead is the second stage of a cascade"
+        layer = self.layer
+        maps = [features[i] for i in self.in_index]
         hidden = [
             PointLinear(self.channels, layer.dtype, name=f"fcs.{i}.conv")
             for i in range(self.num_fcs)
         ]
-        last = PointLinear(
-            self.num_classes, layer.dtype, Initializer("normal", 0.001), name="fc_seg"
-        )
+        small = Initializer("normal", 0.001)
+        last = PointLinear(self.num_classes, layer.dtype, small, name="fc_seg")
 
-        def classify(points):
-            fine = [
-                sample_bilinear(x, points, layer.align_corners).astype(layer.dtype)
-                for x in features
-            ]
+        def classify(points: jax.Array) -> jax.Array:
+            fine = [sample_bilinear(x, points, layer.align_corners) for x in maps]
             coarse = sample_bilinear(previous, points, layer.align_corners).astype(layer.dtype)
-            x = jnp.concatenate([*fine, coarse], axis=-1)
+            x = jnp.concatenate([*(f.astype(layer.dtype) for f in fine), coarse], axis=-1)
             for linear in hidden:
                 x = jnp.concatenate([nn.relu(linear(x)), coarse], axis=-1)
             return last(x).astype(jnp.float32)
 
         if train:
-            points = self.training_points(jax.lax.stop_gradient(previous))
+            points = self._training_points(jax.lax.stop_gradient(previous))
             return previous, {"points": points, "point_logits": classify(points)}
         refined = previous
         for _ in range(self.subdivision_steps):
             refined = layer.resize(refined, [2 * n for n in refined.shape[1:3]])
+            index, points = self._uncertain_pixels(refined)
             batch, height, width, classes = refined.shape
-            count = min(height * width, self.subdivision_points)
-            index = jax.lax.top_k(uncertainty(refined).reshape(batch, -1), count)[1]
-            points = (jnp.stack([index % width, index // width], axis=-1) + 0.5) / jnp.asarray(
-                [[[width, height]]], jnp.float32
-            )
             flat = refined.reshape(batch, height * width, classes)
-            flat = flat.at[jnp.arange(batch)[:, None], index].set(
-                classify(points), unique_indices=True
-            )
+            rows = jnp.arange(batch)[:, None]
+            flat = flat.at[rows, index].set(classify(points), unique_indices=True)
             refined = flat.reshape(refined.shape)
         return refined, {}
 
-    def training_points(self, previous: jax.Array) -> jax.Array:
+    def _uncertain_pixels(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The least certain pixels of scores [B, H, W, K]: numbers [B, P] and centres [B, P, 2]."""
+        batch, height, width, _ = scores.shape
+        count = min(height * width, self.subdivision_points)
+        index = jax.lax.top_k(uncertainty(scores).reshape(batch, -1), count)[1]
+        centres = jnp.stack([index % width, index // width], axis=-1) + 0.5
+        return index, centres / jnp.asarray([[[width, height]]], jnp.float32)
+
+    def _training_points(self, previous: jax.Array) -> jax.Array:
         """Points [B, P, 2] to learn from: the least certain of many, and some at random."""
-        many, chosen = (
-            int(self.num_points * self.oversample),
-            int(self.num_points * self.importance),
-        )
+        many = int(self.num_points * self.oversample)
+        chosen = int(self.num_points * self.importance)
+        count = many + self.num_points - chosen
         axis_name = None if self.is_initializing() else self.layer.axis_name
         keys = sample_keys(self.make_rng("points"), previous.shape[0], axis_name)
-        points = jax.vmap(
-            lambda key: jax.random.uniform(key, (many + self.num_points - chosen, 2))
-        )(keys)
+        points = jax.vmap(lambda key: jax.random.uniform(key, (count, 2)))(keys)
         candidates, rest = points[:, :many], points[:, many:]
         index = jax.lax.top_k(uncertainty(sample_bilinear(previous, candidates)), chosen)[1]
-        return jnp.concatenate(
-            [jnp.take_along_axis(candidates, index[..., None], axis=1), rest], axis=1
-        )
+        uncertain = jnp.take_along_axis(candidates, index[..., None], axis=1)
+        return jnp.concatenate([uncertain, rest], axis=1)

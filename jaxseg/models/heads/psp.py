@@ -5,13 +5,18 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class PSPHead(nn.Module):
     """Pyramid pooling: context from average pools on several grids, joined to the features.
 
-    Features [B, h, w, C] to class scores [B, h, w, K].
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of the pools and of the result before the classifier.
+        layer: The model's settings.
+        in_index: The feature map to read.
+        pool_scales: Heights, which are also the widths, of the grids.
     """
 
     num_classes: int
@@ -21,7 +26,10 @@ class PSPHead(nn.Module):
     pool_scales: Sequence[int] = (1, 2, 3, 6)
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h, w, C] to class scores [B, h, w, K]."""
         x = self.layer.pyramid_pool(
             features[self.in_index],
             self.channels,

@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from jaxseg.models.layers import Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers
 from jaxseg.ops import resize_concat
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest map, a feature pyramid from there to the finest, and all levels joined.
+    """Pyramid pooling on the coarsest map, a feature pyramid up to the finest, all levels joined.
 
-    Maps [B, h_i, w_i, C_i], finest first, to class scores [B, h_0, w_0, K].
+    Attributes:
+        num_classes: Number of classes K.
+        channels: Channels of every level.
+        layer: The model's settings.
+        in_index: The feature maps to read, finest first.
+        pool_scales: Heights, which are also the widths, of the pooling grids.
     """
 
     num_classes: int
@@ -22,8 +27,12 @@ class UPerHead(nn.Module):
     pool_scales: Sequence[int] = (1, 2, 3, 6)
 
     @nn.compact
-    def __call__(self, features, previous=None, *, train: bool) -> tuple[jax.Array, dict]:
-        layer, (*fine, coarse) = self.layer, [features[i] for i in self.in_index]
+    def __call__(
+        self, features: Features, previous: jax.Array | None = None, *, train: bool
+    ) -> HeadOutput:
+        """Map features [B, h_i, w_i, C_i] to class scores [B, h_0, w_0, K]."""
+        layer = self.layer
+        *fine, coarse = [features[i] for i in self.in_index]
         maps = [
             layer.conv_norm_act(self.channels, 1, name=f"lateral_convs.{i}")(x, train=train)
             for i, x in enumerate(fine)
@@ -35,9 +44,8 @@ class UPerHead(nn.Module):
         for i in reversed(range(len(fine))):
             maps[i] += layer.resize(maps[i + 1], maps[i].shape[1:3])
         for i in range(len(fine)):
-            maps[i] = layer.conv_norm_act(self.channels, 3, name=f"fpn_convs.{i}")(
-                maps[i], train=train
-            )
+            conv = layer.conv_norm_act(self.channels, 3, name=f"fpn_convs.{i}")
+            maps[i] = conv(maps[i], train=train)
         x = resize_concat(maps, layer.align_corners)
         x = layer.conv_norm_act(self.channels, 3, name="fpn_bottleneck")(x, train=train)
         return layer.classify(x, self.num_classes, train=train), {}

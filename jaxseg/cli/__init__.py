@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxseg import overrides
+from jaxseg.cli import overrides
 from jaxseg.config.checks import complete
 from jaxseg.config.finder import build, load_builder
 from jaxseg.config.resolve import copy_config
@@ -110,7 +110,7 @@ def enable_compilation_cache() -> None:
 
     A folder that JAX was already given (JAX_COMPILATION_CACHE_DIR) is kept.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

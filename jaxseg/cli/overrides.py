@@ -162,7 +162,7 @@ def _why_unread(path: str) -> str:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
         nested = isinstance(value, Mapping | ConfigDict)
