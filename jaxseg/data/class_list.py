@@ -379,8 +379,10 @@ def _literal(file: Path, text: str) -> list[Line]:
     try:
         return _entries(value)
     except (KeyError, TypeError, ValueError, AttributeError):
-        problem = "is not a list of class names, of entries with `name` and `id`, or of numbers "
-            "with names"
+        problem = (
+            "is not a list of class names, of entries with `name` and `id`, or of numbers with "
+            "names"
+        )
         raise DataError(problem, file=file, hint="write one class name a line") from None
 
 
