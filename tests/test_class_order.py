@@ -158,7 +158,7 @@ def test_predictions_on_data_of_another_order_are_refused_or_written_in_it(tmp_p
     root = make_other(tmp_path / "set")
     with pytest.raises(DataError) as error:
         class_order.prediction_classes(root, RUN, "order")
-    assert error.value.field == "--input" and error.value.file == str(root / "classes.txt")
+    assert error.value.field == "source" and error.value.file == str(root / "classes.txt")
     assert class_order.prediction_classes(root, RUN, "name") == OTHER
     assert class_order.prediction_classes(root, (*RUN, "bus"), "order") == (
         *RUN,

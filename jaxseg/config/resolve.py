@@ -10,6 +10,7 @@ from jaxseg.config import checks
 from jaxseg.config.defaults import AUTO
 from jaxseg.config.schema import (
     SCHEMA_VERSION,
+    EvalConfig,
     Experiment,
     freeze,
     from_dict,
@@ -90,7 +91,7 @@ def check_fields(config: ConfigDict, schema: Any = checks.SCHEMA) -> ConfigDict:
     checks.tidy(checks.complete(config))
     checks.check(config, schema)
     _check_images(config.dataset)
-    _check_eval(config.eval)
+    check_eval(config.eval)
     if "decode" not in config.model.heads:
         hint = "the model's scores are those of this head"
         raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint=hint)
@@ -126,7 +127,7 @@ def override_trained(trained: Experiment, config: Config) -> Experiment:
     checks.tidy(checks.complete(merged))
     checks.check(merged, parts=READ_WHEN_TRAINED)
     _check_images(merged.dataset)
-    _check_eval(merged.eval)
+    check_eval(merged.eval)
     return from_dict(Experiment, merged)
 
 
@@ -185,7 +186,15 @@ def _check_images(data: ConfigDict) -> None:
             )
 
 
-def _check_eval(run: ConfigDict) -> None:
+def check_eval(run: ConfigDict | EvalConfig) -> None:
+    """Check `config.eval`: every field's range, and windows that leave no pixel out.
+
+    Raises:
+        ConfigError: A field is out of range, or the stride is larger than the window.
+    """
+    values = to_dict(run) if isinstance(run, EvalConfig) else run
+    for error in checks.problems(values, checks.SCHEMA["eval"], "eval"):
+        raise error
     if run.mode != "slide":
         return
     crop, stride = tuple(run.crop_size), tuple(run.stride)

@@ -123,5 +123,5 @@ def prediction_classes(
         return classes
     if len(spec.classes) != len(classes):
         return classes  # an unrelated data set, whose images may be shown to any model
-    match_classes(spec, classes, how, "--input", root)
+    match_classes(spec, classes, how, "source", root)
     return spec.classes

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxseg.config.resolve import check_eval
 from jaxseg.config.schema import Experiment
-from jaxseg.errors import ConfigError
 
 
 class TestSettings(NamedTuple):
@@ -51,8 +51,9 @@ def make_settings(experiment: Experiment) -> TestSettings:
     Raises:
         ConfigError: A value of `eval` is out of range, or the stride leaves pixels out.
     """
+    check_eval(experiment.eval)
     run = experiment.eval
-    settings = TestSettings(
+    return TestSettings(
         mean=tuple(float(value) for value in experiment.dataset.image_mean),
         std=tuple(float(value) for value in experiment.dataset.image_std),
         align_corners=bool(experiment.model.align_corners),
@@ -63,46 +64,8 @@ def make_settings(experiment: Experiment) -> TestSettings:
         flip=bool(run.flip),
         batch_size=int(run.batch_size),
     )
-    _check(settings)
-    return settings
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:
     vertical, horizontal = values
     return int(vertical), int(horizontal)
-
-
-def _check(settings: TestSettings) -> None:
-    """Refuse what an experiment holds that was put together without `config.resolve`."""
-    if settings.mode not in ("whole", "slide"):
-        raise ConfigError(
-            f"config.eval.mode is {settings.mode!r}: choose 'whole' or 'slide'", field="eval.mode"
-        )
-    if settings.mode == "slide":
-        _check_windows(settings.crop_size, settings.stride)
-    if not settings.scales or min(settings.scales) <= 0:
-        raise ConfigError(
-            f"config.eval.scales is {settings.scales}: give one or more positive ratios, (1.0,) "
-            "for none",
-            field="eval.scales",
-        )
-    if settings.batch_size < 1:
-        raise ConfigError(
-            f"config.eval.batch_size is {settings.batch_size}: it must be 1 or more",
-            field="eval.batch_size",
-        )
-
-
-def _check_windows(crop: tuple[int, int], stride: tuple[int, int]) -> None:
-    if min(crop + stride) < 1:
-        raise ConfigError(
-            "config.eval.mode 'slide' needs crop_size and stride as (height, width) in pixels, not "
-            f"{crop} and {stride}",
-            field="eval.stride" if min(crop) > 0 else "eval.crop_size",
-        )
-    if any(step > side for step, side in zip(stride, crop)):
-        raise ConfigError(
-            f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels "
-            "between the windows would be left out",
-            field="eval.stride",
-        )
