@@ -60,6 +60,30 @@ def test_pictures_stand_as_pillow_turns_them(kind, orientation):
     same(data, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")))
 
 
+def exif_last(data):
+    """A PNG with its eXIf chunk behind the pixels."""
+    at, chunks = 8, []
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big") + 12
+        chunks.append(data[at : at + size])
+        at += size
+    order = {b"eXIf": 1, b"IEND": 2}
+    chunks.sort(key=lambda chunk: order.get(chunk[4:8], 0))
+    return data[:8] + b"".join(chunks)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG, EXIF last", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_views_of_a_larger_buffer_are_read_like_bytes(kind):
+    data = encoded(PIXELS, kind.split(",")[0], exif=exif(6))
+    if kind == "PNG, EXIF last":
+        data = exif_last(data)
+        assert data.index(b"eXIf") > data.index(b"IDAT")
+        assert decode_image(data, "x").shape == (8, 6, 3)
+    view = memoryview(b"before" + data + b"after")[6:-5]
+    np.testing.assert_array_equal(decode_image(view, "x"), decode_image(data, "x"))
+    assert inspect_image(view, "x") == inspect_image(data, "x")
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
 def test_jpegs_stand_as_opencv_turns_them(orientation):
     data = encoded(PHOTO, "JPEG", exif=exif(orientation))

@@ -49,6 +49,8 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
+Encoded = bytes | memoryview  # the content of a file; a view of a larger buffer is not copied
+
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
@@ -100,7 +102,7 @@ NODATA_TAG = 42113  # of GDAL in TIFF: the value of pixels without data
 LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}
 
 
-def tell_format(data: bytes) -> str:
+def tell_format(data: Encoded) -> str:
     """Return the format of a file, "JPEG", "PNG", ..., or "" if it is not known.
 
     Args:
@@ -110,7 +112,7 @@ def tell_format(data: bytes) -> str:
     return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
 
 
-def open_picture(data: bytes | Path, kind: str) -> Image.Image:
+def open_picture(data: Encoded | Path, kind: str) -> Image.Image:
     """Open an encoded picture with Pillow, without its limit of pixels.
 
     Args:
@@ -128,7 +130,7 @@ def open_picture(data: bytes | Path, kind: str) -> Image.Image:
         raise UnidentifiedImageError(str(error)) from error
 
 
-def exif_orientation(data: bytes) -> int:
+def exif_orientation(data: Encoded) -> int:
     """Return how a viewer rotates and mirrors a picture: EXIF's orientation, 1 (not at all) to 8.
 
     Other values count as 1, as in viewers. Only EXIF counts, in JPEG, PNG and WebP: XMP repeats the
@@ -151,7 +153,7 @@ def exif_orientation(data: bytes) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _jpeg_exif(data: bytes) -> Iterator[bytes]:
+def _jpeg_exif(data: Encoded) -> Iterator[bytes]:
     """Yield the EXIF blocks of a JPEG."""
     at = 2
     while (
@@ -168,7 +170,7 @@ def _jpeg_exif(data: bytes) -> Iterator[bytes]:
         at += 2 + size
 
 
-def _png_exif(data: bytes) -> Iterator[bytes]:
+def _png_exif(data: Encoded) -> Iterator[bytes]:
     """Yield the EXIF blocks of a PNG."""
     at = len(PNG)
     while at + 8 <= len(data):
@@ -178,7 +180,7 @@ def _png_exif(data: bytes) -> Iterator[bytes]:
         at += size + 12
 
 
-def _webp_exif(data: bytes) -> Iterator[bytes]:
+def _webp_exif(data: Encoded) -> Iterator[bytes]:
     """Yield the EXIF blocks of a WebP."""
     at = 12
     while at + 8 <= len(data):

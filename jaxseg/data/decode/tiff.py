@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from imagecodecs import zlib_decode, zstd_decode
 
-from jaxseg.data.decode.formats import NODATA_TAG, lossy_coding
+from jaxseg.data.decode.formats import NODATA_TAG, Encoded, lossy_coding
 from jaxseg.errors import DataError
 
 PHOTOMETRIC = tifffile.PHOTOMETRIC
@@ -149,7 +149,7 @@ class Tiff:
 
 
 @contextlib.contextmanager
-def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
+def open_tiff(data: Encoded | Path, file: object) -> Iterator[Tiff]:
     """Open a TIFF for the block.
 
     Args:

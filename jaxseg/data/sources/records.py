@@ -250,11 +250,12 @@ class ArrayRecordSource:
             where,
         )
 
-    def _record(self, index: int) -> list[bytes]:
+    def _record(self, index: int) -> tuple[memoryview, bytes]:
         """Return the encoded image and the encoded label of a record."""
         try:
             fields = parse_example(self._data[index])
-            return [bytes(fields[key]) for key in self._keys]
+            image, label = (fields[key] for key in self._keys)
+            return image, bytes(label)  # images are large, so they are not copied
         except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(count for _, count in self._shards)
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
