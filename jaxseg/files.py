@@ -248,31 +248,33 @@ def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterato
     lock = filelock.FileLock(path.with_name(f".{path.name[-48:]}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            if not wait:
-                raise JaxsegError("another process is writing it", file=path) from None
-            if waiting:
-                log.info("%s", waiting)
-            lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise JaxsegError(
-                f"cannot be written ({error.strerror or error})", file=path
-            ) from error
-        log.warning(
-            "%s cannot be locked (%s): see that no other process writes it", path, error.strerror
-        )
+        _acquire(lock, path, waiting, wait)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise JaxsegError(f"cannot be written ({reason})", file=path) from error
+        log.warning("%s cannot be locked (%s): see that no other process writes it", path, reason)
     try:
         yield
     finally:
-        # A process that opened the lock file before it was removed gets its lock, and finds `path`
-        # there.
+        # A process that opened the lock file before it is removed may get its lock together with
+        # one that makes a new lock file; both find that `path` exists.
         if path.exists():
-            with contextlib.suppress(OSError):  # on Windows the release removes it
+            with contextlib.suppress(OSError):  # Windows removes it with the release
                 Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, path: Path, waiting: str, wait: bool) -> None:
+    """Acquire a lock on making `path`; see `locked`."""
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        if not wait:
+            raise JaxsegError("another process is writing it", file=path) from None
+        if waiting:
+            log.info("%s", waiting)
+        lock.acquire()
 
 
 def write_json(path: str | Path, value: Any, *, strict: bool = True) -> None:

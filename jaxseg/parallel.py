@@ -1,16 +1,16 @@
-"""Work spread over threads, in order."""
+"""Work spread over threads, in order, and progress bars."""
 
 import collections
 import contextlib
 import os
-import sys
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import track
 
 THREADS = min(os.cpu_count() or 1, 16)
 
@@ -26,7 +26,13 @@ def evenly_spaced(count: int, samples: int) -> list[int]:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], title: str, progress: bool = False
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    title: str = "",
+    progress: bool = False,
+    *,
+    threads: int = THREADS,
+    ahead: int | None = None,
 ) -> Generator[Result]:
     """Yield function(item) of every item, in order, computed in threads.
 
@@ -34,31 +40,69 @@ def ordered_map(
     of the function ends it.
 
     Args:
-        function: Called in up to `THREADS` threads at once.
+        function: Called in several threads at once.
         items: Its arguments.
         title: Of the progress bar.
         progress: Show a progress bar if standard error is a terminal.
+        threads: Number of threads.
+        ahead: Largest number of results computed or being computed ahead; None for twice the
+            threads.
     """
     items = list(items)
-    with contextlib.closing(_compute(function, items)) as results:
-        shown: Iterable[Result] = results
-        if progress and sys.stderr.isatty():
-            console = Console(stderr=True)
-            shown = track(results, title, total=len(items), console=console, transient=True)
-        yield from shown
+    ahead = 2 * threads if ahead is None else ahead
+    with contextlib.closing(_compute(function, items, threads, ahead)) as results:
+        yield from show_progress(results, title, len(items)) if progress else results
 
 
-def _compute(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
+def _compute(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result]:
     """Yield function(item) of every item, in order, computed in threads."""
     waiting: collections.deque[Future[Result]] = collections.deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * THREADS:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def show_progress(
+    results: Iterable[Result],
+    title: str,
+    total: int,
+    *,
+    size: Callable[[Result], int] = lambda result: 1,
+) -> Generator[Result]:
+    """Yield results while a progress bar shows their number, rate and remaining time.
+
+    The bar is a single line that vanishes at the end; there is none unless standard error is a
+    terminal.
+
+    Args:
+        results: What is yielded.
+        title: Of the bar.
+        total: Number at the end.
+        size: The number that a result stands for.
+    """
+    console = Console(stderr=True)
+    columns = [
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]:.1f}/s"),
+        bars.TimeRemainingColumn(),
+    ]
+    hidden = not console.is_terminal
+    with bars.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(title, total=total, rate=0.0)
+        start, done = time.perf_counter(), 0
+        for result in results:
+            done += size(result)
+            bar.update(task, completed=done, rate=done / (time.perf_counter() - start))
+            yield result

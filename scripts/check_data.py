@@ -27,7 +27,7 @@ NAME = flags.DEFINE_string("name", "folder", "With --root: the name of the data 
 CHANNELS = flags.DEFINE_integer(
     "channels",
     0,
-    "With --root: channels of the images; 0: 3, or those of the first image if it has more.",
+    "With --root: config.dataset.channels; 0: 3, or those of the first image if it has more.",
     lower_bound=0,
 )
 STATISTICS = flags.DEFINE_bool(

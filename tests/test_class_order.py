@@ -1,4 +1,4 @@
-"""Classes in another order than the run's: refused, or mapped by name, wherever data meets a trained model."""
+"""Classes in another order than the run's are refused, or mapped by name."""
 
 import dataclasses
 
@@ -134,7 +134,7 @@ def test_resolve_keeps_the_order_and_checks_the_choice(tmp_path):
     spec = catalog.get_spec("folder", tmp_path)
     assert resolve(config, spec).dataset.classes == RUN
     config.dataset.match_classes = "names"
-    with pytest.raises(ConfigError, match="'names'.*'name'"):
+    with pytest.raises(ConfigError, match=r"'names'.*'name'"):
         resolve(config, spec)
 
 

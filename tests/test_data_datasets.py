@@ -17,10 +17,28 @@ from jaxseg.data.validate import checks
 from jaxseg.errors import DataError
 
 NUM_CLASSES = {
-    "shapes": 7, "cityscapes": 19, "dark_zurich": 19, "night_driving": 19, "ade20k": 150, "voc12": 21, "voc12aug": 21,
-    "pascal_context": 60, "pascal_context_59": 59, "coco_stuff10k": 171, "coco_stuff164k": 171, "loveda": 7, "potsdam": 6,
-    "vaihingen": 6, "isaid": 16, "mapillary_v1_65": 65, "camvid": 11, "drive": 2, "chase_db1": 2, "hrf": 2, "stare": 2,
-}  # fmt: skip
+    "shapes": 7,
+    "cityscapes": 19,
+    "dark_zurich": 19,
+    "night_driving": 19,
+    "ade20k": 150,
+    "voc12": 21,
+    "voc12aug": 21,
+    "pascal_context": 60,
+    "pascal_context_59": 59,
+    "coco_stuff10k": 171,
+    "coco_stuff164k": 171,
+    "loveda": 7,
+    "potsdam": 6,
+    "vaihingen": 6,
+    "isaid": 16,
+    "mapillary_v1_65": 65,
+    "camvid": 11,
+    "drive": 2,
+    "chase_db1": 2,
+    "hrf": 2,
+    "stare": 2,
+}
 
 
 @pytest.mark.parametrize("name", [name for name in list_datasets() if name != "folder"])
@@ -52,7 +70,7 @@ def test_label_maps():
 
 
 def test_unknown_name_gives_the_nearest():
-    with pytest.raises(DataError, match="'cityscape'. Did you mean 'cityscapes'"):
+    with pytest.raises(DataError, match=r"'cityscape'\. Did you mean 'cityscapes'"):
         get_spec("cityscape")
 
 
@@ -71,10 +89,10 @@ def test_folder_classes(tmp_path):
         ("a\nb\na\n", "line 1: class 'a' is listed 2 times"),
         ("a\n", "holds one class; softmax needs two or more: list the background as class 0"),
         ("a 1 2 3\nvoid 0 0 0\n", "holds one class"),
-        ("void\n", "holds no class but what is ignored"),
-        ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is that of 'a' too"),
+        ("void\n", "holds no class that is not ignored"),
+        ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is also that of 'a'"),
         ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
-        ("0 a\n0 b\n", "line 2: label value 0 of 'b' is that of 'a' too"),
+        ("0 a\n0 b\n", "line 2: label value 0 of 'b' is also that of 'a'"),
         ("0 a\n" + "9" * 5000 + " b\n", "holds a number of 5000 digits"),
         (
             "0 a\n4294967296 b\n",
@@ -101,38 +119,84 @@ def refused(root, message, file="classes.txt"):
 # Every form in which lists of classes are written -> (label value, name) of each class.
 ONE, TWO = {0: "ground", 1: "box"}, {1: "ground", 2: "box"}
 FORMS = {
-    "ground\r\nbox\r\n": ONE, "\ufeffground\nbox": ONE, "- ground\n- box\n": ONE, "ground,\nbox,\n": ONE, "'ground'\n\"box\"\n": ONE,
-    "ground, box\n": ONE, "ground;box": ONE, "ground|box": ONE, '["ground", "box"]': ONE, "CLASSES = ('ground', 'box',)": ONE,
-    "1 ground\n2 box\n": TWO, "1: ground\n2: box": TWO, "1,ground\n2,box": TWO, "1;ground\n2;box": TWO, "1\tground\n2\tbox": TWO,
-    "1. ground\n2. box": TWO, "1) ground\n2) box": TWO, "1|ground\n2|box": TWO, "1=ground\n2=box": TWO, "ground: 1\nbox: 2": TWO,
-    "ground,1\nbox,2": TWO, "ground 1\nbox 2": TWO, '{"1": "ground", "2": "box"}': TWO, "{'ground': 1, 'box': 2}": TWO,
-    '[{"id": 1, "name": "ground"}, {"id": 2, "name": "box"}]': TWO, "names:\n  1: ground\n  2: box": TWO,
-    "Pixel Value, Class\n1, ground\n2, box\n": TWO, "id,name\n1,ground\n2,box": TWO, "name;id\nground;1\nbox;2": TWO,
-    "id name\n1 ground\n2 box": TWO, "label\n1 ground\n2 box": TWO, "Idx,Ratio,Stuff,Name\n1,0.5,1,ground\n2,0.5,1,box\n": TWO,
-    "7 ground\n70000 box": {7: "ground", 70000: "box"}, "-1 ignore\n0 ground\n5 box": {0: "ground", 5: "box"},
-    "__ignore__\n_background_\nbox": {0: "_background_", 1: "box"}, "_background_\nbox": {0: "_background_", 1: "box"},
-    "lane 1\nlane 2": {0: "lane 1", 1: "lane 2"}, "0 lane 1\n1 lane 2": {0: "lane 1", 1: "lane 2"},
-    "building, edifice\nbox": {0: "building, edifice", 1: "box"}, "ground\nvoid\nbox": {0: "ground", 2: "box"},
-    "Ignore\nground\nbox": TWO, "red\ngreen": {0: "red", 1: "green"}, "key\nred light": {0: "key", 1: "red light"}, "0 ground\n1 box\n255 void": ONE, "ground\nbox 1": {0: "ground", 1: "box 1"},
-}  # fmt: skip
+    "ground\r\nbox\r\n": ONE,
+    "\ufeffground\nbox": ONE,
+    "- ground\n- box\n": ONE,
+    "ground,\nbox,\n": ONE,
+    "'ground'\n\"box\"\n": ONE,
+    "ground, box\n": ONE,
+    "ground;box": ONE,
+    "ground|box": ONE,
+    '["ground", "box"]': ONE,
+    "CLASSES = ('ground', 'box',)": ONE,
+    "1 ground\n2 box\n": TWO,
+    "1: ground\n2: box": TWO,
+    "1,ground\n2,box": TWO,
+    "1;ground\n2;box": TWO,
+    "1\tground\n2\tbox": TWO,
+    "1. ground\n2. box": TWO,
+    "1) ground\n2) box": TWO,
+    "1|ground\n2|box": TWO,
+    "1=ground\n2=box": TWO,
+    "ground: 1\nbox: 2": TWO,
+    "ground,1\nbox,2": TWO,
+    "ground 1\nbox 2": TWO,
+    '{"1": "ground", "2": "box"}': TWO,
+    "{'ground': 1, 'box': 2}": TWO,
+    '[{"id": 1, "name": "ground"}, {"id": 2, "name": "box"}]': TWO,
+    "names:\n  1: ground\n  2: box": TWO,
+    "Pixel Value, Class\n1, ground\n2, box\n": TWO,
+    "id,name\n1,ground\n2,box": TWO,
+    "name;id\nground;1\nbox;2": TWO,
+    "id name\n1 ground\n2 box": TWO,
+    "label\n1 ground\n2 box": TWO,
+    "Idx,Ratio,Stuff,Name\n1,0.5,1,ground\n2,0.5,1,box\n": TWO,
+    "7 ground\n70000 box": {7: "ground", 70000: "box"},
+    "-1 ignore\n0 ground\n5 box": {0: "ground", 5: "box"},
+    "__ignore__\n_background_\nbox": {0: "_background_", 1: "box"},
+    "_background_\nbox": {0: "_background_", 1: "box"},
+    "lane 1\nlane 2": {0: "lane 1", 1: "lane 2"},
+    "0 lane 1\n1 lane 2": {0: "lane 1", 1: "lane 2"},
+    "building, edifice\nbox": {0: "building, edifice", 1: "box"},
+    "ground\nvoid\nbox": {0: "ground", 2: "box"},
+    "Ignore\nground\nbox": TWO,
+    "red\ngreen": {0: "red", 1: "green"},
+    "key\nred light": {0: "key", 1: "red light"},
+    "0 ground\n1 box\n255 void": ONE,
+    "ground\nbox 1": {0: "ground", 1: "box 1"},
+}
 # The same with colours.
 COLORED = [
-    "ground 1 2 3\nbox 4 5 6", "ground,1,2,3\nbox,4,5,6", "ground (1, 2, 3)\nbox (4, 5, 6)", "1 2 3\tground\n4 5 6\tbox",
-    "ground #010203\nbox #040506", "# label:color_rgb:parts:actions\nground:1,2,3::\nbox:4,5,6:lid,side:open\n",
-    "0,ground,1,2,3\n1,box,4,5,6", "0 1 2 3 ground\n1 4 5 6 box", "name,r,g,b\nground,1,2,3\nbox,4,5,6",
-    "name r g b\nground 1 2 3\nbox 4 5 6", 'id,name,color\n0,ground,"1,2,3"\n1,box,#040506',
+    "ground 1 2 3\nbox 4 5 6",
+    "ground,1,2,3\nbox,4,5,6",
+    "ground (1, 2, 3)\nbox (4, 5, 6)",
+    "1 2 3\tground\n4 5 6\tbox",
+    "ground #010203\nbox #040506",
+    "# label:color_rgb:parts:actions\nground:1,2,3::\nbox:4,5,6:lid,side:open\n",
+    "0,ground,1,2,3\n1,box,4,5,6",
+    "0 1 2 3 ground\n1 4 5 6 box",
+    "name,r,g,b\nground,1,2,3\nbox,4,5,6",
+    "name r g b\nground 1 2 3\nbox 4 5 6",
+    'id,name,color\n0,ground,"1,2,3"\n1,box,#040506',
     "Value,Red,Green,Blue,Alpha,Class_Name\n0,1,2,3,255,ground\n1,4,5,6,255,box",
     '[{"name": "ground", "color": [1, 2, 3]}, {"name": "box", "color": "#040506"}]',
-]  # fmt: skip
+]
 UNCLEAR = {
-    "class\nground\nbox": "line 1: 'class' looks like a heading", "Class Name\nground\nbox": "line 1: 'Class Name' looks like a heading",
-    "name\nground\nbox": "line 1: 'name' looks like a heading", "2\nground\nbox": "line 1: '2' is the number of classes",
-    "car\n2 wheeler\n3 wheeler": "line 1: 'car' has no number", "0 ground\nbox": "line 2: 'box' has no number",
-    "box\n__ignore__\nground": "line 2: __ignore__ is not the first", "ground,0,0,0,255\nbox,1,2,3,255": "line 1: it is not clear",
-    "ground 9 8 7 255\nbox 1 2 3 255": "line 1: it is not clear", "ground 0.1 0.2 0.3\nbox 0.2 0.3 0.4": "line 1: it is not clear",
-    "name,id,trainId\nground,7,0\nbox,8,1": "line 1: it is not clear which column", "[ground, box]": "is none",
-    '{"categories": []}': "is no list of class names", "id,name\n0,ground,flat\n1,box,flat": "line 2: 3 columns",
-}  # fmt: skip
+    "class\nground\nbox": "line 1: 'class' looks like a heading",
+    "Class Name\nground\nbox": "line 1: 'Class Name' looks like a heading",
+    "name\nground\nbox": "line 1: 'name' looks like a heading",
+    "2\nground\nbox": "line 1: '2' is the number of classes",
+    "car\n2 wheeler\n3 wheeler": "line 1: 'car' has no number",
+    "0 ground\nbox": "line 2: 'box' has no number",
+    "box\n__ignore__\nground": "line 2: __ignore__ is not the first",
+    "ground,0,0,0,255\nbox,1,2,3,255": "line 1: it is not clear",
+    "ground 9 8 7 255\nbox 1 2 3 255": "line 1: it is not clear",
+    "ground 0.1 0.2 0.3\nbox 0.2 0.3 0.4": "line 1: it is not clear",
+    "name,id,trainId\nground,7,0\nbox,8,1": "line 1: it is not clear which column",
+    "[ground, box]": "is none",
+    '{"categories": []}': "is not a list of class names",
+    "id,name\n0,ground,flat\n1,box,flat": "line 2: 3 columns",
+}
 
 
 @pytest.mark.parametrize("text", FORMS)
@@ -175,7 +239,7 @@ def test_whether_the_label_values_were_written_down(tmp_path, text, explicit):
     assert get_spec("ade20k").explicit_map and not get_spec("voc12").explicit_map
 
 
-# --- label_map.txt ----------------------------------------------------------------------------------------------------
+# --- label_map.txt ---
 
 
 def mapped(root, text):
@@ -187,7 +251,8 @@ def mapped(root, text):
 def test_label_values_of_any_size(tmp_path):
     spec = mapped(
         tmp_path,
-        "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n-3--1 road\n-6..-5 road\n70000-70001 car\n",
+        "-9999 ignore\n4294967295\tignore\n-2147483648: ignore\n0,sky\n"
+        "-3--1 road\n-6..-5 road\n70000-70001 car\n",
     )
     assert spec.label_map == {
         -9999: 255,
@@ -258,7 +323,7 @@ def test_label_maps_that_are_refused(tmp_path, lines, problem):
     refused(tmp_path, problem, "label_map.txt")
 
 
-# --- Text of any encoding ---------------------------------------------------------------------------------------------
+# --- Text of any encoding ---
 
 
 @pytest.mark.parametrize("file", ["classes.txt", "label_map.txt"])
@@ -340,10 +405,10 @@ def test_folder_without_root_or_classes(tmp_path):
         get_spec("folder")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         get_spec("folder", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="classes.txt: no such file; write the class names"):
+    with pytest.raises(DataError, match=r"classes\.txt: no such file; write the class names"):
         get_spec("folder", tmp_path)
     (tmp_path / "_classes.csv").touch()
-    with pytest.raises(DataError, match="there is _classes.csv"):
+    with pytest.raises(DataError, match=r"there is _classes\.csv"):
         get_spec("folder", tmp_path)
 
 

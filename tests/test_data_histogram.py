@@ -1,4 +1,4 @@
-"""Label histograms and their cache, class weights and repeat factors by hand, image statistics beside numpy's."""
+"""Label counts and their cache, class weights and repeat factors by hand, image statistics."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
     return make_folder(tmp_path / "data")
 
 
-# --- Counts -----------------------------------------------------------------------------------------------------------
+# --- Counts ---
 
 
 def test_counts_are_those_of_the_labels_and_read_once(root, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_bad_label_is_named_and_nothing_is_kept(root):
     assert not list(root.parent.glob("cache/labels/*"))
 
 
-# --- Weights and repeats ----------------------------------------------------------------------------------------------
+# --- Weights and repeats ---
 
 
 def test_class_weights_by_hand():
@@ -122,7 +122,8 @@ def test_class_weights_by_hand():
 
 
 def test_repeat_factors_by_hand():
-    # Of four images all hold class 0, one class 1, two class 2; class 3 is nowhere: r = 1, sqrt(t * 4), sqrt(t * 2).
+    # Of four images all hold class 0, one class 1, two class 2, none class 3:
+    # r = 1, sqrt(t * 4), sqrt(t * 2).
     counts = np.array([[5, 0, 0, 0], [5, 1, 1, 0], [5, 0, 9, 0], [5, 0, 0, 0]])
     assert histogram.repeat_factors(counts, 1.0).tolist() == [
         1,
@@ -136,7 +137,7 @@ def test_repeat_factors_by_hand():
     assert histogram.repeat_factors(np.zeros((2, 3), int), 1.0).tolist() == [1, 1]
 
 
-# --- Statistics -------------------------------------------------------------------------------------------------------
+# --- Statistics ---
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("name, number", LAYOUTS)
 def test_every_layout_reads_a_miniature(tmp_path, name, number):
-    """Every split's folders, two images each, labels of the last class and of what is ignored; found by the root alone."""
+    """Two images for each folder of a split, their labels the last class and an ignored value."""
     layout = BUILTIN[name].layouts[number]
     for split in ("train", "val"):
         for part in layout.parts(split):
@@ -46,7 +46,7 @@ def test_every_layout_reads_a_miniature(tmp_path, name, number):
 
 
 def raw_ids(name, layout):
-    """{raw id: class} of the first class, of the last and, where there is one, of an ignored id, in this layout's labels."""
+    """{raw id: class} of the first class, the last and, if there is one, an ignored id."""
     ids = named_label_map(layout.labels[-1][1], catalog.get_spec(name).num_classes)
     wanted = (0, catalog.get_spec(name).num_classes - 1, constants.IGNORE)
     return {

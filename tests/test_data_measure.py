@@ -1,4 +1,4 @@
-"""Measured fields: from the data where they are open, untouched where they are given, alike on every process."""
+"""Measured fields: from the data where they are open, and the same on every process."""
 
 import dataclasses
 import json

@@ -21,9 +21,14 @@ from jaxseg.inference.files import find_images
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 OTHER_KINDS = {
-    "HEIC": HEIC, "AVIF": b"\0\0\0\x20ftypavif" + bytes(99), "JPEG XL": b"\xff\x0a" + bytes(99), "Photoshop": b"8BPS\0\1" + bytes(99),
-    "JPEG XR": b"II\xbc\x01" + bytes(99), "OpenEXR": b"v/1\x01" + bytes(99), "DICOM": bytes(128) + b"DICM" + bytes(99),
-}  # fmt: skip
+    "HEIC": HEIC,
+    "AVIF": b"\0\0\0\x20ftypavif" + bytes(99),
+    "JPEG XL": b"\xff\x0a" + bytes(99),
+    "Photoshop": b"8BPS\0\1" + bytes(99),
+    "JPEG XR": b"II\xbc\x01" + bytes(99),
+    "OpenEXR": b"v/1\x01" + bytes(99),
+    "DICOM": bytes(128) + b"DICM" + bytes(99),
+}
 DOCUMENTS = {
     "PDF": b"%PDF-1.7\n",
     "SVG": b"<?xml version='1.0'?>\n<!-- made by hand -->\n<svg xmlns=''/>",
@@ -57,18 +62,27 @@ def encode(suffix):
     return cv2.imencode(suffix, np.zeros((20, 24, 3), np.uint8))[1].tobytes()
 
 
-# --- Images -----------------------------------------------------------------------------------------------------------
+# --- Images ---
 
 
 @pytest.mark.parametrize(
     "name, stem, suffix",
     [
-        ("x.jfif", "x", ".jpg"), ("x.jpe", "x", ".jpg"), ("x.JPG", "x", ".jpg"), ("x.ppm", "x", ".ppm"), ("x.gif", "x", ".gif"),
-        ("x", "x", ".png"), ("x", "x", ".tif"), ("a.b.c.png", "a.b.c", ".png"), ("x.dat", "x", ".bmp"),
+        ("x.jfif", "x", ".jpg"),
+        ("x.jpe", "x", ".jpg"),
+        ("x.JPG", "x", ".jpg"),
+        ("x.ppm", "x", ".ppm"),
+        ("x.gif", "x", ".gif"),
+        ("x", "x", ".png"),
+        ("x", "x", ".tif"),
+        ("a.b.c.png", "a.b.c", ".png"),
+        ("x.dat", "x", ".bmp"),
         ("frame.0001", "frame.0001", ".webp"),
-        ("x.jp2", "x", ".jp2"), ("photo.image", "photo", ".jpg"), ("my photo 1.PNG", "my photo 1", ".png"),
+        ("x.jp2", "x", ".jp2"),
+        ("photo.image", "photo", ".jpg"),
+        ("my photo 1.PNG", "my photo 1", ".png"),
     ],
-)  # fmt: skip
+)
 def test_images_by_their_bytes(folder, name, stem, suffix):
     (folder / "images/train" / name).write_bytes(encode(suffix))
     shutil.copy(folder / "labels/train/t0.png", folder / f"labels/train/{stem}.png")
@@ -82,14 +96,21 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
 @pytest.mark.parametrize(
     "name, data",
     [
-        ("notes.txt", b"BMW and P1 are no images"), ("p1.txt", b"P1 is a class\n"), ("Thumbs.db", b"\xd0\xcf\x11\xe0"),
+        ("notes.txt", b"BMW and P1 are no images"),
+        ("p1.txt", b"P1 is a class\n"),
+        ("Thumbs.db", b"\xd0\xcf\x11\xe0"),
         ("desktop.ini", b"[x]"),
-        ("t0.tif.ovr", b"II*\0" + bytes(99)), ("t0.thm", b"\xff\xd8\xff\xe0"), ("t9.png.bak", encode(".png")),
-        ("empty", b""), ("x.json", b"{}"),
-        ("x.gz", gzip.compress(b"x")), ("._t0.png", b"\0\5\x16\7"), ("t0.png~", encode(".png")),
+        ("t0.tif.ovr", b"II*\0" + bytes(99)),
+        ("t0.thm", b"\xff\xd8\xff\xe0"),
+        ("t9.png.bak", encode(".png")),
+        ("empty", b""),
+        ("x.json", b"{}"),
+        ("x.gz", gzip.compress(b"x")),
+        ("._t0.png", b"\0\5\x16\7"),
+        ("t0.png~", encode(".png")),
         *((f"x.{kind}", data) for kind, data in DOCUMENTS.items()),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
     (folder / "images/train" / name).write_bytes(data)
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
@@ -141,7 +162,7 @@ def test_a_broken_link(folder):
 def test_a_broken_link_of_another_data_set(tmp_path):
     (tmp_path / "images/training").mkdir(parents=True)
     (tmp_path / "images/training/a.jpg").symlink_to("nowhere.jpg")
-    with pytest.raises(DataError, match="a.jpg: is a broken link to nowhere.jpg"):
+    with pytest.raises(DataError, match=r"a\.jpg: is a broken link to nowhere\.jpg"):
         pairs.find_images(catalog.get_spec("ade20k", tmp_path), tmp_path, "training")
 
 
@@ -193,7 +214,7 @@ def test_official_downloads_are_walked_alike(tmp_path):
     assert sorted(raw_files.index_files(tmp_path)) == ["a.png", "c.png"]
 
 
-# --- Labels -----------------------------------------------------------------------------------------------------------
+# --- Labels ---
 
 
 @pytest.mark.parametrize(
@@ -252,12 +273,14 @@ def test_two_labels_of_one_image(folder):
 @pytest.mark.parametrize(
     "label, hint",
     [
-        ("t0.jpg", "There is t0.jpg, which holds PNG: rename it to t0.png"), ("t0", "There is t0, which holds PNG"),
+        ("t0.jpg", "There is t0.jpg, which holds PNG: rename it to t0.png"),
+        ("t0", "There is t0, which holds PNG"),
         ("T0.png", "There is T0.png: rename it to t0.png"),
-        ("t0-colors.png", "There is t0-colors.png: rename it"), ("mask_t0.png", "There is mask_t0.png: rename it"),
+        ("t0-colors.png", "There is t0-colors.png: rename it"),
+        ("mask_t0.png", "There is mask_t0.png: rename it"),
         ("t00.png", ""),
     ],
-)  # fmt: skip
+)
 def test_what_lies_where_a_label_is_missing(folder, label, hint):
     (folder / "labels/train/t0.png").rename(folder / "labels/train" / label)
     text = str(refused(folder))
@@ -285,7 +308,7 @@ def test_labels_beside_the_images(folder):
     for file in (folder / "labels/train").iterdir():
         file.rename(folder / f"images/train/{file.stem}_mask.png")
     (folder / "labels/train").rmdir()
-    assert "Labels seem to lie beside the images (t0_mask.png): move them there" in str(
+    assert "Labels seem to be beside the images (t0_mask.png): move them there" in str(
         refused(folder)
     )
 
@@ -322,15 +345,18 @@ def test_labels_that_no_image_has(folder):
     assert len(split.unused_labels()) == 2  # the rest of the split's images still own their labels
 
 
-# --- Lists ------------------------------------------------------------------------------------------------------------
+# --- Lists ---
 
 
 LISTS = {
-    "plain": "a0\na1\na2\n", "CRLF and blanks": "a0\r\n\r\n  a1  \r\na2", "second column": "a0 1\na1 -1\na2\t1\n",
+    "plain": "a0\na1\na2\n",
+    "CRLF and blanks": "a0\r\n\r\n  a1  \r\na2",
+    "second column": "a0 1\na1 -1\na2\t1\n",
     "suffixes": "a0.jpg\na1.JPG\na2.jpg\n",
-    "paths": "JPEGImages/a0.jpg SegmentationClass/a0.png\n./JPEGImages/a1.jpg\nJPEGImages/a2\n", "comments": "# all\na0\na1\n#a9\na2\n",
+    "paths": "JPEGImages/a0.jpg SegmentationClass/a0.png\n./JPEGImages/a1.jpg\nJPEGImages/a2\n",
+    "comments": "# all\na0\na1\n#a9\na2\n",
     "twice": "a0\na1\na0\na2\na1\n",
-}  # fmt: skip
+}
 
 
 @pytest.fixture

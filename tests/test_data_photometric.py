@@ -1,4 +1,4 @@
-"""Colours against OpenCV, hand-worked cases and one stored result of MMSegmentation's photometric distortion."""
+"""Colours against OpenCV, hand-worked cases and a stored result of MMSegmentation."""
 
 import cv2
 import numpy as np

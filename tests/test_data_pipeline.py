@@ -46,8 +46,10 @@ def same(a, b):
 def test_shapes_and_types(root):
     batch = next(train_batches(make_experiment(root=root), devices=2))
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        "image": ((2, 2, 16, 20, 3), np.uint8), "label": ((2, 2, 16, 20), np.uint8), "size": ((2, 2, 2), np.int32),
-    }  # fmt: skip
+        "image": ((2, 2, 16, 20, 3), np.uint8),
+        "label": ((2, 2, 16, 20), np.uint8),
+        "size": ((2, 2, 2), np.int32),
+    }
     assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
 
 
@@ -114,17 +116,16 @@ def test_a_batch_larger_than_the_data_set(root):
 
 
 def test_batch_must_divide(root):
-    with pytest.raises(
-        DataError, match="config.batch_size=4 is global and must divide among 3 devices"
-    ):
+    with pytest.raises(DataError) as error:
         train_batches(make_experiment(root=root), devices=3)
+    assert error.value.field == "batch_size"
 
 
 def test_training_reads_missing_data_as_evaluation_does(tmp_path):
     make_folder(tmp_path, train=1)
     image = np.full((20, 24, 3), 5.0, np.float32)
     image[3, 4], image[6, 7, 1] = -9999, -9999
-    imwrite(tmp_path / "images/train/t0.tif", image)
+    imwrite(tmp_path / "images/train/t0.tif", image, photometric="rgb")
     (tmp_path / "images/train/t0.png").unlink()
     experiment = make_experiment(
         root=tmp_path,
@@ -159,7 +160,8 @@ import numpy as np
 from helpers.data_helpers import make_experiment, train_batches
 if __name__ == "__main__":
     batches = train_batches(make_experiment(root=sys.argv[1], num_workers=2), devices=1, start=1)
-    np.savez(sys.argv[2], **{f"{key}{k}": value for k in range(3) for key, value in next(batches).items()})
+    found = {f"{key}{k}": value for k in range(3) for key, value in next(batches).items()}
+    np.savez(sys.argv[2], **found)
     batches.close()
     loaded = [name for name in ("tensorflow", "torch", "jaxseg.models") if name in sys.modules]
     assert not loaded, loaded

@@ -20,7 +20,7 @@ from helpers.predictor_helpers import (
 from PIL import Image
 
 from jaxseg.errors import DataError, JaxsegError, NonFiniteError
-from jaxseg.inference.files import find_images, load_official_ids, predict_files, save_official
+from jaxseg.inference.files import find_images, load_submission_ids, predict_files, save_submission
 
 
 class Segment:
@@ -45,7 +45,7 @@ def written(folder):
     )
 
 
-# --- What is written --------------------------------------------------------------------------------------------------
+# --- What is written ------------------------------------------------------------------------------
 
 
 def test_files_in_files_out(tmp_path):
@@ -77,7 +77,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
     assert [
         file.name
         for file in predict_files(
-            segment, tmp_path / "in/b/a.png", tmp_path / "one", official_ids=(7, 8)
+            segment, tmp_path / "in/b/a.png", tmp_path / "one", submission_ids=(7, 8)
         )
     ] == ["a.png"]
     assert (
@@ -85,7 +85,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
         and cv2.imread(str(tmp_path / "one/a.png"), 0)[0, 0] == 8
     )
     predict_files(
-        segment, tmp_path / "in/b/a.png", tmp_path / "rgb", official_ids=((1, 2, 3), (4, 5, 6))
+        segment, tmp_path / "in/b/a.png", tmp_path / "rgb", submission_ids=((1, 2, 3), (4, 5, 6))
     )
     assert cv2.imread(str(tmp_path / "rgb/a.png"))[0, 0].tolist() == [6, 5, 4]
 
@@ -95,7 +95,7 @@ def test_folders_in_the_input_are_kept_and_the_output_is_left_out(tmp_path):
 def test_one_image_may_be_written_as_one_file(tmp_path, name, official):
     photos(tmp_path / "in", "a.jpg", "b.jpg")
     assert predict_files(
-        Segment(), tmp_path / "in/a.jpg", tmp_path / "out" / name, official_ids=official
+        Segment(), tmp_path / "in/a.jpg", tmp_path / "out" / name, submission_ids=official
     ) == [tmp_path / "out" / name]
     overlay = [] if official else [f"{name[:-4]}_overlay.png"]
     assert written(tmp_path / "out") == sorted([name, *overlay])
@@ -119,11 +119,8 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     (tmp_path / "in/loop").symlink_to(".")
     with caplog.at_level(logging.INFO, "jaxseg"):
         predict_files(Segment(), tmp_path / "in", tmp_path / "out")
-    assert [
-        record.getMessage() for record in caplog.records if "left out" in record.getMessage()
-    ] == [
-        f"{tmp_path / 'in'}: left out 3 (hidden, no image, or listed already): .b.png, loop, notes.txt"
-    ]
+    [message] = [text for text in caplog.messages if "left out" in text]
+    assert str(tmp_path / "in") in message and message.endswith(".b.png, loop, notes.txt")
 
 
 @pytest.mark.parametrize("name", ["photo", "a.b.c.png", "x.jfif", "x.JPE", "frame.0001"])
@@ -142,24 +139,31 @@ def test_an_input_without_images(tmp_path):
         find_images(tmp_path / "gone")
     assert caught.value.file == str(tmp_path / "gone") and caught.value.field == "source"
     (tmp_path / "plan.pdf").write_bytes(b"%PDF-1.7")
-    with pytest.raises(DataError, match=r"it holds plan.pdf \(PDF\)"):
+    with pytest.raises(DataError) as caught:
         find_images(tmp_path)
+    assert caught.value.field == "source" and "plan.pdf (PDF)" in caught.value.problem
 
 
 @pytest.mark.parametrize("value", [-9999, 70000, 2**32 - 1])
 def test_label_values_that_a_submission_cannot_hold(tmp_path, value):
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"classes": ["sky", "road"], "official_ids": [0, value]})
+        json.dumps({"classes": ["sky", "road"], "submission_ids": [0, value]})
     )
-    with pytest.raises(DataError, match=f"label value {value} stands for class 'road'"):
-        load_official_ids(tmp_path)
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"classes": ["sky", "road"], "official_ids": [0, 65535]})
-    )
-    assert load_official_ids(tmp_path) == [0, 65535]
+    with pytest.raises(DataError) as error:
+        load_submission_ids(tmp_path)
+    assert error.value.field == "submission" and f"label value {value}" in error.value.problem
 
 
-# --- Paths that cannot be used ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key", ["submission_ids", "official_ids"])  # now, in the first edition
+def test_label_values_of_a_workdir(tmp_path, key):
+    facts = {"classes": ["sky", "road"]}
+    (tmp_path / "dataset.json").write_text(json.dumps({**facts, key: [0, 65535]}))
+    assert load_submission_ids(tmp_path) == [0, 65535]
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    assert list(load_submission_ids(tmp_path)) == [0, 1]
+
+
+# --- Paths that cannot be used --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,8 +186,9 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
     photos(tmp_path / "in", "a.png", "a_overlay.png")
     (tmp_path / "notes").write_text("")
     before = written(tmp_path)
-    with pytest.raises(JaxsegError, match=decisive) as error:
+    with pytest.raises(JaxsegError) as error:
         predict_files(Segment(), tmp_path / source, tmp_path / output)
+    assert decisive in error.value.problem + error.value.hint
     assert any(path in error.value.file for path in (source, output))
     if decisive != "cannot be written":
         assert error.value.field == "output"
@@ -192,16 +197,18 @@ def test_outputs_that_cannot_be_written(tmp_path, source, output, decisive):
 
 def test_inputs_that_cannot_be_used(tmp_path):
     for name in ("nothing", ""):
-        with pytest.raises(DataError, match="no such file or folder|no images") as error:
+        with pytest.raises(DataError) as error:
             predict_files(Segment(), tmp_path / name, tmp_path / "out")
         assert error.value.file == str(tmp_path / name) and error.value.field == "source"
     photos(tmp_path / "twice", "a.png", "a.jpg")
-    with pytest.raises(DataError, match="both be written as a.png") as error:
+    with pytest.raises(DataError) as error:
         predict_files(Segment(), tmp_path / "twice", tmp_path / "out")
     assert error.value.field == "source" and Path(error.value.file).stem == "a"
+    assert error.value.problem.endswith("a.png")
     photos(tmp_path / "beside", "a.png", "a_overlay.jpg")
-    with pytest.raises(DataError, match="both be written as a_overlay.png"):
+    with pytest.raises(DataError) as error:
         predict_files(Segment(), tmp_path / "beside", tmp_path / "out")
+    assert error.value.field == "source" and error.value.problem.endswith("a_overlay.png")
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
@@ -210,7 +217,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     assert predict_files(Segment(), "~/in/a.png", "~/out") == [tmp_path / "out/a.png"]
 
 
-# --- Images that cannot be segmented ----------------------------------------------------------------------------------
+# --- Images that cannot be segmented --------------------------------------------------------------
 
 
 def save(kind, file):
@@ -256,8 +263,9 @@ def test_a_file_that_is_not_finite_is_refused(tmp_path, value):
     image = np.ones((6, 7, 3), np.float32)
     image[2, 3] = value
     tifffile.imwrite(tmp_path / "holed.tif", image, photometric="rgb")
-    with pytest.raises(DataError, match="row 2, column 3, channel 0") as error:
+    with pytest.raises(DataError) as error:
         predict_files(make_float_predictor(), tmp_path / "holed.tif", tmp_path / "out")
+    assert "row 2, column 3, channel 0" in error.value.problem
     assert (
         error.value.file == str(tmp_path / "holed.tif")
         and f"holds {value} (3 values" in error.value.problem
@@ -268,8 +276,9 @@ def test_a_file_with_a_value_hugely_outside_of_the_rest_is_refused(tmp_path):
     values = np.random.default_rng(0).random((10, 14, 3), np.float32)
     values[:2] = -9999
     tifffile.imwrite(tmp_path / "z.tif", values, photometric="rgb")
-    with pytest.raises(DataError, match="-9999 in 28 pixels") as error:
+    with pytest.raises(DataError) as error:
         predict_files(make_float_predictor(), tmp_path / "z.tif", tmp_path / "out")
+    assert "-9999 in 28 pixels" in error.value.problem
     assert error.value.file == str(tmp_path / "z.tif") and error.value.field == "dataset.nodata"
 
 
@@ -299,9 +308,10 @@ def test_pixels_without_data_are_255(tmp_path):
 def test_scores_that_are_not_finite_name_the_file(tmp_path):
     photos(tmp_path, "a.png")
     segment = make_predictor(model=toy(lambda images: images / 0))
-    with pytest.raises(NonFiniteError, match="140 of 140 pixels") as error:
+    with pytest.raises(NonFiniteError) as error:
         predict_files(segment, tmp_path / "a.png", tmp_path / "out")
     assert error.value.file == str(tmp_path / "a.png") and not list(tmp_path.rglob("out/*"))
+    assert "140 of 140 pixels" in error.value.problem
 
 
 @pytest.mark.parametrize(
@@ -313,6 +323,6 @@ def test_scores_that_are_not_finite_name_the_file(tmp_path):
     ],
 )
 def test_official_values_of_pixels_without_data(tmp_path, ids, expected):
-    save_official(tmp_path / "a.png", np.array([[0, 1, 255]]), ids)
+    save_submission(tmp_path / "a.png", np.array([[0, 1, 255]]), ids)
     with Image.open(tmp_path / "a.png") as label:
         assert np.asarray(label)[0].tolist() == expected

@@ -1,4 +1,4 @@
-"""Data sets written as TFDS records: what is read back is what was there, whatever happened in between."""
+"""Data sets written as TFDS records: the same images and labels are read back."""
 
 import json
 import os
@@ -202,10 +202,10 @@ def test_wrong_labels_and_images_stop_it_before_it_appears(tmp_path):
     root = make_folder(tmp_path / "mine")
     label = cv2.imread(str(root / "labels/train/t3.png"), cv2.IMREAD_UNCHANGED)
     write_png(root / "labels/train/t3.png", np.full((20, 24), 9, np.uint8))
-    with pytest.raises(DataError, match="labels/train/t3.png: label value 9"):
+    with pytest.raises(DataError, match=r"labels/train/t3\.png: label value 9"):
         writer.prepare("folder", root, tmp_path / "out")
     write_png(root / "labels/train/t3.png", label[:10])
-    with pytest.raises(DataError, match="t3.png: is 24x20 .* but its label of 't3' is 24x10"):
+    with pytest.raises(DataError, match=r"t3\.png: is 24x20 .* but its label of 't3' is 24x10"):
         writer.prepare("folder", root, tmp_path / "out")
     with pytest.raises(DataError, match="no TFDS data set there"):
         records.find_prepared("folder", tmp_path / "out")
@@ -268,7 +268,7 @@ def test_killed_and_resumed(tmp_path):
 def test_an_unfinished_one_of_other_files_is_made_anew(tmp_path):
     root, scratch = make_folder(tmp_path / "mine"), tmp_path / "out/folder/1.0.0.unfinished"
     write_png(root / "labels/val/v1.png", np.full((20, 24), 9, np.uint8))
-    with pytest.raises(DataError, match="v1.png: label value 9"):
+    with pytest.raises(DataError, match=r"v1\.png: label value 9"):
         writer.prepare("folder", root, tmp_path / "out")
     assert (scratch / "folder-train.array_record-00000-of-00001").is_file()
     for file in root.glob("*/*/?1.png"):
@@ -328,7 +328,7 @@ def test_wrong_zips(tmp_path):
     make_zips(tmp_path / "wrong", value=77)
     with pytest.raises(
         DataError,
-        match="gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png: label value 77",
+        match=r"gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds\.png: label value 77",
     ):
         writer.prepare("cityscapes", tmp_path / "wrong", tmp_path / "out")
     shutil.rmtree(tmp_path / "wrong")
@@ -336,7 +336,7 @@ def test_wrong_zips(tmp_path):
     broken = (tmp_path / "wrong" / splits.ZIPS[0]).read_bytes()
     (tmp_path / "wrong" / splits.ZIPS[0]).write_bytes(broken.replace(b"IDAT", b"XXXX"))
     with pytest.raises(
-        DataError, match="leftImg8bit_trainvaltest.zip: leftImg8bit/train/aachen/.*png is damaged"
+        DataError, match=r"leftImg8bit_trainvaltest\.zip: leftImg8bit/train/aachen/.*png is damaged"
     ):
         writer.prepare("cityscapes", tmp_path / "wrong", tmp_path / "out")
     (tmp_path / "wrong" / splits.ZIPS[0]).write_bytes(broken)

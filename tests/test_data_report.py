@@ -109,7 +109,7 @@ def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
     result = report_on(root)
     text = formatting.as_text(result)
     assert (
-        "and 2 more (--json=FILE lists all)" in text
+        "and 2 more (the JSON report lists all)" in text
         and "t2.png: label value 9" in text
         and "t3.png: label" not in text
     )

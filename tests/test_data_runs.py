@@ -1,4 +1,4 @@
-"""From a folder to a run: 16-bit images of 5 channels, submission files, class weights, several data sets."""
+"""From a folder to a run: 16 bits, 5 channels, submissions, class weights, several data sets."""
 
 import numpy as np
 import pytest
@@ -232,7 +232,7 @@ def test_rare_classes_are_seen_more_often(tmp_path):
 
 @pytest.mark.parametrize("ids, dtype", [((0, 7, 255), "L"), ((300, 7, 1000), "I;16")])
 def test_submissions_hold_the_data_sets_own_values(tmp_path, ids, dtype):
-    predict.save_official(tmp_path / "x.png", np.int32([[0, 1], [2, 1]]), ids)
+    predict.save_submission(tmp_path / "x.png", np.int32([[0, 1], [2, 1]]), ids)
     with Image.open(tmp_path / "x.png") as stored:
         assert stored.mode == dtype
         assert np.asarray(stored).ravel().tolist() == [ids[0], ids[1], ids[2], ids[1]]

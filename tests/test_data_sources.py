@@ -43,7 +43,7 @@ def refused(root, *parts, **dataset):
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-# --- What is read -----------------------------------------------------------------------------------------------------
+# --- What is read ---
 
 
 def test_a_good_folder_passes_and_reads(folder):
@@ -118,7 +118,7 @@ def test_listed_layout(tmp_path):
     refused(tmp_path, "gone.jpg: no such file", "val.txt lists it", name="voc12aug")
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- What is refused ---
 
 
 def test_empty_split(folder):
@@ -157,8 +157,13 @@ def test_value_outside_the_classes(folder):
     label = np.zeros((20, 24), np.uint8)
     label[3, 5:8], label[9, 9] = 7, 200
     write_png(folder / "labels/train/t2.png", label)
-    refused(folder, "labels/train/t2.png: label value 7, 3 pixels, first at row 3, column 5 (and other such values: 200)",
-            "3 classes nor 255", "0 to 2: 'sky' ... 'car'")  # fmt: skip
+    refused(
+        folder,
+        "labels/train/t2.png: label value 7, 3 pixels, first at row 3, column 5 (and other such "
+        "values: 200)",
+        "3 classes nor 255",
+        "0 to 2: 'sky' ... 'car'",
+    )
 
 
 def test_value_254_is_unknown_too(folder):
@@ -173,8 +178,12 @@ def test_16_bit_value_outside(folder):
 
 def test_colour_label(folder):
     write_png(folder / "labels/val/v0.png", np.zeros((20, 24, 3), np.uint8))
-    refused(folder, "labels/val/v0.png: is a label of 3 channels (PNG of mode RGB)", "declare colours in classes.txt, one line a class: "
-            "`road 128 64 128`, or save class numbers")  # fmt: skip
+    refused(
+        folder,
+        "labels/val/v0.png: is a label of 3 channels (PNG of mode RGB)",
+        "declare colours in classes.txt, one line a class: "
+        "`road 128 64 128`, or save class numbers",
+    )
 
 
 def write_colour_labels(folder):
@@ -207,8 +216,11 @@ def test_colour_outside_the_table(folder):
     label = np.asarray(Image.open(folder / "labels/train/t2.png")).copy()
     label[3, 5:8] = 120, 60, 120
     write_png(folder / "labels/train/t2.png", label)
-    refused(folder, "labels/train/t2.png: label colour (120, 60, 120), 3 pixels, first at row 3, column 5",
-            "nearest is (128, 64, 128), 'road'")  # fmt: skip
+    refused(
+        folder,
+        "labels/train/t2.png: label colour (120, 60, 120), 3 pixels, first at row 3, column 5",
+        "nearest is (128, 64, 128), 'road'",
+    )
 
 
 def test_number_of_an_ignored_line_is_ignored(folder):
@@ -290,7 +302,7 @@ def test_evaluation_data_of_other_classes(folder):
     evaluation = dict(dataset="cityscapes", root=str(folder))
     config = make_experiment(root=folder, evaluation=evaluation)
     with pytest.raises(
-        DataError, match="'cityscapes' has 19 classes, number 0 is 'road'.* 3, number 0 is 'sky'"
+        DataError, match=r"'cityscapes' has 19 classes, number 0 is 'road'.* 3, number 0 is 'sky'"
     ) as error:
         check_experiment(config)
     assert error.value.field == "eval.root"
@@ -301,7 +313,7 @@ def test_evaluation_data_with_classes_in_another_order(folder, tmp_path_factory)
     config = make_experiment(root=folder, evaluation=dict(root=str(other)))
     check_experiment(config)
     (other / "classes.txt").write_text("car\nroad\nsky\n")
-    with pytest.raises(DataError, match="number 0 is 'car'.* number 0 is 'sky'") as error:
+    with pytest.raises(DataError, match=r"number 0 is 'car'.* number 0 is 'sky'") as error:
         check_experiment(config)
     assert error.value.file == str(other / "classes.txt") and error.value.field == "eval.root"
 
@@ -396,7 +408,11 @@ def test_splits_are_sliced_repeated_and_joined(folder):
         "split 'train[9:]': train[9:] is empty, as train has 5 samples",
         train_split="train[9:]",
     )
-    refused(folder, "split 'train**2': write a name, a slice 'train[:4]'", train_split="train**2")
+    refused(
+        folder,
+        "split 'train**2' is malformed; write a name, a slice 'train[:4]'",
+        train_split="train**2",
+    )
 
 
 def test_one_class_teaches_nothing(folder):
@@ -429,5 +445,5 @@ def test_check_samples_limits_what_is_read(folder, monkeypatch, caplog):
 def test_the_loader_says_the_same(folder):
     write_png(folder / "labels/train/t1.png", np.full((20, 24), 9, np.uint8))
     batches = train_batches(make_experiment(root=str(folder), batch_size=8), devices=1)
-    with pytest.raises(DataError, match="labels/train/t1.png: label value 9, 480 pixels"):
+    with pytest.raises(DataError, match=r"labels/train/t1\.png: label value 9, 480 pixels"):
         next(batches)

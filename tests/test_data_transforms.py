@@ -1,4 +1,4 @@
-"""Augmentation against hand-worked cases and against the whole image resized; see also test_data_views and test_data_photometric."""
+"""Augmentation against hand-worked cases and against the whole image resized."""
 
 import cv2
 import numpy as np
@@ -17,7 +17,8 @@ DISTORTED = [
     [[77, 77, 77], [178, 0, 160]],
     [[0, 119, 178], [154, 154, 0]],
 ]
-# OpenCV before 5 rounds positions to 1/32 pixel, so there two noisy neighbours mix by up to 1/64 otherwise, in each direction.
+# OpenCV before 5 rounds positions to 1/32 pixel, so that two noisy neighbours mix by up to 1/64
+# differently, in each direction.
 EXACT = int(cv2.__version__.split(".")[0]) >= 5
 
 
@@ -55,7 +56,7 @@ def blocks(classes=4, side=16, shape=(3, 4), seed=1):
     ).astype(np.uint8)
 
 
-# --- Sizes ------------------------------------------------------------------------------------------------------------
+# --- Sizes ---
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_resize_takes_any_number_of_channels(channels):
     np.testing.assert_array_equal(out[..., -1], cv2.resize(image[..., -1].copy(), (24, 18)))
 
 
-# --- Choosing the view ------------------------------------------------------------------------------------------------
+# --- Choosing the view ---
 
 
 def test_crop_tries_until_no_class_fills_it():
@@ -140,7 +141,8 @@ def test_crop_lies_around_its_pixel():
         ].corner
         for s in range(300)
     }
-    # Row 0 and column 5 are row 1 and column 11 of the resized image, so corners are rows 0 to 1 and columns 4 to 11.
+    # Row 0 and column 5 are row 1 and column 11 of the resized image, so corners are rows 0 to 1
+    # and columns 4 to 11.
     assert corners == {(row, column) for row in (0, 1) for column in range(4, 12)}
 
 
@@ -185,12 +187,13 @@ def test_class_pixel_is_of_every_class_alike():
     assert transforms.class_pixel(rng, np.full((2, 3), 255, np.uint8)) is None
 
 
-# --- Holes, padding ---------------------------------------------------------------------------------------------------
+# --- Holes, padding ---
 
 
 def test_cutout_by_hand():
     image = np.full((32, 64, 2), 7, np.uint8)
-    # Two holes: rows 4 to 4 + 0.1 * 32, columns 60 to 60 + 0.2 * 64 (cut); rows 30 to 30 + 0.25 * 32 (cut), column 0.
+    # Two holes: rows 4 to 4 + 0.1 * 32, columns 60 to 60 + 0.2 * 64 (cut); rows 30 to
+    # 30 + 0.25 * 32 (cut), column 0.
     out = transforms.cutout(Script(2, 4, 60, 0.1, 0.2, 30, 0, 0.2499, 1 / 16), image)
     expected = image.copy()
     expected[4:7, 60:], expected[30:, 0:4] = 0, 0
@@ -206,12 +209,18 @@ def test_pad_fills_at_the_bottom_and_the_right():
     ]
 
 
-# --- All of it --------------------------------------------------------------------------------------------------------
+# --- All of it ---
 
 CITYSCAPES = dict(ratio_range=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5)
 EVERYTHING = CITYSCAPES | dict(
-    vertical_flip=0.5, photometric=True, rotate=0.5, cutout=0.5, clahe=0.5, mosaic=0.5, class_crop=0.5
-)  # fmt: skip
+    vertical_flip=0.5,
+    photometric=True,
+    rotate=0.5,
+    cutout=0.5,
+    clahe=0.5,
+    mosaic=0.5,
+    class_crop=0.5,
+)
 
 
 def resize_then_crop(rng, image, label, crop_size):
@@ -273,7 +282,7 @@ def test_scales_and_positions_are_uniform():
 
 
 def test_label_follows_the_image():
-    """Pixels whose colour is their class keep it through everything that moves them, but for blended edges."""
+    """Pixels whose colour is their class keep it when they are moved, but for blended edges."""
     label = blocks()
     image = label[..., None].repeat(3, -1) * np.uint8(60) + np.uint8(20)
     moves = dict(vertical_flip=0.5, rotate=0.7, rotate_degrees=40.0, mosaic=0.3, class_crop=0.3)

@@ -1,4 +1,4 @@
-"""Views of an image that is never resized as a whole: they are what cv2.resize, then a crop, gives."""
+"""Crops of an image that is never resized as a whole: they equal cv2.resize, then a crop."""
 
 import cv2
 import numpy as np
@@ -137,7 +137,7 @@ def test_outside_of_the_image_is_0_and_255():
 
 
 def test_a_turn_at_twice_the_size():
-    """What a view shows is the resized image, turned: its middle stays where it was, at any angle."""
+    """A window shows the resized image, rotated about its centre, at any angle."""
     image = cv2.GaussianBlur(noise((40, 50, 3)), (0, 0), 3)
     whole = cv2.resize(image, (100, 80)).astype(int)
     for angle in (-33.0, 10.0, 90.0):

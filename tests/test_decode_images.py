@@ -1,4 +1,4 @@
-"""Images of all kinds: orientation by one rule, damage told, bands as stored, missing data marked."""
+"""Images of all kinds: orientation by one rule, damage refused, bands as stored, missing data."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def tiff(values, **options):
     return data.getvalue()
 
 
-# --- Orientation ------------------------------------------------------------------------------------------------------
+# --- Orientation ---
 
 
 def exif(orientation):
@@ -75,7 +75,10 @@ def test_orientations_beyond_8_turn_nothing(kind, orientation):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_xmp_turns_nothing(kind):
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/>'
+        b"</rdf:RDF></x:xmpmeta>"
+    )
     options = dict(xmp=xmp, lossless=True) if kind != "PNG" else {}
     if kind == "PNG":
         from PIL.PngImagePlugin import PngInfo
@@ -94,7 +97,7 @@ def test_a_label_of_channels_and_grey_turn_alike():
     )
 
 
-# --- Damage -----------------------------------------------------------------------------------------------------------
+# --- Damage ---
 
 HALF = {
     False: encoded(PHOTO, "JPEG", quality=90),
@@ -140,14 +143,17 @@ def test_whole_jpegs_are_opencvs_pixels():
     assert np.abs(decode_image(inks.getvalue(), "x").astype(int) - PHOTO).mean() < 12
 
 
-# --- Numbers as stored ------------------------------------------------------------------------------------------------
+# --- Numbers as stored ---
 
 
 def test_tiff_images_are_the_numbers_stored():
     for values, options in (
-        (PIXELS[..., 0], dict(photometric="miniswhite")), (PIXELS[..., 0] > 9, {}), (PIXELS[..., 0] % 4, dict(bitspersample=2)),
-        (PIXELS[..., 0], dict(extratags=[(274, 3, 1, 3, True)])), (PIXELS[..., 0].astype(np.uint16) * 200, dict(photometric="miniswhite")),
-    ):  # fmt: skip
+        (PIXELS[..., 0], dict(photometric="miniswhite")),
+        (PIXELS[..., 0] > 9, {}),
+        (PIXELS[..., 0] % 4, dict(bitspersample=2)),
+        (PIXELS[..., 0], dict(extratags=[(274, 3, 1, 3, True)])),
+        (PIXELS[..., 0].astype(np.uint16) * 200, dict(photometric="miniswhite")),
+    ):
         data = tiff(values, **options)
         image, header = decode_image(data, "x", 1), inspect_image(data, "x", 1)
         np.testing.assert_array_equal(image[..., 0], values)
@@ -160,7 +166,7 @@ def test_tiff_images_are_the_numbers_stored():
 def test_tiffs_whose_values_are_no_light_are_told(photometric):
     values = np.dstack([PIXELS, PIXELS[..., 0]]) if photometric == "separated" else PIXELS
     for function in (decode, inspect_image):
-        with pytest.raises(DataError, match=f"{photometric.upper()}.*no colours of light"):
+        with pytest.raises(DataError, match=f"{photometric.upper()}.*not colours of light"):
             function(tiff(values, photometric=photometric), "x")
 
 
@@ -198,14 +204,22 @@ def test_more_pixels_than_allowed_are_refused_by_the_header():
             decode(data, "x", ImageOptions(max_pixels=59999))
 
 
-# --- No data ----------------------------------------------------------------------------------------------------------
+# --- No data ---
 
 
 @pytest.mark.parametrize(
     "value, dtype, text",
-    [(-3.4028234663852886e38, "f4", ""), (-3.4028234663852886e38, "f4", "-3.40282346638529e+38"), (-9999, "i2", ""), (np.nan, "f4", "nan"),
-     (65535, "u2", ""), (0, "u1", ""), (-1.7976931348623157e308, "f8", "-1.79769313486232e+308"), (-9999, "f4", "-9999.0")],
-)  # fmt: skip
+    [
+        (-3.4028234663852886e38, "f4", ""),
+        (-3.4028234663852886e38, "f4", "-3.40282346638529e+38"),
+        (-9999, "i2", ""),
+        (np.nan, "f4", "nan"),
+        (65535, "u2", ""),
+        (0, "u1", ""),
+        (-1.7976931348623157e308, "f8", "-1.79769313486232e+308"),
+        (-9999, "f4", "-9999.0"),
+    ],
+)
 @pytest.mark.parametrize("declared", [False, True])
 def test_missing_data_are_marked_and_left_out(value, dtype, text, declared):
     values = (PIXELS % 100 + 1).astype(dtype)
@@ -234,7 +248,7 @@ def test_missing_data_are_marked_and_left_out(value, dtype, text, declared):
 
 
 class Images:
-    files = ["a", "b"]
+    files = ("a", "b")
 
     def __init__(self, *images):
         self.images = images
@@ -307,8 +321,12 @@ def test_values_hugely_outside_of_the_rest_are_told(value, dtype):
 def test_measurements_far_apart_are_not():
     rng = np.random.default_rng(0)
     for values in (
-        rng.lognormal(0, 2, (50, 60, 1)), rng.integers(0, 2, (50, 60, 2)), np.zeros((5, 6, 1)), np.eye(5)[..., None] * 1e4,
-        np.where(rng.random((50, 60, 1)) > 0.999, 3000.0, rng.random((50, 60, 1)) * 500), rng.normal(-20000, 9000, (50, 60, 1)),
-    ):  # fmt: skip
+        rng.lognormal(0, 2, (50, 60, 1)),
+        rng.integers(0, 2, (50, 60, 2)),
+        np.zeros((5, 6, 1)),
+        np.eye(5)[..., None] * 1e4,
+        np.where(rng.random((50, 60, 1)) > 0.999, 3000.0, rng.random((50, 60, 1)) * 500),
+        rng.normal(-20000, 9000, (50, 60, 1)),
+    ):
         check_range(values.astype(np.float32), "x")
     check_range(np.uint8([[[0]], [[255]], [[255]]]), "x")

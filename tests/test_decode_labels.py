@@ -1,4 +1,4 @@
-"""Labels are the numbers that a file stores, whatever its format; what cannot be read is named for what it is."""
+"""Labels are the numbers that a file stores, in any format; other files are refused by name."""
 
 import dataclasses
 import io
@@ -80,25 +80,44 @@ STORED = {
     "MinIsWhite of 16 bits": (tiff(LABEL.astype(np.uint16), photometric="miniswhite"), LABEL),
     "few bits of a TIFF": (tiff(LABEL, bitspersample=4), LABEL),
     "one page in three axes": (tiff(LABEL[None]), LABEL),
-    "palette TIFF": (tiff(LABEL, photometric="palette", colormap=np.zeros((3, 256), np.uint16)), LABEL),
+    "palette TIFF": (
+        tiff(LABEL, photometric="palette", colormap=np.zeros((3, 256), np.uint16)),
+        LABEL,
+    ),
     "JPEG 2000 without loss in a TIFF": (tiff(LABEL, compression="jpeg2000"), LABEL),
     "LERC without loss": (tiff(LABEL, compression="lerc"), LABEL),
     "LZW with predictor": (tiff(LABEL, compression="lzw", predictor=True), LABEL),
     "tiles": (tiff(LABEL, tile=(16, 16)), LABEL),
-    **{f"orientation {n}": (tiff(LABEL, extratags=[(274, 3, 1, n, True)]), LABEL) for n in (2, 3, 6)},
-    **{f"TIFF of {kind}": (tiff(LABEL.astype(kind)), LABEL) for kind in ("i1", "i8", "u8", "f2", "f4", "f8")},
+    **{
+        f"orientation {n}": (tiff(LABEL, extratags=[(274, 3, 1, n, True)]), LABEL)
+        for n in (2, 3, 6)
+    },
+    **{
+        f"TIFF of {kind}": (tiff(LABEL.astype(kind)), LABEL)
+        for kind in ("i1", "i8", "u8", "f2", "f4", "f8")
+    },
     "big-endian": (tiff(LABEL.astype(">u4"), byteorder=">"), LABEL),
     "float NPY": (npy(LABEL.astype(np.float64)), LABEL),
     "NPY of one band": (npy(LABEL[..., None].astype(np.int64)), LABEL),
     "bool NPY": (npy(LABEL > 0), LABEL > 0),
-    **{f"PNG of {bits} bits": (grey_png(LABEL & 2**bits - 1, bits), LABEL & 2**bits - 1) for bits in (1, 2, 4, 8)},
+    **{
+        f"PNG of {bits} bits": (grey_png(LABEL & 2**bits - 1, bits), LABEL & 2**bits - 1)
+        for bits in (1, 2, 4, 8)
+    },
     "PNG of 16 bits": (picture(Image.fromarray(LABEL.astype(np.uint16)), "PNG"), LABEL),
     "palette PNG": (picture(indexed(LABEL, COLORS), "PNG"), LABEL),
     "palette PNG of few bits": (picture(indexed(LABEL, COLORS), "PNG", bits=2), LABEL),
-    "PNG with EXIF": (picture(Image.fromarray(LABEL), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"), LABEL),
+    "PNG with EXIF": (
+        picture(
+            Image.fromarray(LABEL),
+            "PNG",
+            exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0",
+        ),
+        LABEL,
+    ),
     "palette BMP": (picture(indexed(LABEL, COLORS), "BMP"), LABEL),
     "palette GIF": (picture(indexed(LABEL, COLORS), "GIF"), LABEL),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -110,33 +129,67 @@ def test_labels_are_the_numbers_stored(kind):
 HOT = np.stack([i == LABEL for i in range(3)]).astype(np.uint8)
 REFUSED = {  # what the message must tell: the kind, the shape or the value
     "pages": (tiff(HOT, photometric="minisblack"), "(3, 6, 8)"),
-    "bands": (tiff(np.dstack([LABEL, LABEL]), photometric="minisblack", planarconfig="contig"), "(6, 8, 2)"),
-    "planes": (tiff(HOT.astype(np.uint16), photometric="minisblack", planarconfig="separate"), "(3, 6, 8)"),
+    "bands": (
+        tiff(np.dstack([LABEL, LABEL]), photometric="minisblack", planarconfig="contig"),
+        "(6, 8, 2)",
+    ),
+    "planes": (
+        tiff(HOT.astype(np.uint16), photometric="minisblack", planarconfig="separate"),
+        "(3, 6, 8)",
+    ),
     "ImageJ stack": (tiff(HOT, imagej=True), "(3, 6, 8)"),
-    "APNG": (picture(Image.fromarray(LABEL), "PNG", save_all=True, append_images=[Image.fromarray(2 - LABEL)]), "(2, 6, 8)"),
-    "animated GIF": (picture(Image.fromarray(LABEL), "GIF", save_all=True, append_images=[Image.fromarray(2 - LABEL)]), "(2, 6, 8)"),
+    "APNG": (
+        picture(
+            Image.fromarray(LABEL), "PNG", save_all=True, append_images=[Image.fromarray(2 - LABEL)]
+        ),
+        "(2, 6, 8)",
+    ),
+    "animated GIF": (
+        picture(
+            Image.fromarray(LABEL), "GIF", save_all=True, append_images=[Image.fromarray(2 - LABEL)]
+        ),
+        "(2, 6, 8)",
+    ),
     "stack in an NPY": (npy(HOT), "(3, 6, 8)"),
     "grey with alpha": (picture(Image.fromarray(np.dstack([LABEL, LABEL])), "PNG"), "(6, 8, 2)"),
-    "colours nobody declared": (picture(Image.fromarray(np.dstack([LABEL] * 3)), "PNG"), "PNG of mode RGB"),
+    "colours nobody declared": (
+        picture(Image.fromarray(np.dstack([LABEL] * 3)), "PNG"),
+        "PNG of mode RGB",
+    ),
     "fractions": (tiff(LABEL + np.float32(0.25)), "0.25 at row 0, column 0"),
     "NaN": (npy(np.where(LABEL == 1, np.nan, LABEL)), "nan at row 0, column 1"),
     "complex": (tiff(LABEL.astype(np.complex64)), "complex64"),
     "text in an NPY": (npy(np.full((6, 8), "a")), "<U1"),
     "JPEG": (picture(Image.fromarray(LABEL), "JPEG"), "JPEG"),
     "JPEG in a TIFF": (tiff(LABEL, compression="jpeg"), "JPEG (in a TIFF)"),
-    "LERC with loss": (tiff(LABEL, compression="lerc", compressionargs={"level": 2}), "LERC with a tolerance of 2"),
-    "WebP with loss": (picture(Image.fromarray(np.dstack([LABEL] * 3)), "WEBP", quality=50), "WebP with loss"),
+    "LERC with loss": (
+        tiff(LABEL, compression="lerc", compressionargs={"level": 2}),
+        "LERC with a tolerance of 2",
+    ),
+    "WebP with loss": (
+        picture(Image.fromarray(np.dstack([LABEL] * 3)), "WEBP", quality=50),
+        "WebP with loss",
+    ),
     "lossy WebP in a TIFF": (
-        tiff(np.dstack([LABEL] * 3), photometric="rgb", compression="webp", compressionargs={"lossless": False, "level": 50}), "WebP"
+        tiff(
+            np.dstack([LABEL] * 3),
+            photometric="rgb",
+            compression="webp",
+            compressionargs={"lossless": False, "level": 50},
+        ),
+        "WebP",
     ),
     "JPEG XL in a TIFF": (tiff(LABEL, compression="jpegxl"), "JPEG XL"),
     "JPEG 2000": (picture(Image.fromarray(LABEL), "JPEG2000"), "JPEG 2000"),
     "PDF": (b"%PDF-1.4 ...", "PDF"),
     "nothing": (b"", "empty file"),
     "text": (b"<html>", "no known format"),
-    "half a TIFF": (tiff(np.tile(LABEL, (90, 90)), compression="zlib")[:-2000], "compression ADOBE_DEFLATE"),
+    "half a TIFF": (
+        tiff(np.tile(LABEL, (90, 90)), compression="zlib")[:-2000],
+        "compression ADOBE_DEFLATE",
+    ),
     "two pictures": (None, "(3, 8)"),
-}  # fmt: skip
+}
 
 
 def two_pictures():
@@ -168,7 +221,7 @@ def test_overviews_and_masks_are_no_pages():
     np.testing.assert_array_equal(classes(data.getvalue()), np.where(LABEL > 0, LABEL, 255))
 
 
-# --- No data ----------------------------------------------------------------------------------------------------------
+# --- No data ---
 
 
 def with_nodata(value, dtype, text=None):
@@ -195,7 +248,7 @@ def test_the_files_own_nodata_value_is_ignored(value, dtype):
 
 
 def test_a_nodata_value_that_is_a_class_has_to_be_explained():
-    with pytest.raises(DataError, match="GDAL_NODATA.*'ground'") as caught:
+    with pytest.raises(DataError, match=r"GDAL_NODATA.*'ground'") as caught:
         classes(with_nodata(0, "u1"))
     assert "`0 ignore` or `0 ground`" in caught.value.hint
     explained = dataclasses.replace(SPEC, explicit_map=True)
@@ -208,7 +261,7 @@ def test_a_nodata_value_that_is_a_class_has_to_be_explained():
     assert (classes(with_nodata(200, "u1"), masks)[0] == 255).all()
 
 
-# --- Values and maps --------------------------------------------------------------------------------------------------
+# --- Values and maps ---
 
 
 @pytest.mark.parametrize(
@@ -237,7 +290,7 @@ def test_unknown_values_are_told_as_they_are(value, dtype):
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "i4", "i8", "u4"])
 def test_maps_equal_a_dictionary(dtype):
-    """By index, by range, and against the plain rule, over all values that a type holds (or many of them)."""
+    """By index, by range, and against the plain rule, over all (or many) values of a type."""
     info = np.iinfo(dtype)
     ids = {0: 0, 1: 1, 2: 2, 300: 1, 65535: 2, 65536: 0, -7: 1, 2**31: 2}
     ranges = ((-(2**31), -1000, 255), (100000, 2**32 - 1, 1)) if dtype != "u1" else ()
@@ -262,7 +315,7 @@ def test_maps_equal_a_dictionary(dtype):
             classes(npy(values[~known][values[~known] == value][None]), spec)
 
 
-# --- Palettes where colours are declared ------------------------------------------------------------------------------
+# --- Palettes where colours are declared ---
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF"])
@@ -299,6 +352,6 @@ def test_grey_numbers_stay_numbers_where_colours_are_declared():
 
 def test_a_label_of_too_many_pixels_is_refused_before_it_is_decoded():
     for data in (picture(Image.fromarray(LABEL), "PNG"), tiff(LABEL)):
-        with pytest.raises(DataError, match="8x6 .* 48 pixels, more than 47") as caught:
+        with pytest.raises(DataError, match=r"8x6 .* 48 pixels, more than 47") as caught:
             decode_label(data, "x", SPEC, max_pixels=47)
         assert caught.value.field == "dataset.max_pixels"

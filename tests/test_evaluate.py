@@ -148,13 +148,12 @@ def test_second_evaluation_compiles_nothing(samples):
 @pytest.mark.parametrize("settings", [SETTINGS, SLIDE], ids=["whole", "slide"])
 def test_compiled_programs_do_not_keep_a_model_alive(samples, settings):
     model = Model(lambda variables, images: images)
-    alive = weakref.ref(model)
-    before = len(programs._programs)
     compute_confusion(model, VARIABLES, settings, samples)
-    assert len(programs._programs) == before + 1
-    del model
+    program = programs.compiled_program(model, settings, tuple(jax.local_devices()))
+    alive = [weakref.ref(model), weakref.ref(program)]
+    del model, program
     gc.collect()
-    assert alive() is None and len(programs._programs) == before
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_a_model_without_weak_references_is_evaluated_too(model, samples):

@@ -1,4 +1,4 @@
-"""A library leaves its host process alone: nothing global differs after importing and calling it."""
+"""A library leaves its process alone: nothing global differs after importing and calling it."""
 
 import os
 import subprocess
@@ -9,10 +9,12 @@ from helpers.data_helpers import make_folder
 
 # The host's state; third-party libraries are imported first, as what they change is theirs.
 STATE = """
-import gc, importlib, json, locale, logging, multiprocessing, os, pkgutil, random, signal, sys, warnings
+import gc, importlib, json, locale, logging, multiprocessing, os, pkgutil, random, signal, sys
+import warnings
 from pathlib import Path
-import absl.app, absl.logging, cv2, flax.linen, grain, imagecodecs, jax, ml_collections.config_flags, numpy, optax
-import orbax.checkpoint, PIL.Image, rich.progress, tensorboardX, tensorflow_datasets, tifffile
+import absl.app, absl.logging, cv2, flax.linen, grain, imagecodecs, jax, ml_collections.config_flags
+import numpy, optax, orbax.checkpoint, PIL.Image, rich.progress, safetensors, scipy.io, scipy.sparse
+import tensorboardX, tensorflow_datasets, tifffile
 from absl import flags
 
 LOGGERS = ("", "absl", "jax", "jaxseg", "orbax", "tifffile", "py.warnings", "PIL")
@@ -39,9 +41,10 @@ def state():
         "NumPy's errors": numpy.geterr(),
         "random states": [hash(random.getstate()), str(numpy.random.get_state())],
         "signal handlers": {n: repr(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)},
-        "hooks": [repr(sys.excepthook), repr(sys.displayhook), repr(sys.stdout), repr(sys.stderr)],
+        "hooks": [repr(sys.excepthook), repr(sys.displayhook)],
+        "streams": [repr(sys.stdout), repr(sys.stderr)],
         "start method": multiprocessing.get_start_method(allow_none=True),
-        "sys": [sys.path, sys.argv, sys.getrecursionlimit(), sys.getswitchinterval(), sys.flags.utf8_mode],
+        "sys": [sys.path, sys.argv, sys.getrecursionlimit(), sys.getswitchinterval()],
         "gc": [gc.isenabled(), gc.get_threshold()],
         "folder": os.getcwd(),
         "main module": [sys.modules["__main__"].__doc__],
@@ -127,21 +130,22 @@ RUN = """
 import jaxseg
 from jaxseg.config import get_experiment
 from jaxseg.evaluation import evaluate_checkpoint
-from jaxseg.training import train
+from jaxseg.training.loop import train
 from helpers.narrow import narrow
 
+THEIRS = ["start method"]  # which whoever starts a process fixes, here Orbax
 before, (root, workdir) = state(), sys.argv[1:]
 config = narrow(get_experiment("fcn_r18-d8_16x20_2k_folder"))
 config.dataset.root = root
 config.steps, config.batch_size, config.log_every = 2, 4, 1
 config.eval_every = config.checkpoint_every = 1
 train(config, workdir)
-differences(before, "train")
+differences(before, "train", THEIRS)
 evaluate_checkpoint(workdir, pictures=1)
-differences(before, "evaluate_checkpoint")
+differences(before, "evaluate_checkpoint", THEIRS)
 segment = jaxseg.Predictor.from_checkpoint(workdir)
 segment(numpy.zeros((16, 20, 3), numpy.uint8))
-differences(before, "Predictor")
+differences(before, "Predictor", THEIRS)
 """
 
 
@@ -156,6 +160,8 @@ def test_nothing_global_differs(script, tmp_path):
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "JAXSEG_CACHE": str(tmp_path / "cache"),
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is compiled is of no interest here
     }
     command = [sys.executable, str(file), str(root), str(tmp_path / "run")]
     if script is not RUN:
@@ -194,7 +200,10 @@ tune_process()
 
 def test_imports_where_unix_modules_are_missing():
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", ELSEWHERE],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,6 +1,9 @@
 """Work spread over threads: in order, not far ahead, and ended by the first error."""
 
+import io
+import sys
 import threading
+import time
 
 import pytest
 
@@ -24,6 +27,23 @@ def test_few_results_are_computed_ahead():
 
     for result in parallel.ordered_map(work, range(20 * parallel.THREADS), "work"):
         assert len(started) <= result + 1 + 2 * parallel.THREADS
+
+
+def test_number_of_threads_and_of_results_ahead():
+    running, most, lock = set(), [], threading.Lock()
+
+    def work(n):
+        with lock:
+            running.add(n)
+            most.append(len(running))
+        time.sleep(0.001)
+        with lock:
+            running.remove(n)
+        return n
+
+    for result in parallel.ordered_map(work, range(40), threads=2, ahead=5):
+        assert len(most) <= result + 1 + 5
+    assert 1 <= max(most) <= 2 and len(most) == 40
 
 
 def test_the_first_error_ends_it():
@@ -52,6 +72,20 @@ def test_closing_ends_it():
     with pytest.raises(StopIteration):
         next(results)
     assert len(calls) == count
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(monkeypatch, terminal):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = parallel.show_progress(["ab", "c"], "counting", 3, size=len)
+    assert list(shown) == ["ab", "c"]
+    assert ("counting" in stream.getvalue() and "3/3" in stream.getvalue()) == terminal
 
 
 @pytest.mark.parametrize("count, samples, expected", [(3, 5, [0, 1, 2]), (9, 3, [0, 4, 8])])

@@ -17,7 +17,8 @@ def _cases(folder):
 
 def _check(folder, name, train=True):
     found = parity.deviations(folder, name, train)
-    assert max(found.values()) <= 1, f"{name}: deviations over their bounds {found}"
+    agrees = all(value <= 1 for value in found.values())
+    assert agrees, f"{name}: deviations divided by their bounds {found}"
 
 
 @pytest.mark.parametrize("name", _cases(STORED))

@@ -1,4 +1,4 @@
-"""Arrays given to a Predictor: which are images, what is told about the others, and what holds no data."""
+"""Arrays given to a Predictor: which are images, errors about others, and missing data."""
 
 from pathlib import Path
 
@@ -34,9 +34,17 @@ def test_images_of_another_type_are_refused(image, decisive):
 
 @pytest.mark.parametrize(
     "shape, decisive",
-    [((8, 8), "repeats grey"), ((8, 9, 4), "transparency"), ((8, 9, 1), "(8, 9, 1)"), ((3, 8, 9), "transpose"), ((2, 8, 8, 3), "as a list"),
-     ((0, 8, 3), "(0, 8, 3)"), ((8, 0, 3), "(8, 0, 3)"), ((), "()")],
-)  # fmt: skip
+    [
+        ((8, 8), "repeats grey"),
+        ((8, 9, 4), "transparency"),
+        ((8, 9, 1), "(8, 9, 1)"),
+        ((3, 8, 9), "transpose"),
+        ((2, 8, 8, 3), "as a list"),
+        ((0, 8, 3), "(0, 8, 3)"),
+        ((8, 0, 3), "(8, 0, 3)"),
+        ((), "()"),
+    ],
+)
 def test_images_of_another_shape_are_refused(shape, decisive):
     with pytest.raises(DataError) as error:
         make_predictor().probabilities(np.zeros(shape, np.uint8))

@@ -1,4 +1,4 @@
-"""The policy and the loss scale: what float16 does on overflow and what the others leave alone."""
+"""The policy and the loss scale: float16 handles overflow, other precisions do not scale."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_static_scale_stays_and_counts():
     assert state.scale == 512.0 and state.skipped == 1 and state.total_skipped == 1
 
 
-def test_float32_asks_for_full_precision_unless_told_otherwise():
+def test_float32_requests_full_precision_unless_jax_has_a_default():
     dot = jax.make_jaxpr(lambda x: x @ x)
 
     def traced(name):

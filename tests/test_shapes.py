@@ -1,4 +1,4 @@
-"""The embedded data set: determinism, variety, no colour shortcut, and a cache that cannot be left half-written."""
+"""The embedded data set: determinism, variety, no colour shortcut, and an atomic cache."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_every_class_is_common():
 
 
 def test_colour_does_not_tell_the_class():
-    """The most frequent class of each colour (512 bins, and by balanced counts), fitted on train, stays below 0.35."""
+    """The most frequent class of each colour (512 bins), fitted on train, stays below 0.35."""
 
     def bins(image):
         red, green, blue = (image // 32).astype(int).transpose(2, 0, 1)

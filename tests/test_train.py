@@ -369,7 +369,7 @@ def tiny_run(steps, **changes):
     return config
 
 
-def test_train_ends_evaluated_once_goes_on_and_keeps_its_account(tmp_path, monkeypatch):
+def test_train_evaluates_once_resumes_and_keeps_its_summary(tmp_path, monkeypatch):
     from jaxseg.data import pipeline
 
     real = pipeline.eval_samples
@@ -498,7 +498,7 @@ def test_a_crop_of_one_pixel_on_the_map_is_found_too():
     assert "backbone/layer4.0/" in problem and "one sample of 1x1" in problem
 
 
-def test_one_value_to_normalise_stops_before_anything_is_written(tmp_path, monkeypatch):
+def test_one_value_to_normalise_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
     config = tiny_run(2, batch_size=1)
     config.model.heads.decode = dict(name="psp", in_index=-1, channels=4)

@@ -1,14 +1,15 @@
-"""Time MMSegmentation's data pipeline and ours on the same files, alternately, on one core: CPU ms per 2048x1024 PNG pair, and the ratio.
+"""Time MMSegmentation's data pipeline and ours on the same files, alternately, on one core.
 
-    python tools/compare_data.py --root=FOLDER [--files=DIR] [--prepared=DIR] [--rounds=5]
-    [--json=FILE]
+    python tools/compare_data.py --root=FOLDER [--files=DIR] [--prepared=DIR] [--json=FILE]
 
-Needs torch, mmengine, mmsegmentation==1.2.2 and mmcv-lite==2.1.0 (the last two installed with
---no-deps). FOLDER is a `folder` data set of photos; a dozen pairs in Cityscapes' layout are made of
-them under DIR (a temporary folder by default): enlarged, with noise until a PNG takes about 2.3 MB,
-labels as labelTrainIds. Both sides do Cityscapes' published training pipeline at 512x1024.
---prepared: the same pairs as scripts/prepare_data.py wrote them (from --files, kept of an earlier
-run), to be timed as well.
+Prints CPU ms per 2048x1024 PNG pair, and the ratio. Needs torch, mmengine, mmsegmentation==1.2.2
+and mmcv-lite==2.1.0 (the last two installed with --no-deps).
+
+FOLDER is a `folder` data set of photos. A dozen pairs in Cityscapes' layout are made of them under
+DIR (a temporary folder by default): enlarged, with noise until a PNG takes about 2.3 MB, labels as
+labelTrainIds. Both sides do Cityscapes' published training pipeline at 512x1024. --prepared names
+the same pairs as scripts/prepare_data.py wrote them (from --files, kept of an earlier run), to be
+timed as well.
 """
 
 import argparse
@@ -51,7 +52,7 @@ Times = dict[str, list[float]]
 
 
 def make_pairs(root: Path, folder: Path) -> None:
-    """Photos and labels of `root`, made large, as Cityscapes' files below `folder`; those that are there already stay."""
+    """Write photos and labels of `root`, enlarged, as Cityscapes' files; existing ones stay."""
     source = open_source(get_spec("folder", str(root)), root, "train")
     for number in range(PAIRS):
         image, label = (
@@ -69,7 +70,7 @@ def make_pairs(root: Path, folder: Path) -> None:
 
 
 def encode_noisy(image: np.ndarray, seed: int) -> bytes:
-    """A PNG of an image uint8 [H, W, 3] with the noise that makes it take about BYTES."""
+    """Encode an image uint8 [H, W, 3] as PNG, with noise that makes it take about BYTES."""
     noise = np.random.default_rng(seed).standard_normal(image.shape, np.float32)
     low, high, data = 0.0, 4.0, b""
     for _ in range(7):
@@ -83,10 +84,11 @@ def encode_noisy(image: np.ndarray, seed: int) -> bytes:
 
 
 def make_theirs(folder: Path) -> Callable[[int, Times], Any]:
-    """(index, times) -> their sample; adds the CPU seconds of every stage to `times`."""
+    """Make a reader of their samples, (index, times); it adds each stage's CPU s to `times`."""
     import_mmseg()
-    import torch
-    from mmseg.registry import TRANSFORMS
+    import mmseg.datasets.transforms  # noqa: F401, PLC0415 - registers them; after import_mmseg
+    import torch  # noqa: PLC0415 - not needed for --help
+    from mmseg.registry import TRANSFORMS  # noqa: PLC0415 - after import_mmseg
 
     torch.set_num_threads(1)
     np.random.seed(0)  # which their transforms draw from
@@ -111,7 +113,7 @@ def make_theirs(folder: Path) -> Callable[[int, Times], Any]:
 
 
 def make_ours(root: Path, source: str, seed: int = 0) -> Callable[[int, Times], Any]:
-    """(index, times) -> our sample; source: 'files' or 'tfds'."""
+    """Make a reader of our samples, (index, times), from 'files' or 'tfds'."""
     opened = open_source(
         get_spec("cityscapes", str(root), source=source), root, "train", source=source
     )
@@ -131,7 +133,7 @@ def make_ours(root: Path, source: str, seed: int = 0) -> Callable[[int, Times], 
 
 
 def label_share(folder: Path, times: Times) -> None:
-    """Time reading our labels alone, which `read` holds as well."""
+    """Time reading our labels alone, which is a part of `read`."""
     source = open_source(get_spec("cityscapes", str(folder)), folder, "train")
     for index in range(len(source)):
         start = time.process_time()
@@ -140,6 +142,7 @@ def label_share(folder: Path, times: Times) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Make the files, and time both sides."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,9 +170,8 @@ def main(argv: list[str]) -> None:
         for number in range(-1, args.rounds):
             for index in range(PAIRS):
                 for side, read in sides.items():
-                    read(
-                        index, times[side] if number >= 0 else collections.defaultdict(list)
-                    )  # the first round warms up
+                    warm_up: Times = collections.defaultdict(list)  # the first round
+                    read(index, times[side] if number >= 0 else warm_up)
         extra: Times = collections.defaultdict(list)
         label_share(folder, extra)
         size = statistics.mean(file.stat().st_size for file in folder.glob(IMAGE.format("*")))
@@ -177,30 +179,28 @@ def main(argv: list[str]) -> None:
 
 
 def report(times: dict[str, Times], extra: Times, size: float, file: Path | None) -> None:
-    """Print mean and median CPU ms of every stage, and of a side the ratio of its mean to the first's."""
-    print(
-        f"CPU ms per pair, one core, OpenCV {cv2.__version__}; a PNG takes {size / 1e6:.2f} MB\n{'':34}  mean  median"
-    )
-    rows, first = [], None
+    """Print mean and median CPU ms of every stage, and each side's ratio to the first.
+
+    Args:
+        times: CPU seconds of each stage of each side.
+        extra: Further stages of our PNG side.
+        size: Mean bytes of a PNG.
+        file: Where to write the rows as JSON, if anywhere.
+    """
+    print(f"CPU ms per pair, one core, OpenCV {cv2.__version__}; a PNG takes {size / 1e6:.2f} MB")
+    print(f"{'':34}  mean  median")
+    rows: list[dict[str, Any]] = []
     for side, stages in times.items():
         whole = [sum(parts) for parts in zip(*stages.values())]
-        first = first or statistics.mean(whole)
-        rows.append(
-            dict(side=side, stage="all", **_figures(whole), ratio=statistics.mean(whole) / first)
-        )
-        rows += [
-            dict(side=side, stage=stage, **_figures(values)) for stage, values in stages.items()
-        ]
-        if side == "jaxseg, PNG":
-            rows += [
-                dict(side=side, stage=stage, **_figures(values)) for stage, values in extra.items()
-            ]
+        first = rows[0]["mean"] / 1e3 if rows else statistics.mean(whole)
+        ratio = statistics.mean(whole) / first
+        rows.append(dict(side=side, stage="all", **_figures(whole), ratio=ratio))
+        parts = dict(stages) | (extra if side == "jaxseg, PNG" else {})
+        rows += [dict(side=side, stage=stage, **_figures(parts[stage])) for stage in parts]
     for row in rows:
         name = row["side"] if row["stage"] == "all" else f"  {row['stage']}"
-        print(
-            f"{name:34}{row['mean']:6.1f}{row['median']:8.1f}"
-            + (f"   ratio {row['ratio']:.3f}" if "ratio" in row else "")
-        )
+        ratio_text = f"   ratio {row['ratio']:.3f}" if "ratio" in row else ""
+        print(f"{name:34}{row['mean']:6.1f}{row['median']:8.1f}{ratio_text}")
     if file:
         file.write_text(json.dumps(rows, indent=1))
 

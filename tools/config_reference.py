@@ -39,9 +39,7 @@ def type_in_words(annotation: object) -> str:
     if typing.get_origin(annotation) is tuple:
         arguments = [type_in_words(a) for a in typing.get_args(annotation) if a is not ...]
         return f"({', '.join(arguments)}{', ...' if ... in typing.get_args(annotation) else ''})"
-    if typing.get_origin(annotation) is not None and hasattr(
-        typing.get_origin(annotation), "keys"
-    ):
+    if typing.get_origin(annotation) is not None and hasattr(typing.get_origin(annotation), "keys"):
         return "dict"
     text = getattr(annotation, "__name__", None) or str(annotation)
     return {"Any": "value"}.get(text, text).replace(" | None", " or None")

@@ -1,14 +1,16 @@
-"""Make the example data sets of docs/data.md below a folder: `vessels` (binary), `fields` (16 bits, 5 channels) and an RGB-mask copy.
+"""Make the example data sets of docs/data.md.
 
     python tools/make_data.py --output=data [--copy=FOLDER]
 
-Everything is drawn from a fixed seed. --copy: a `folder` data set of class-number labels, of which
-data/colours becomes a copy whose labels are RGB (the palette is the classes' default one).
+They are `vessels` (binary masks) and `fields` (16 bits, 5 channels), drawn from a fixed seed.
+--copy names a `folder` data set of class-number labels; data/colours becomes a copy of it with RGB
+labels (in the default palette of its classes).
 """
 
 import argparse
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -30,9 +32,15 @@ SPECTRA = np.array(
     ]
 )
 
+Pair = tuple[np.ndarray, np.ndarray]  # image and label
 
-def draw_vessels(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """An eye's background with branching vessels: (RGB uint8 [size, size, 3], mask of 0 and 255)."""
+
+def draw_vessels(rng: np.random.Generator, size: int = 256) -> Pair:
+    """Draw an eye's background with branching vessels.
+
+    Returns:
+        RGB uint8 [size, size, 3], and a mask of 0 and 255, uint8 [size, size].
+    """
     y, x = np.mgrid[:size, :size]
     radius = np.hypot(y - size / 2, x - size / 2)
     image = np.array([200.0, 110.0, 60.0]) * (1 - 0.5 * radius / size)[..., None]
@@ -42,9 +50,8 @@ def draw_vessels(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray,
         for _ in range(steps):
             angle += rng.normal(0, 0.12)
             end = point + 6 * np.array([np.cos(angle), np.sin(angle)])
-            cv2.line(
-                mask, point.astype(int).tolist(), end.astype(int).tolist(), 255, max(1, int(width))
-            )
+            corners = point.astype(int).tolist(), end.astype(int).tolist()
+            cv2.line(mask, *corners, 255, max(1, int(width)))
             point, width = end, width * 0.985
             if rng.random() < 0.06 and width > 2:
                 branch(point, angle + rng.choice([-0.6, 0.6]), width * 0.7, steps // 2)
@@ -54,12 +61,18 @@ def draw_vessels(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray,
         branch(start, rng.uniform(-1.3, 1.3) + rng.choice([0, np.pi]), rng.uniform(4, 8), 45)
     image[mask > 0] *= 0.62
     image = cv2.GaussianBlur(image, (0, 0), 1) + rng.normal(0, 6, image.shape)
-    image[radius > size * 0.49], mask[radius > size * 0.49] = 0, 0
+    outside = radius > size * 0.49
+    image[outside] = 0
+    mask[outside] = 0
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
 
-def draw_fields(rng: np.random.Generator, size: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """Rectangles of four kinds of ground from above: (uint16 [size, size, 5], class numbers)."""
+def draw_fields(rng: np.random.Generator, size: int = 160) -> Pair:
+    """Draw rectangles of four kinds of ground from above.
+
+    Returns:
+        uint16 [size, size, 5], and class numbers uint8 [size, size].
+    """
     label = np.zeros((size, size), np.uint8)
     for _ in range(8):
         (top, left), (height, width) = rng.integers(0, size, 2), rng.integers(25, 70, 2)
@@ -69,6 +82,7 @@ def draw_fields(rng: np.random.Generator, size: int = 160) -> tuple[np.ndarray, 
 
 
 def make_vessels(root: Path) -> None:
+    """Write the data set of vessels."""
     for split, name, (image, mask) in _samples(root, "vessels", draw_vessels):
         Image.fromarray(image).save(root / "images" / split / f"{name}.png")
         Image.fromarray(mask).save(root / "labels" / split / f"{name}.png")
@@ -77,6 +91,7 @@ def make_vessels(root: Path) -> None:
 
 
 def make_fields(root: Path) -> None:
+    """Write the data set of fields."""
     for split, name, (image, label) in _samples(root, "fields", draw_fields):
         tifffile.imwrite(
             root / "images" / split / f"{name}.tif",
@@ -89,7 +104,10 @@ def make_fields(root: Path) -> None:
     (root / "classes.txt").write_text("soil\ncrop\nwater\nbuilding\n")
 
 
-def _samples(root: Path, kind: str, draw):
+def _samples(
+    root: Path, kind: str, draw: Callable[[np.random.Generator], Pair]
+) -> Iterator[tuple[str, str, Pair]]:
+    """(split, name, pair) of all samples; makes the folders."""
     rng = np.random.default_rng(0)
     for split, count in COUNTS[kind].items():
         for part in ("images", "labels"):
@@ -99,7 +117,7 @@ def _samples(root: Path, kind: str, draw):
 
 
 def make_colours(source: Path, root: Path) -> None:
-    """A copy of a `folder` whose labels are RGB, ignored pixels black."""
+    """Copy a `folder` with RGB labels, ignored pixels black."""
     classes = get_spec("folder", source).classes
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = default_palette(len(classes))
@@ -113,6 +131,7 @@ def make_colours(source: Path, root: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Make the data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,9 +7,9 @@ counts them, memory, and the conditions they hold under. Fields that MMSegmentat
 well have the same names in both.
 """
 
-from jaxseg.benchmark.cases import SyntheticSpec as SyntheticSpec
-from jaxseg.benchmark.cases import without_measurements as without_measurements
-from jaxseg.benchmark.measure import PRECISIONS as PRECISIONS
-from jaxseg.benchmark.measure import measure as measure
-from jaxseg.benchmark.rows import append as append
-from jaxseg.benchmark.timing import Timing as Timing
+from jaxseg.benchmark.cases import SyntheticSpec, without_measurements
+from jaxseg.benchmark.model import PRECISIONS, measure
+from jaxseg.benchmark.rows import append
+from jaxseg.benchmark.timing import Timing
+
+__all__ = ["PRECISIONS", "SyntheticSpec", "Timing", "append", "measure", "without_measurements"]

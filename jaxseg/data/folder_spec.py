@@ -2,6 +2,7 @@
 
 import colorsys
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxseg.constants import IGNORE
@@ -33,7 +34,7 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
     """
     if not root:
         raise DataError(
-            f"The data set 'folder' needs its folder: config.dataset.root=DIR with {CONTENTS}.",
+            f"the data set 'folder' needs its folder: config.dataset.root=DIR with {CONTENTS}",
             field="dataset.root",
         )
     root = expand(root)
@@ -57,24 +58,29 @@ def read_folder_spec(root: str | Path) -> DatasetSpec:
     ]
     short = [found for found in ranges if found[1] - found[0] < SHORT_RANGE]
     label_map = {value: index for first, last, index in short for value in range(first, last + 1)}
-    declared = tuple(line.color for line in classes)
+    declared = [line.color for line in classes]
     defaults = default_palette(len(classes))
     return DatasetSpec(
         "folder",
         names,
-        tuple(color or default for color, default in zip(declared, defaults, strict=True)),
+        tuple(_rgb(color or default) for color, default in zip(declared, defaults, strict=True)),
         label_map,
         FOLDER,
         submission_ids=raw_id_per_class(((first, index) for first, _, index in ranges), len(names)),
-        colors=declared if all(declared) else (),
-        ignored_colors=tuple(line.color for line in lines if line.ignored and line.color),
+        colors=tuple(map(_rgb, declared)) if all(declared) else (),
+        ignored_colors=tuple(_rgb(line.color) for line in lines if line.ignored and line.color),
         label_ranges=tuple(sorted(set(ranges) - set(short))),
         explicit_map=bool(mapped) or not lines[0].counted,
     )
 
 
+def _rgb(color: Sequence[int]) -> tuple[int, int, int]:
+    red, green, blue = color
+    return red, green, blue
+
+
 def _other_lists(root: Path) -> str:
-    """Return what a folder without classes.txt contains in its place, for a message."""
+    """Return, for a message, which file of a folder may be its list of classes."""
     if prepared := next(root.glob("**/dataset_info.json"), None):
         return f" ({prepared.parent} is a prepared data set: config.dataset.source=tfds reads it)"
     lists = sorted(

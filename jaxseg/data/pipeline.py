@@ -154,8 +154,11 @@ def check_dtype(dtype: str, expected: str, file: str) -> None:
     """Raise DataError unless an image has the dtype of the data set."""
     if dtype != expected:
         raise DataError(
-            f"{file}: an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set "
-            "it, because the first image is): save all images of a data set alike."
+            f"an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set it, "
+            "because the first image is)",
+            file=file,
+            field="dataset.dtype",
+            hint="save all images of a data set alike",
         )
 
 
@@ -193,7 +196,7 @@ def train_batches(
     parts = devices * process_count
     if batch_size < 1 or batch_size % parts:
         raise DataError(
-            f"config.batch_size={batch_size} is global and must divide among {parts} devices.",
+            f"config.batch_size={batch_size} is global and must divide among {parts} devices",
             field="batch_size",
         )
     rows = batch_size // process_count
@@ -352,7 +355,7 @@ def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
 
 
 class EvalSamples(Sequence):
-    """Random access to the samples of a split, which are read when asked for; see `eval_samples`.
+    """Random access to the samples of a split, each read when it is indexed; see `eval_samples`.
 
     Attributes:
         spec: The data set, its classes in the order of the run.

@@ -7,7 +7,6 @@ split ahead while the devices work.
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -16,8 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from rich import progress as bars
-from rich.console import Console
 
 from jaxseg.constants import IGNORE
 from jaxseg.errors import DataError
@@ -28,13 +25,14 @@ from jaxseg.evaluation.samples import (
     Sample,
     Samples,
     group_by_shape,
-    read_ahead,
+    read_samples,
     visit_order,
     with_views,
 )
 from jaxseg.inference.settings import TestSettings
 from jaxseg.inference.slide import Item, predict_slide
 from jaxseg.inference.whole import Model
+from jaxseg.parallel import show_progress
 from jaxseg.replication import replicate
 
 log = logging.getLogger(__name__)
@@ -106,15 +104,19 @@ def compute_confusion(
     per_batch = len(local) * settings.batch_size
     order = visit_order(samples, group=settings.mode == "whole")
     stream = with_views(
-        read_ahead(samples, order, READERS + per_batch), num_classes, settings.scales
+        read_samples(samples, order, READERS + per_batch), num_classes, settings.scales
     )
     program = partial(compiled_program(model, settings, local), replicate(variables, local))
     run_batches = _run_whole if settings.mode == "whole" else _run_slide
     results = run_batches(program, stream, local, settings)
+    if progress:
+        results = show_progress(
+            results, "evaluating", len(order), size=lambda result: len(result.images)
+        )
 
     confusion = np.zeros((num_classes, num_classes), np.int64)
     nonfinite_images: dict[str, int] = {}
-    for result in _prefetch_one(_with_progress(results, len(order), progress)):
+    for result in _prefetch_one(results):
         check_classes(result.confusion.shape[-1], samples.spec.name, num_classes)
         counts = np.asarray(result.confusion, np.int64)
         confusion += counts.reshape(-1, num_classes, num_classes).sum(0)
@@ -218,27 +220,6 @@ def _prefetch_one(results: Iterable[BatchResult]) -> Iterator[BatchResult]:
         previous = result
     if previous is not None:
         yield previous
-
-
-def _with_progress(results: Iterable[BatchResult], total: int, show: bool) -> Iterator[BatchResult]:
-    """Yield the results, with one live line on a terminal."""
-    console = Console(stderr=True)
-    columns = [
-        bars.TextColumn("evaluating"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]:.1f} images/s"),
-        bars.TimeRemainingColumn(),
-    ]
-    hidden = not (show and console.is_terminal)
-    with bars.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=total, rate=0.0)
-        start = time.perf_counter()
-        done = 0
-        for result in results:
-            done += len(result.images)
-            bar.update(task, completed=done, rate=done / (time.perf_counter() - start))
-            yield result
 
 
 # --- Processes ------------------------------------------------------------------------------------

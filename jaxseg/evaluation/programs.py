@@ -23,8 +23,8 @@ def compiled_program(model: Model, settings: TestSettings, devices: Devices) -> 
     """Return the function that runs on every device, compiled once for each input shape.
 
     It is shared by all calls with the same arguments for as long as the model object lives, and
-    does not keep it alive: the evaluations of a training run compile once. A model without support
-    for weak references (no Flax module lacks it) compiles in every call.
+    does not keep it alive: the evaluations of a training run compile once. A model that cannot be
+    weakly referenced (Flax modules can) compiles in every call.
 
     Returns:
         For whole images: (variables, (images [D, B, h, w, C] at each scale, labels [D, B, H, W]))

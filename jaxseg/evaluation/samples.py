@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +11,7 @@ from jaxseg.constants import IGNORE
 from jaxseg.data.augment.transforms import scaled_views
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.errors import DataError
+from jaxseg.parallel import ordered_map
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def visit_order(samples: Samples, group: bool) -> list[int]:
     return sorted(order, key=lambda i: (shapes[i], i))
 
 
-def read_ahead(samples: Samples, order: Sequence[int], ahead: int) -> Iterator[Indexed]:
+def read_samples(samples: Samples, order: Sequence[int], ahead: int) -> Iterator[Indexed]:
     """Read samples in threads and yield them in order.
 
     Args:
@@ -71,19 +70,7 @@ def read_ahead(samples: Samples, order: Sequence[int], ahead: int) -> Iterator[I
         order: Indices of the samples.
         ahead: Largest number of samples that are being read or waiting.
     """
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[tuple[int, Future[Sample]]] = deque()
-        try:
-            for index in order:
-                waiting.append((index, pool.submit(samples.__getitem__, index)))
-                if len(waiting) > ahead:
-                    first, sample = waiting.popleft()
-                    yield first, sample.result()
-            for index, sample in waiting:
-                yield index, sample.result()
-        finally:
-            for _, sample in waiting:
-                sample.cancel()
+    return ordered_map(lambda index: (index, samples[index]), order, threads=READERS, ahead=ahead)
 
 
 def with_views(

@@ -80,7 +80,7 @@ def predict_files(
     source: str | Path,
     output: str | Path,
     *,
-    official_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    submission_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     classes: Sequence[str] = (),
 ) -> list[Path]:
     """Segment image files; write class ids with a palette, 255 where an image holds no data.
@@ -90,7 +90,7 @@ def predict_files(
         source: An image file, or a folder whose images are segmented.
         output: A folder, which gets <stem>.png and <stem>_overlay.png of each image, in the same
             subfolders. Of one image also a file name that ends in .png.
-        official_ids: Number or RGB colour of each class in the data set's own labels; these are
+        submission_ids: Number or RGB colour of each class in the data set's own labels; these are
             written, as benchmark servers expect them, and no overlays.
         classes: Order of the class ids that are written; () for the model's.
 
@@ -104,7 +104,7 @@ def predict_files(
         NonFiniteError: Class scores are not finite.
     """
     source, output = expand(source), expand(output)
-    targets = _targets(source, output, () if official_ids else ("_overlay",))
+    targets = _targets(source, output, () if submission_ids else ("_overlay",))
     _log_left_out(source, output)
     dataset = segment.experiment.dataset
     options = ImageOptions(
@@ -130,8 +130,8 @@ def predict_files(
             if image.missing is not None:
                 pixels = np.ma.masked_array(image.pixels, image.missing)
             mask = segment(pixels)
-        if official_ids:
-            save_official(target, mask, official_ids)
+        if submission_ids:
+            save_submission(target, mask, submission_ids)
         else:
             mask = ids[mask]
             visualize.save_label_png(target, mask, palette)
@@ -249,7 +249,7 @@ def _naming_image(path: Path) -> Iterator[None]:
             raise DataError(f"cannot be read ({error.strerror})", hint=REPLACE_HINT) from None
 
 
-def save_official(
+def save_submission(
     path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]
 ) -> None:
     """Write a label map with the data set's own values as PNG, of 16 bits where they need it.
@@ -293,14 +293,14 @@ def predict_checkpoint(
         JaxsegError: As `predict_files` and `Predictor.from_checkpoint`.
     """
     _targets(expand(source), expand(output), ())  # report a wrong path before the model is loaded
-    ids = load_official_ids(checkpoint) if submission else None
+    ids = load_submission_ids(checkpoint) if submission else None
     segment = Predictor.from_checkpoint(checkpoint, config)
     match = segment.experiment.dataset.match_classes
     classes = segment.classes
     for root in (_given_root(config), class_order.root_of(source)):
         if root:
             classes = class_order.prediction_classes(root, segment.classes, match)
-    return predict_files(segment, source, output, official_ids=ids, classes=classes)
+    return predict_files(segment, source, output, submission_ids=ids, classes=classes)
 
 
 def _given_root(config: Config | None) -> str:
@@ -314,7 +314,7 @@ def _given_root(config: Config | None) -> str:
     return config.eval.root or (config.dataset.root if config.dataset.source == "files" else "")
 
 
-def load_official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
+def load_submission_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequence[int]]:
     """Return the number or RGB colour of each class in the data set's own labels.
 
     Raises:
@@ -323,7 +323,8 @@ def load_official_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequen
     metadata = load_dataset_metadata(checkpoint)
     if colors := metadata.get("colors"):
         return colors
-    ids = metadata.get("official_ids") or range(len(metadata["classes"]))
+    ids = metadata.get("submission_ids") or metadata.get("official_ids")  # of the first edition
+    ids = ids or range(len(metadata["classes"]))
     for name, value in zip(metadata["classes"], ids):
         if not 0 <= value <= LARGEST_LABEL:
             raise DataError(

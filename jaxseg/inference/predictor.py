@@ -42,11 +42,10 @@ class Predictor:
     """A trained model as a function of images: `segment(image)` returns class ids.
 
     Images are numpy or JAX arrays [H, W, C] of any size, with the channels and dtype of the
-    training images (uint8 RGB for most models; uint16 and float32 are possible), or a list of such
-    arrays, for which every method returns a list. Missing are the masked values of a masked array
-    and the values that `dataset.nodata` names. The experiment's `eval` decides about the test
-    resize, windows, scales and mirror images, as in evaluation. The first image of each size
-    compiles.
+    training images (uint8 RGB for most models; uint16 and float32 are possible). Methods take one
+    image, or a list of images and return a list. Values that are masked (`numpy.ma`) or named by
+    `dataset.nodata` count as missing data. The experiment's `eval` sets the test resize, windows,
+    scales and mirror images, as in evaluation. The first image of each size compiles.
 
     Attributes:
         model: The model.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseg.inference.settings import TestSettings
 from jaxseg.ops import normalize, resize_bilinear
@@ -37,7 +38,8 @@ def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Ar
     Returns:
         Logits, float32 [B, h, w, K].
     """
-    logits, _ = model.apply(variables, normalize(images, settings.mean, settings.std), train=False)
+    mean, std = (np.asarray(values, np.float32) for values in (settings.mean, settings.std))
+    logits, _ = model.apply(variables, normalize(images, mean, std), train=False)
     return logits.astype(jnp.float32)
 
 

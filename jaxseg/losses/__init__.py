@@ -6,22 +6,44 @@ that N devices equal one; losses that select pixels (OHEM, Lovász) select per d
 MMSegmentation does per GPU.
 """
 
-from jaxseg.losses.build import LOSS as LOSS
-from jaxseg.losses.build import LOSSES as LOSSES
-from jaxseg.losses.build import Loss as Loss
-from jaxseg.losses.build import check_losses as check_losses
-from jaxseg.losses.build import defaults_of as defaults_of
-from jaxseg.losses.build import find_loss as find_loss
-from jaxseg.losses.build import make_loss as make_loss
-from jaxseg.losses.build import options_of as options_of
-from jaxseg.losses.pixels import cross_entropy as cross_entropy
-from jaxseg.losses.pixels import focal as focal
-from jaxseg.losses.pixels import ohem_mask as ohem_mask
-from jaxseg.losses.pixels import pixel_cross_entropy as pixel_cross_entropy
-from jaxseg.losses.pixels import point_cross_entropy as point_cross_entropy
-from jaxseg.losses.pixels import se_loss as se_loss
-from jaxseg.losses.regions import dice as dice
-from jaxseg.losses.regions import lovasz as lovasz
-from jaxseg.losses.regions import tversky as tversky
+from jaxseg.losses.build import (
+    LOSS,
+    LOSSES,
+    Loss,
+    check_losses,
+    defaults_of,
+    find_loss,
+    make_loss,
+    options_of,
+)
+from jaxseg.losses.pixels import (
+    cross_entropy,
+    focal,
+    ohem_mask,
+    pixel_cross_entropy,
+    point_cross_entropy,
+    se_loss,
+)
+from jaxseg.losses.regions import dice, lovasz, tversky
+
+__all__ = [
+    "LOSS",
+    "LOSSES",
+    "Loss",
+    "check_losses",
+    "cross_entropy",
+    "defaults_of",
+    "dice",
+    "find_loss",
+    "focal",
+    "lovasz",
+    "make_loss",
+    "ohem_mask",
+    "options_of",
+    "pixel_cross_entropy",
+    "point_cross_entropy",
+    "se_loss",
+    "tversky",
+]
 
 class_presence = se_loss  # its earlier name

@@ -44,8 +44,8 @@ class Components:
             optimizer=self.optimizer,
             schedule=self.schedule,
             policy=self.policy,
-            mean=self.experiment.dataset.image_mean,
-            std=self.experiment.dataset.image_std,
+            mean=np.asarray(self.experiment.dataset.image_mean, np.float32),
+            std=np.asarray(self.experiment.dataset.image_std, np.float32),
         )
 
 
@@ -60,10 +60,11 @@ def build_components(experiment: Experiment) -> Components:
     optimizer, schedule = optim.make_optimizer(
         experiment.optimizer, experiment.schedule, experiment.steps
     )
+    loss = losses.make_loss(experiment, axis_name=AXIS)  # before the model, which takes longer
     return Components(
         experiment=experiment,
         model=build_model(experiment, policy),
-        loss=losses.make_loss(experiment, axis_name=AXIS),
+        loss=loss,
         optimizer=optimizer,
         schedule=schedule,
         policy=policy,

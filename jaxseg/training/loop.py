@@ -235,7 +235,7 @@ def _non_finite_error(
         f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
         f"{', '.join(map(str, names))}. The last checkpoint is from before",
         field="optimizer.learning_rate",
-        hint="look at these files, lower config.optimizer.learning_rate, set or lower "
+        hint="check these files, lower config.optimizer.learning_rate, set or lower "
         f"config.optimizer.clip_norm{full}",
     )
 
@@ -387,7 +387,7 @@ def write_description(workdir: Path, experiment: Experiment, spec: DatasetSpec) 
 
 @contextlib.contextmanager
 def _open_logger(workdir: Path, experiment: Experiment, start: Start) -> Iterator[TrainLogger]:
-    """Open the run's logger, which goes on counting where the last process stopped."""
+    """Open the run's logger, which continues the counts of the last process."""
     counted = ("seconds", "busy", "images")
     logger = TrainLogger(
         workdir,

@@ -54,12 +54,13 @@ def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) ->
         experiment = load_experiment(experiment, measured=False)
     experiment = overfit_experiment(experiment, count, jax.device_count())
     summary = train(experiment, workdir, target_miou=TARGET_MIOU)
-    if summary["mIoU"] < TARGET_MIOU:
+    if (summary["mIoU"] or 0.0) < TARGET_MIOU:
         raise _not_reached(summary, experiment, workdir)
     return summary
 
 
 def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str | Path) -> DataError:
+    miou = summary["mIoU"] or 0.0
     found = [(row["IoU"], name) for name, row in summary["per_class"].items()]
     lowest = sorted((iou, name) for iou, name in found if iou is not None)[:3]
     names = ", ".join(f"{name} {iou:.3f}" for iou, name in lowest)
@@ -69,8 +70,8 @@ def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str |
         else f" or it needs more steps, config.steps={MAX_STEPS}"
     )
     return DataError(
-        f"overfitting failed: mIoU {summary['mIoU']:.4f} on the {summary['images']} training "
-        f"images themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
+        f"overfitting failed: mIoU {miou:.4f} on the {summary['images']} training images "
+        f"themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
         file=workdir,
         hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too "
         f"fine for this model (a smaller output stride or larger images help){longer}; if not, "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jaxseg import precision
 from jaxseg.ops import normalize
@@ -41,8 +42,8 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     policy: precision.Policy,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: ArrayLike,
+    std: ArrayLike,
 ) -> tuple[TrainState, Metrics]:
     """Run one step on one device's part of the batch, under a map with the axis 'batch'; pure.
 
@@ -58,8 +59,8 @@ def train_step(
         optimizer: Transforms the gradients.
         schedule: Update count -> learning rate, for the metrics; the optimizer has its own.
         policy: Precision of the model.
-        mean: Mean per channel, in the images' own units.
-        std: Standard deviation per channel, in the same units.
+        mean: Mean per channel [C], in the images' own units.
+        std: Standard deviation per channel [C], in the same units.
 
     Returns:
         The next state and the metrics: loss, loss_<label>, lr, grad_norm, scale, finite, skipped;

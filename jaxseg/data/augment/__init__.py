@@ -1,0 +1,1 @@
+"""Augmentation: crop geometry and flips (transforms.py), colours (photometric.py)."""

@@ -1,4 +1,4 @@
-"""Colours of a training image: random brightness, contrast, saturation and hue, and equalised histograms (CLAHE)."""
+"""Colours of a training image: random distortion, and histogram equalisation (CLAHE)."""
 
 import cv2
 import numpy as np
@@ -11,29 +11,33 @@ CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of OpenCV's 180
 CLIP_LIMIT, TILES = 40.0, (8, 8)  # MMSegmentation's CLAHE
 
-_LEVELS = np.arange(256, dtype=np.uint8)
+_LEVELS = np.arange(256, dtype=np.uint8)  # 8-bit values are changed by a table of 256 levels
 
 
 def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Random colours of an image [H, W, C]; each change has probability one half. Values are cut, not rounded.
+    """Distort the colours of an image; each change has probability one half.
 
-    RGB uint8 [H, W, 3], as MMSegmentation: brightness by up to 32, contrast and saturation by a factor of 0.5 to 1.5, hue
-    by up to 18 of 180 (half-open); contrast comes before saturation and hue or after them, at even odds. Any other
-    image: brightness by up to 1/8 of its largest value, then contrast by a factor of 0.5 to 1.5, all channels alike,
-    clipped to the range of an integer dtype; float32 is not clipped.
+    RGB of 8 bits as in MMSegmentation: brightness by up to 32, contrast and saturation by a factor
+    of 0.5 to 1.5, hue by up to 18 of 180 (half-open); contrast comes before saturation and hue or
+    after them, at even odds. Any other image: brightness by up to 1/8 of its largest value, then
+    contrast by a factor of 0.5 to 1.5, all channels alike, clipped to the range of an integer
+    dtype; float32 is not clipped. Values are truncated, not rounded.
+
+    Args:
+        rng: Source of randomness.
+        image: uint8, uint16 or float32 [H, W, C].
     """
     if image.dtype == np.uint8 and image.shape[2] == 3:
         return _distort_rgb(rng, image)
-    shift = (
-        rng.uniform(-BRIGHTNESS_SHARE, BRIGHTNESS_SHARE) * float(image.max())
-        if rng.random() < 0.5
-        else 0.0
-    )
+    shift = 0.0
+    if rng.random() < 0.5:
+        shift = rng.uniform(-BRIGHTNESS_SHARE, BRIGHTNESS_SHARE) * float(image.max())
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     return _linear(image, contrast, contrast * shift) if shift or contrast != 1 else image
 
 
 def _distort_rgb(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Distort an image uint8 [H, W, 3]."""
     contrast_first = rng.random() < 0.5
     levels = _LEVELS
     if rng.random() < 0.5:
@@ -53,7 +57,7 @@ def _distort_rgb(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _linear(values: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """values * alpha + beta in float32, then clipped and cut to an integer dtype. Of uint8 RGB, 256 levels suffice."""
+    """Return values * alpha + beta in float32, then clipped and cut to an integer dtype."""
     out = values.astype(np.float32)
     out *= np.float32(alpha)
     out += np.float32(beta)
@@ -70,10 +74,18 @@ def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarr
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    """CLAHE of every channel of an image uint8 or uint16 [H, W, C]: clip limit 40, 8 x 8 tiles. DataError for float32."""
+    """Equalise every channel of an image uint8 or uint16 [H, W, C] by CLAHE.
+
+    The clip limit is 40, and there are 8 x 8 tiles.
+
+    Raises:
+        DataError: The image is float32.
+    """
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(
-            f"config.dataset.clahe works on images of 8 or 16 bits, but these are {image.dtype}; set it to 0."
+            f"config.dataset.clahe works on images of 8 or 16 bits, but these are {image.dtype}",
+            field="dataset.clahe",
+            hint="set it to 0",
         )
     clahe = cv2.createCLAHE(CLIP_LIMIT, TILES)
     return np.stack(

@@ -436,9 +436,9 @@ class Augment:
         """
         if draw is None:
             raise DataError(
-                "config.dataset.mosaic needs other samples, but none can be drawn here; set it to "
-                "0.",
+                "config.dataset.mosaic needs other samples, but none can be drawn here",
                 field="dataset.mosaic",
+                hint="set it to 0",
             )
         bounds = []
         for side in self.crop_size:
@@ -459,9 +459,9 @@ class Augment:
             if part.dtype != pixels.dtype or part.shape[2] != pixels.shape[2]:
                 raise DataError(
                     f"config.dataset.mosaic joins images of one kind, but one is {pixels.dtype} of "
-                    f"{pixels.shape[2]} channels and another {part.dtype} of {part.shape[2]}; "
-                    "convert them, or set it to 0.",
+                    f"{pixels.shape[2]} channels and another {part.dtype} of {part.shape[2]}",
                     field="dataset.mosaic",
+                    hint="convert them, or set it to 0",
                 )
             pixels[top:bottom, left:right], classes[top:bottom, left:right] = part, seen
         assert pixels is not None  # of the first part

@@ -1,4 +1,4 @@
-"""What a file is, told by its bytes, and what its header says: format, orientation, losses, number of pictures."""
+"""The format of a file by its bytes, and facts in its header: orientation, losses, pictures."""
 
 import io
 import re
@@ -21,11 +21,12 @@ from PIL import (
 
 from jaxseg.errors import DataError
 
-# Threads read files while others import TFDS, which replaces __import__ for a while: what is imported at first use must
-# be there before.
+# Threads read files while others import TFDS, which replaces __import__ for a while: what is
+# imported at first use must be there before.
 Image.preinit()
-# Formats that Pillow opens for us, by their classes: Image.open has a limit of its own (Image.MAX_IMAGE_PIXELS, which is
-# the program's to set), and aerial photos exceed it. `check_pixels` is our limit.
+# Formats that Pillow opens for us, by their classes: Image.open has a limit of its own
+# (Image.MAX_IMAGE_PIXELS, which is the program's to set), and aerial photos exceed it.
+# `check_pixels` is our limit.
 OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -51,49 +52,60 @@ UNREADABLE = (
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-HEAD = 1024  # bytes that tell the format
-# Format -> how its files begin; the first that fits counts. Short signs ask for more, as notes.txt may begin with BM or P1.
-SIGNATURES = {name: re.compile(start, re.DOTALL) for name, start in {
-    "JPEG": rb"\xff\xd8\xff(?!\xf7)", "PNG": rb"\x89PNG\r\n\x1a\n", "camera raw": rb"II\*\0.{4}CR|IIRO|IIU\0|MMOR|FUJIFILM",
-    "TIFF": rb"II[*+]\0|MM\0[*+]", "NPY": rb"\x93NUMPY", "WebP": rb"RIFF.{4}WEBP", "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "PNM": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG-LS": rb"\xff\xd8\xff\xf7", "JPEG XR": rb"II\xbc\x01",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ", "AVIF": rb".{4}ftypavi[fs]", "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "Photoshop": rb"8BPS", "GIMP": rb"gimp xcf", "OpenEXR": rb"v/1\x01", "Radiance HDR": rb"#\?(?:RADIANCE|RGBE)",
-    "PAM": rb"P7\s+WIDTH", "PFM": rb"P[Ff]\s+\d+\s+\d+\s", "DICOM": rb".{128}DICM", "FITS": rb"SIMPLE  =",
-    "PDF": rb"%PDF-", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg",
-    "HDF5": rb"\x89HDF", "ZIP": rb"PK\x03\x04",
-}.items()}  # fmt: skip
-LERC_TOLERANCE = {
-    2: 34,
-    3: 38,
-    4: 42,
-    5: 42,
-    6: 50,
-}  # version of a LERC blob -> where its tolerance stands
-IMAGE_FORMATS = (
-    "JPEG",
-    "PNG",
-    "NPY",
-    "TIFF",
-    "GIF",
-    "BMP",
-    "WebP",
-    "PNM",
-    "JPEG 2000",
-)  # which `decode_image` reads
-NO_PICTURES = ("PDF", "PostScript", "SVG", "HDF5", "ZIP")  # whatever these hold, it is no photo
+HEAD = 1024  # bytes in which the format is recognised
+# Format -> how its files begin; the first that fits counts. Short signatures need more, as a
+# notes.txt may begin with BM or P1.
+SIGNATURES = {
+    name: re.compile(start, re.DOTALL)
+    for name, start in {
+        "JPEG": rb"\xff\xd8\xff(?!\xf7)",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "camera raw": rb"II\*\0.{4}CR|IIRO|IIU\0|MMOR|FUJIFILM",
+        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "NPY": rb"\x93NUMPY",
+        "WebP": rb"RIFF.{4}WEBP",
+        "GIF": rb"GIF8[79]a",
+        "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+        "PNM": rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s",
+        "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+        "JPEG-LS": rb"\xff\xd8\xff\xf7",
+        "JPEG XR": rb"II\xbc\x01",
+        "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+        "AVIF": rb".{4}ftypavi[fs]",
+        "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+        "Photoshop": rb"8BPS",
+        "GIMP": rb"gimp xcf",
+        "OpenEXR": rb"v/1\x01",
+        "Radiance HDR": rb"#\?(?:RADIANCE|RGBE)",
+        "PAM": rb"P7\s+WIDTH",
+        "PFM": rb"P[Ff]\s+\d+\s+\d+\s",
+        "DICOM": rb".{128}DICM",
+        "FITS": rb"SIMPLE  =",
+        "PDF": rb"%PDF-",
+        "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+        "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?>\s*)?"
+        rb"(?:<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<svg",
+        "HDF5": rb"\x89HDF",
+        "ZIP": rb"PK\x03\x04",
+    }.items()
+}
+# Formats that `decode_image` reads.
+IMAGE_FORMATS = ("JPEG", "PNG", "NPY", "TIFF", "GIF", "BMP", "WebP", "PNM", "JPEG 2000")
+NO_PICTURES = ("PDF", "PostScript", "SVG", "HDF5", "ZIP")  # no photos, even if they hold pictures
 
 ORIENTATION = 0x0112  # the EXIF tag
-EXIF_WITHIN = (
-    1 << 18
-)  # bytes of a JPEG in which EXIF is looked for; it is the first or second segment
-NODATA_TAG = 42113  # GDAL's, of TIFF: the value of pixels without data
+EXIF_WITHIN = 1 << 18  # bytes of a JPEG in which EXIF, its first or second segment, is looked for
+NODATA_TAG = 42113  # of GDAL in TIFF: the value of pixels without data
+# Version of a LERC blob -> offset of its tolerance.
+LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}
 
 
 def tell_format(data: bytes) -> str:
-    """The format of a file's bytes, of which the first `HEAD` are enough: "JPEG", "PNG", ..., "" if it is none known."""
+    """Return the format of a file, "JPEG", "PNG", ..., or "" if it is not known.
+
+    Args:
+        data: Its bytes; the first `HEAD` are enough.
+    """
     head = bytes(data[:HEAD])
     return next((name for name, start in SIGNATURES.items() if start.match(head)), "")
 
@@ -117,11 +129,14 @@ def open_picture(data: bytes | Path, kind: str) -> Image.Image:
 
 
 def exif_orientation(data: bytes) -> int:
-    """How a viewer turns the picture: 1 (not at all) to 8, of EXIF's tag; values beyond are 1, as viewers take them.
+    """Return how a viewer rotates and mirrors a picture: EXIF's orientation, 1 (not at all) to 8.
 
-    Only EXIF counts, in JPEG, PNG and WebP: XMP repeats the tag, but most programs that show or write photos ignore it
-    there. A TIFF's tag is not looked at: its pixels are numbers as stored. One rule for headers and pixels alike, so
-    `data` may end after the first `EXIF_WITHIN` bytes of a JPEG.
+    Other values count as 1, as in viewers. Only EXIF counts, in JPEG, PNG and WebP: XMP repeats the
+    tag, but most programs that show or write photos ignore it there. A TIFF's tag is not read: its
+    pixels are numbers as stored.
+
+    Args:
+        data: The file's bytes; of a JPEG the first `EXIF_WITHIN` are enough.
     """
     parts = EXIF_PARTS.get(tell_format(data))
     raw = next(parts(data), b"") if parts else b""
@@ -131,12 +146,13 @@ def exif_orientation(data: bytes) -> int:
     try:
         exif.load(raw if raw.startswith(b"Exif") else b"Exif\0\0" + raw)
         value = exif.get(ORIENTATION, 1)
-    except UNREADABLE:  # a damaged EXIF turns nothing
+    except UNREADABLE:  # a damaged EXIF has no effect
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _jpeg_exif(data: bytes) -> Iterator[bytes]:
+    """Yield the EXIF blocks of a JPEG."""
     at = 2
     while (
         at + 4 <= min(len(data), EXIF_WITHIN)
@@ -153,6 +169,7 @@ def _jpeg_exif(data: bytes) -> Iterator[bytes]:
 
 
 def _png_exif(data: bytes) -> Iterator[bytes]:
+    """Yield the EXIF blocks of a PNG."""
     at = len(PNG)
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -162,6 +179,7 @@ def _png_exif(data: bytes) -> Iterator[bytes]:
 
 
 def _webp_exif(data: bytes) -> Iterator[bytes]:
+    """Yield the EXIF blocks of a WebP."""
     at = 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -177,30 +195,37 @@ def check_pixels(size: tuple[int, int], file: object, limit: int) -> None:
     """Refuse an image that would fill the memory, before it is decoded.
 
     Args:
-        size: (height, width) as the header says.
-        file: for the message.
-        limit: the most pixels an image may have, config.dataset.max_pixels; 0 for no limit.
+        size: (height, width) in the header.
+        file: Named in the message.
+        limit: Largest number of pixels (`dataset.max_pixels`); 0 for no limit.
 
     Raises:
-        DataError: the image has more.
+        DataError: The image has more.
     """
     if limit and size[0] * size[1] > limit:
         raise DataError(
-            f"{size[1]}x{size[0]} (width x height) are {size[0] * size[1]} pixels, more than {limit}", file=file,
-            field="dataset.max_pixels", hint="if the file is meant to be so large, raise config.dataset.max_pixels",
-        )  # fmt: skip
+            f"{size[1]}x{size[0]} (width x height) are {size[0] * size[1]} pixels, more than "
+            f"{limit}",
+            file=file,
+            field="dataset.max_pixels",
+            hint="if the file is meant to be so large, raise config.dataset.max_pixels",
+        )
 
 
 def count_frames(image: Image.Image) -> int:
-    """How many pictures an opened GIF, PNG or WebP shows one after the other; other formats hold one."""
+    """Return the number of pictures in an animated GIF, PNG or WebP; other formats hold one."""
     return getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP") else 1
 
 
 def lossy_coding(data: bytes) -> str:
-    """The coding of an encoded picture (a file, or a TIFF's strip) that changed its numbers, "" if it changed none.
+    """Return the coding that changed the numbers of a picture, "" if none did.
 
-    Formats that can do both say which: WebP, JPEG 2000 by its wavelet, LERC by its tolerance, JPEG by its process. JPEG
-    XL and JPEG XR do not say it where it could be told, so they count as lossy.
+    Formats that can do both say which: WebP, JPEG 2000 by its wavelet, LERC by its tolerance, JPEG
+    by its process. JPEG XL and JPEG XR do not say it in an accessible place, so they count as
+    lossy.
+
+    Args:
+        data: An encoded picture: a file, or a strip of a TIFF.
     """
     kind = tell_format(data)
     if kind == "JPEG":
@@ -208,19 +233,20 @@ def lossy_coding(data: bytes) -> str:
     if kind == "WebP":
         return "" if b"VP8L" in data[:64] else "WebP with loss"
     if kind == "JPEG 2000":
-        at = data.find(
-            b"\xff\x52"
-        )  # COD: its 10th byte after the length is the wavelet, 1 being reversible
-        return (
-            "" if at >= 0 and len(data) > at + 13 and data[at + 13] == 1 else "JPEG 2000 with loss"
-        )
+        # The 10th byte after the length of the segment COD is the wavelet; 1 is reversible.
+        at = data.find(b"\xff\x52")
+        reversible = at >= 0 and len(data) > at + 13 and data[at + 13] == 1
+        return "" if reversible else "JPEG 2000 with loss"
     if data[:6] == b"Lerc2 ":
         return _lossy_lerc(data)
     return f"{kind}, with loss or not" if kind in ("JPEG XL", "JPEG XR", "AVIF", "HEIC") else ""
 
 
 def _lossy_lerc(data: bytes) -> str:
-    """LERC's header says how far a value may be off; 0.5 or less keeps whole numbers."""
+    """Return a description of a LERC blob whose tolerance is above 0.5, "" of another one.
+
+    The tolerance is how far a value may be off; 0.5 or less keeps whole numbers.
+    """
     version = struct.unpack_from("<i", data, 6)[0]
     at = LERC_TOLERANCE.get(version, len(data))
     tolerance = struct.unpack_from("<d", data, at)[0] if len(data) >= at + 8 else 1.0

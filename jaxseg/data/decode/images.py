@@ -1,13 +1,14 @@
-"""Bytes to images of any kind, and to what their headers say. Whatever is wrong is a DataError naming the file.
+"""Images of any kind from their bytes, and facts in their headers.
 
-JPEG is read with libjpeg-turbo, whose warnings count as errors, TIFF with tifffile, other photos with OpenCV (common PNG
-with imagecodecs). The format is told by the bytes, not by the name.
+JPEG is read with libjpeg-turbo, whose warnings count as errors, TIFF with tifffile, other photos
+with OpenCV (common PNG with imagecodecs). The format is that of the bytes, not of the name.
+Anything wrong with a file is a DataError that names it.
 """
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import simplejpeg
 from imagecodecs import PngError, png_decode
 from PIL import UnidentifiedImageError
 
+from jaxseg.config.defaults import NO_NODATA
 from jaxseg.data.decode import tiff as tiffs
 from jaxseg.data.decode.formats import (
     EXIF_PARTS,
@@ -30,18 +32,30 @@ from jaxseg.data.decode.formats import (
 )
 from jaxseg.errors import DataError
 
-MAX_PIXELS = 2**30  # config.dataset.max_pixels by default: 3 GB of RGB
+MAX_PIXELS = 2**30  # default of `dataset.max_pixels`: 3 GB of RGB
 MEND_IMAGE = "replace it, or remove it and its label"
 BGRA_ORDER = [2, 1, 0, 3]  # OpenCV's channels as RGBA
-GLUED = b"\xff\xd9\xff\xd8\xff"  # a JPEG's end and the next one's beginning
+GLUED = b"\xff\xd9\xff\xd8\xff"  # the end of a JPEG and the beginning of another
 MULTI_PICTURE = b"MPF\0"  # which cameras declare: previews, the other eye, a gain map
-# Pillow's mode -> (channels, dtype); 16-bit PNGs are told by their tile, as Pillow makes 8 bits of them.
+# Pillow's mode -> (channels, dtype); 16-bit PNGs are recognised by their tile, as Pillow reduces
+# them to 8 bits.
 MODES = {
-    "1": (1, "uint8"), "L": (1, "uint8"), "LA": (4, "uint8"), "P": (3, "uint8"), "PA": (4, "uint8"), "RGB": (3, "uint8"),
-    "RGBA": (4, "uint8"), "CMYK": (3, "uint8"), "YCbCr": (3, "uint8"), "I": (1, "uint16"), "I;16": (1, "uint16"),
-    "I;16B": (1, "uint16"), "F": (1, "float32"),
-}  # fmt: skip
-# EXIF's orientation -> (quarter turns counter-clockwise, whether mirrored left to right afterwards).
+    "1": (1, "uint8"),
+    "L": (1, "uint8"),
+    "LA": (4, "uint8"),
+    "P": (3, "uint8"),
+    "PA": (4, "uint8"),
+    "RGB": (3, "uint8"),
+    "RGBA": (4, "uint8"),
+    "CMYK": (3, "uint8"),
+    "YCbCr": (3, "uint8"),
+    "I": (1, "uint16"),
+    "I;16": (1, "uint16"),
+    "I;16B": (1, "uint16"),
+    "F": (1, "float32"),
+}
+# EXIF's orientation -> (quarter turns counter-clockwise, whether mirrored left to right
+# afterwards).
 TURNS = {
     1: (0, False),
     2: (0, True),
@@ -55,13 +69,13 @@ TURNS = {
 
 
 class Header(NamedTuple):
-    """What an image is, without its pixels.
+    """Size and type of an image, without its pixels.
 
     Attributes:
-        size: (H, W), orientation applied.
-        channels: in the file.
-        dtype: of the image once decoded, "uint8", "uint16" or "float32".
-        alpha: whether the last of 2 or 4 channels is transparency, which RGB can do without.
+        size: (H, W) in pixels, orientation applied.
+        channels: Number of channels in the file.
+        dtype: Data type once decoded: "uint8", "uint16" or "float32".
+        alpha: Whether the last of 2 or 4 channels is transparency, which may be dropped.
     """
 
     size: tuple[int, int]
@@ -74,8 +88,8 @@ class Decoded(NamedTuple):
     """An image as it is in its file.
 
     Attributes:
-        pixels: [H, W, C] uint8, uint16 or float32.
-        missing: bool [H, W, C], True where the file holds no data; None where it holds data everywhere.
+        pixels: uint8, uint16 or float32 [H, W, C].
+        missing: bool [H, W, C], True where the file holds no data; None if it has no such place.
     """
 
     pixels: np.ndarray
@@ -83,27 +97,28 @@ class Decoded(NamedTuple):
 
     @property
     def empty(self) -> np.ndarray | None:
-        """bool [H, W], True where no channel holds data; None if there is no such pixel."""
+        """Where no channel holds data: bool [H, W], or None if there is no such pixel."""
         if self.missing is None:
             return None
-        empty = self.missing.all(-1)
+        empty = np.asarray(self.missing.all(-1))
         return empty if empty.any() else None
 
     def filled(self, fill: Sequence[float] = ()) -> np.ndarray:
-        """The pixels with `fill` [C], by default the mean of the channel's other values, where data are missing."""
+        """Return the pixels [H, W, C], missing data filled in.
+
+        Args:
+            fill: [C] values; () for the mean of the channel's other values.
+        """
         if self.missing is None:
             return self.pixels
         pixels = self.pixels.copy()
         for channel in range(pixels.shape[-1]):
             holes = self.missing[..., channel]
+            value = 0.0
             if fill:
                 value = fill[channel]
-            else:
-                value = (
-                    0.0
-                    if holes.all()
-                    else self.pixels[..., channel].mean(where=~holes, dtype=np.float64)
-                )
+            elif not holes.all():
+                value = self.pixels[..., channel].mean(where=~holes, dtype=np.float64)
             pixels[holes, channel] = value if pixels.dtype.kind == "f" else np.rint(value)
         return pixels
 
@@ -112,12 +127,13 @@ class ImageOptions(NamedTuple):
     """How the images of a data set are read.
 
     Attributes:
-        channels: 3 gives RGB; grey is repeated, transparency dropped. 1 gives grey, made of colours if need be. 4 gives
-            RGBA, or any four. Any other number: what a TIFF or NPY file holds.
-        nodata: values that mean "no data here" (config.dataset.nodata), beside those that TIFF files declare;
-            ("none",) for no value at all.
-        max_pixels: the most pixels an image may have, 0 for any number.
-        fill: [channels] what takes the place of missing data, () for the mean of the image's other values.
+        channels: 3 gives RGB: grey is repeated, transparency dropped. 1 gives grey, made of colours
+            if need be. 4 gives RGBA, or any four. Another number must be that of a TIFF or NPY
+            file.
+        nodata: Values that stand for missing data (`dataset.nodata`), besides those that TIFF files
+            declare; ("none",) for no value at all.
+        max_pixels: Largest number of pixels of an image, 0 for no limit.
+        fill: [C] values for missing data, () for the mean of the image's other values.
     """
 
     channels: int = 3
@@ -129,11 +145,15 @@ class ImageOptions(NamedTuple):
 RGB = ImageOptions()
 
 
-# --- Pixels -----------------------------------------------------------------------------------------------------------
+# --- Pixels ---
 
 
 def decode_image(data: bytes, file: str | Path, channels: int = 3) -> np.ndarray:
-    """The pixels that `decode` gives, channel means in place of missing data: [H, W, channels]. Raises DataError."""
+    """Return the pixels that `decode` gives: [H, W, channels], missing data filled with the mean.
+
+    Raises:
+        DataError: See `decode`.
+    """
     return decode(data, file, ImageOptions(channels)).filled()
 
 
@@ -141,17 +161,19 @@ def decode(data: bytes, file: str | Path, options: ImageOptions = RGB) -> Decode
     """Decode an image.
 
     Args:
-        data: the file's bytes.
-        file: for messages only.
-        options: how it is to be read.
+        data: The file's bytes.
+        file: Named in messages.
+        options: How it is read.
 
     Returns:
-        Pixels of uint8 or uint16 as in the file, of any other number as float32, and where data are missing.
+        Pixels of uint8 or uint16 as in the file, other numbers as float32, and where data are
+        missing.
 
     Raises:
-        DataError: it cannot be read, is of another kind, or has more pixels.
+        DataError: It cannot be read, is of another kind, or has too many pixels.
     """
-    kind, (channels, nodata, max_pixels, _) = tell_format(data), options
+    kind = tell_format(data)
+    channels, nodata, max_pixels, _ = options
     if kind == "TIFF":
         return _decode_tiff(data, file, channels, nodata, max_pixels)
     if kind == "NPY":
@@ -168,14 +190,17 @@ def decode(data: bytes, file: str | Path, options: ImageOptions = RGB) -> Decode
 
 
 def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) -> np.ndarray:
-    """libjpeg goes on after damage, with grey or shifted pixels; simplejpeg makes errors of its warnings."""
+    """Decode a JPEG.
+
+    libjpeg continues after damage, with grey or shifted pixels; simplejpeg turns its warnings into
+    errors.
+    """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         check_pixels((height, width), file, max_pixels)
         cmyk = space in ("CMYK", "YCCK")
-        pixels = simplejpeg.decode_jpeg(
-            data, "CMYK" if cmyk else "GRAY" if channels == 1 else "RGB", strict=True
-        )
+        wanted = "GRAY" if channels == 1 else "RGB"
+        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else wanted, strict=True)
     except ValueError as error:
         raise _unreadable(file, error) from None
     if MULTI_PICTURE not in data and (at := data.find(GLUED)) >= 0:
@@ -188,14 +213,14 @@ def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) 
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture [H, W, C] turned and mirrored as EXIF's orientation, 1 to 8, says."""
+    """Rotate and mirror a picture [H, W, C] as EXIF's orientation, 1 to 8, says."""
     quarters, mirrored = TURNS[orientation]
     pixels = np.rot90(pixels, quarters) if quarters else pixels
     return pixels[:, ::-1] if mirrored else pixels
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Whether a PNG is RGB of 8 bits, without transparency, orientation or further pictures: its pixels are the image."""
+    """Return whether a PNG is RGB of 8 bits, without transparency, orientation or more pictures."""
     if data[:8] != PNG or data[24:26] != b"\x08\x02":
         return False
     at = 8
@@ -203,16 +228,16 @@ def _is_plain_png(data: bytes) -> bool:
         size, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
         if kind in (b"tRNS", b"eXIf", b"acTL"):
             return False
-        if kind == b"IDAT":  # the others stand before it, but for an eXIf that seldom follows
+        if kind == b"IDAT":  # the others come before it, except an eXIf that seldom follows
             return b"eXIf" not in data[-(1 << 16) :]
         at += size + 12
     return True
 
 
 def _decode_png(data: bytes, file: str | Path, max_pixels: int) -> np.ndarray:
-    check_pixels(
-        (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")), file, max_pixels
-    )
+    """Decode a plain PNG."""
+    height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    check_pixels((height, width), file, max_pixels)
     try:
         return png_decode(data)  # up to a quarter faster than OpenCV's libpng
     except (PngError, ValueError) as error:  # libpng's message itself may be no text
@@ -220,13 +245,14 @@ def _decode_png(data: bytes, file: str | Path, max_pixels: int) -> np.ndarray:
 
 
 def _decode_photo(data: bytes, file: str | Path, channels: int, max_pixels: int) -> np.ndarray:
-    """Whatever else OpenCV reads."""
+    """Decode anything else that OpenCV reads."""
     inspect_image(data, file, max_pixels=max_pixels)
-    mode = {
-        3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH,
-        1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH,
-    }
-    flags = mode.get(channels, cv2.IMREAD_UNCHANGED) | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_UNCHANGED
+    if channels == 3:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    elif channels == 1:
+        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:
@@ -234,8 +260,8 @@ def _decode_photo(data: bytes, file: str | Path, channels: int, max_pixels: int)
     if image is None:
         raise _unreadable(file, f"{len(data)} bytes, {tell_format(data) or 'no known format'}")
     image = image[..., None] if image.ndim == 2 else image
-    if channels not in (1, 3):
-        image = image[..., BGRA_ORDER[: image.shape[2]] if image.shape[2] > 2 else slice(None)]
+    if channels not in (1, 3) and image.shape[2] > 2:
+        image = image[..., BGRA_ORDER[: image.shape[2]]]
     image = np.ascontiguousarray(turn(image, exif_orientation(data)))
     return image if image.shape[2] == channels else _fit(Decoded(image), channels, file).pixels
 
@@ -244,35 +270,41 @@ def _unreadable(file: str | Path, reason: object) -> DataError:
     return DataError(f"cannot be read as an image ({reason})", file=file, hint=MEND_IMAGE)
 
 
-# --- Arrays of numbers ------------------------------------------------------------------------------------------------
+# --- Arrays of numbers ---
 
 
 def _decode_tiff(
     data: bytes, file: str | Path, channels: int, nodata: Sequence[Any], max_pixels: int
 ) -> Decoded:
+    """Decode a TIFF, with the no-data value and the mask that it declares."""
     with tiffs.open_tiff(data, file) as opened:
         header = _tiff_header(opened.header, file, channels)
         check_pixels(header.size, file, max_pixels)
-        stored, mask, facts = opened.read(), opened.mask(), opened.header
-    if facts.palette is not None:
-        return _fit(Decoded(facts.palette[stored.astype(np.intp)]), channels, file)
-    values = (*nodata, facts.nodata) if facts.nodata is not None and nodata != ("none",) else nodata
-    image = mark_missing(_channels_last(stored, facts.shape, channels, file, facts.axes), values)
-    if mask is not None and nodata != ("none",) and not mask.all():
+        stored, mask, tags = opened.read(), opened.mask(), opened.header
+    if tags.palette is not None:
+        return _fit(Decoded(tags.palette[stored.astype(np.intp)]), channels, file)
+    declared = nodata != NO_NODATA
+    if declared and tags.nodata is not None:
+        nodata = (*nodata, tags.nodata)
+    image = mark_missing(_channels_last(stored, tags.shape, channels, file, tags.axes), nodata)
+    if declared and mask is not None and not mask.all():
         missing = np.broadcast_to(~mask[..., None], image.pixels.shape)
-        image = image._replace(
-            missing=missing if image.missing is None else image.missing | missing
-        )
-    return _fit(image, channels, file, facts.alpha)
+        if image.missing is not None:
+            missing = image.missing | missing
+        image = image._replace(missing=missing)
+    return _fit(image, channels, file, tags.alpha)
 
 
 def load_npy(stream: Any, file: str | Path) -> np.ndarray:
-    """The array of an .npy file, from a stream or (without reading it all) a path. Raises DataError."""
+    """Return the array of an .npy file, from a stream or, without reading it all, from a path.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    mode: Literal["r"] | None = "r" if isinstance(stream, Path) else None
     try:
-        return np.load(
-            stream, mmap_mode="r" if isinstance(stream, Path) else None, allow_pickle=False
-        )
-    except Exception as error:  # NumPy raises whatever its parsing of the header runs into
+        return np.load(stream, mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # NumPy raises errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot be read as a NumPy array ({reason})", file=file, hint=MEND_IMAGE
@@ -282,10 +314,11 @@ def load_npy(stream: Any, file: str | Path) -> np.ndarray:
 def _channel_axis(
     shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = ""
 ) -> int:
-    """The axis of channels of an array that is an image; DataError if it is none."""
+    """Return the axis of channels of an array that is an image; raise DataError for another one."""
     if len(shape) not in (2, 3) or not np.prod(shape) or np.dtype(dtype).kind not in "buif":
         raise DataError(
-            f"an array {tuple(shape)} of {dtype}; an image is [H, W] or [H, W, channels], of numbers",
+            f"an array {tuple(shape)} of {dtype}; an image is [H, W] or [H, W, channels], of "
+            "numbers",
             file=file,
         )
     if len(shape) == 2:
@@ -300,37 +333,35 @@ def _channel_axis(
 def _channels_last(
     array: np.ndarray, shape: tuple[int, ...], channels: int, file: str | Path, axes: str = ""
 ) -> np.ndarray:
-    """An array as it was stored as [H, W, C], in its own dtype."""
+    """Return a stored array as [H, W, C], in its own dtype."""
     axis = _channel_axis(shape, array.dtype, channels, file, axes)
     return array[..., None] if array.ndim == 2 else np.moveaxis(array, axis, -1)
 
 
 def mark_missing(values: np.ndarray, nodata: Sequence[Any]) -> Decoded:
-    """Values [H, W, C] of any dtype as an image, the no-data values marked as long as they have their own precision."""
+    """Return values [H, W, C] of any dtype as an image, with a mask of the no-data values.
+
+    They are compared in their own precision, before they become float32.
+    """
     missing = None
-    for value in () if nodata == ("none",) else nodata:
+    for value in () if nodata == NO_NODATA else nodata:
         found = tiffs.equals_nodata(values, float(value))
         if found.any():
             missing = found if missing is None else missing | found
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 beyond float32 is infinite, which the check of images tells
+    # A float64 beyond float32 becomes infinite, which values.check_finite reports.
+    with np.errstate(over="ignore"):
         return Decoded(np.ascontiguousarray(values, _decoded_dtype(values.dtype)), missing)
 
 
 def _decoded_dtype(dtype: np.dtype) -> str:
-    """The dtype an image has once decoded; one bit is the numbers 0 and 1."""
-    return (
-        "uint8"
-        if dtype.kind == "b"
-        else dtype.name
-        if dtype.name in ("uint8", "uint16")
-        else "float32"
-    )
+    """Return the dtype of an image once decoded; one bit becomes the numbers 0 and 1."""
+    if dtype.kind == "b":
+        return "uint8"
+    return dtype.name if dtype.name in ("uint8", "uint16") else "float32"
 
 
 def _fit(image: Decoded, channels: int, file: str | Path, alpha: bool = True) -> Decoded:
-    """An image with the channels asked for; DataError if it has not these."""
+    """Return an image with this number of channels; raise DataError if it cannot be converted."""
     have = image.pixels.shape[2]
     check_channels(have, channels, file, alpha)
     if have == channels:
@@ -338,34 +369,46 @@ def _fit(image: Decoded, channels: int, file: str | Path, alpha: bool = True) ->
     pixels, missing = image
     if channels == 1 and have > 2:
         pixels = pixels[..., :3].mean(-1, keepdims=True).astype(pixels.dtype)
-        return Decoded(
-            pixels, missing if missing is None else missing[..., :3].any(-1, keepdims=True)
-        )
-    chosen = [0] if channels == 1 else [0, 1, 2] if have == 4 else [0, 0, 0]
+        if missing is not None:
+            missing = np.asarray(missing[..., :3].any(-1, keepdims=True))
+        return Decoded(pixels, missing)
+    chosen = [0, 0, 0]  # grey as RGB
+    if channels == 1:
+        chosen = [0]
+    elif have == 4:
+        chosen = [0, 1, 2]
     return Decoded(pixels[..., chosen], missing if missing is None else missing[..., chosen])
 
 
 def check_channels(have: int, channels: int, file: str | Path, alpha: bool = True) -> None:
-    """Refuse an image that cannot be read with the channels asked for.
+    """Refuse an image that cannot be converted to a number of channels.
 
-    Equal numbers can, grey as RGB, RGB as grey, and either without its `alpha` channel.
+    It can if the numbers are equal, or, after dropping `alpha`, from grey to RGB and back.
+
+    Args:
+        have: Channels of the image.
+        channels: Channels wanted.
+        file: Named in the message.
+        alpha: Whether the last of 2 or 4 channels is transparency.
 
     Raises:
-        DataError: it has `have` channels, and cannot.
+        DataError: It cannot be converted.
     """
-    if have != channels and (channels, have - (alpha and have in (2, 4))) not in (
-        (3, 1),
-        (3, 3),
-        (1, 1),
-        (1, 3),
-    ):
-        raise DataError(
-            f"has {have} channels, but config.dataset.channels={channels}", file=file, field="dataset.channels",
-            hint=f"set config.dataset.channels={have} if all images are like this one, else correct or remove it",
-        )  # fmt: skip
+    if have == channels:
+        return
+    colors = have - 1 if alpha and have in (2, 4) else have
+    if colors in (1, 3) and channels in (1, 3):
+        return
+    raise DataError(
+        f"has {have} channels, but config.dataset.channels={channels}",
+        file=file,
+        field="dataset.channels",
+        hint=f"set config.dataset.channels={have} if all images are like this one, else correct or "
+        "remove it",
+    )
 
 
-# --- Headers ----------------------------------------------------------------------------------------------------------
+# --- Headers ---
 
 
 def inspect_image(
@@ -376,24 +419,21 @@ def inspect_image(
     load: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Header:
-    """What an image is.
+    """Return the size and type of an image.
 
     Args:
-        data: the file's bytes, or its path.
-        file: for messages only.
-        channels: as what it is to be read, which tells a TIFF's or NPY's channel axis.
-        load: decode every pixel, too, as `decode` does.
-        max_pixels: the most pixels an image may have, 0 for any number.
+        data: The file's bytes, or its path.
+        file: Named in messages.
+        channels: Channels that it will be read with, which shows the channel axis of a TIFF or NPY.
+        load: Decode every pixel, too, as `decode` does.
+        max_pixels: Largest number of pixels of an image, 0 for no limit.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: It cannot be read.
     """
     if load:
-        decode(
-            data.read_bytes() if isinstance(data, Path) else data,
-            file,
-            ImageOptions(channels, max_pixels=max_pixels),
-        )
+        encoded = data.read_bytes() if isinstance(data, Path) else data
+        decode(encoded, file, ImageOptions(channels, max_pixels=max_pixels))
     kind = tell_format(_read_start(data, file, HEAD))
     if kind == "TIFF":
         with tiffs.open_tiff(data, file) as opened:
@@ -408,32 +448,34 @@ def inspect_image(
 
 
 def _photo_header(data: bytes | Path, file: str | Path, kind: str) -> Header:
+    """Return the header of a picture that Pillow opens."""
     try:
         with open_picture(data, kind) as image:
             count, dtype = MODES.get(image.mode, (len(image.getbands()), "uint8"))
-            if image.format == "PNG" and ";16" in str(image.tile):
+            if image.format == "PNG" and ";16" in str(getattr(image, "tile", "")):
                 dtype = "uint16"
             if "transparency" in image.info:
                 count = 4
-            size, frames = image.size[::-1], count_frames(image)
+            (width, height), frames = image.size, count_frames(image)
+    except UnidentifiedImageError:
+        raise _unreadable(file, kind or "no known format") from None
     except UNREADABLE as error:
-        known = isinstance(error, UnidentifiedImageError)
-        raise _unreadable(file, (kind or "no known format") if known else error) from None
+        raise _unreadable(file, error) from None
     if frames > 1:
         raise DataError(
-            f"holds {frames} pictures of {size[1]}x{size[0]}",
+            f"holds {frames} pictures of {width}x{height}",
             file=file,
             hint="save the one that is meant by itself",
         )
-    turned = (
-        kind in EXIF_PARTS
-        and exif_orientation(_read_start(data, file, EXIF_WITHIN if kind == "JPEG" else -1)) >= 5
-    )
-    return Header(size[::-1] if turned else size, count, dtype)
+    if kind in EXIF_PARTS:
+        start = _read_start(data, file, EXIF_WITHIN if kind == "JPEG" else -1)
+        if exif_orientation(start) >= 5:  # a quarter turn
+            height, width = width, height
+    return Header((height, width), count, dtype)
 
 
 def _read_start(data: bytes | Path, file: str | Path, count: int) -> bytes:
-    """The first `count` bytes of a file, all of them for -1."""
+    """Return the first `count` bytes of a file, all of them for -1."""
     if not isinstance(data, Path):
         return data
     try:
@@ -444,6 +486,7 @@ def _read_start(data: bytes | Path, file: str | Path, count: int) -> bytes:
 
 
 def _tiff_header(found: tiffs.TiffHeader, file: str | Path, channels: int) -> Header:
+    """Return the header of a TIFF as `_decode_tiff` would read it."""
     tiffs.check_meaning(found, file)
     header = _array_header(found.shape, found.dtype, channels, file, found.axes)
     if found.palette is not None:
@@ -454,7 +497,7 @@ def _tiff_header(found: tiffs.TiffHeader, file: str | Path, channels: int) -> He
 def _array_header(
     shape: tuple[int, ...], dtype: Any, channels: int, file: str | Path, axes: str = ""
 ) -> Header:
-    """The Header of an array as `_channels_last` would read it."""
+    """Return the header of an array as `_channels_last` would read it."""
     axis = _channel_axis(shape, dtype, channels, file, axes)
     sizes = [*shape, 1] if len(shape) == 2 else [*shape[:axis], *shape[axis + 1 :], shape[axis]]
     return Header((sizes[0], sizes[1]), sizes[2], _decoded_dtype(np.dtype(dtype)), alpha=False)

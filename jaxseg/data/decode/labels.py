@@ -1,7 +1,8 @@
 """Labels as the numbers that their files store, never as pictures, and label maps applied to them.
 
-One rule for all formats: a label's value is what a GIS program shows as the band's value. Nothing is inverted, turned,
-stretched or coloured. RGB is read where a data set declares colours. Whatever is wrong is a DataError naming the file.
+One rule for all formats: a label's value is what a GIS program shows as the band's value. Nothing
+is inverted, rotated, stretched or coloured. RGB is read where a data set declares colours. Anything
+wrong with a file is a DataError that names it.
 """
 
 import io
@@ -25,26 +26,27 @@ from jaxseg.data.decode.formats import (
     tell_format,
 )
 from jaxseg.data.decode.images import MAX_PIXELS, Decoded, load_npy
-from jaxseg.data.spec import DatasetSpec
+from jaxseg.data.spec import DatasetSpec, LabelRange
 from jaxseg.errors import DataError
 
-UNKNOWN = 254  # what ids outside the label map become, until they are reported
-MISSING = -(
-    2**62
-)  # what pixels become that their file says to hold no data: no label value is so low
+UNKNOWN = 254  # ids that the label map lacks, until they are reported
+MISSING = -(2**62)  # pixels without data, as declared by the file: no label value is so low
 DENSE = 65536  # label values below are looked up by index
 MEND_LABEL = "replace it, or remove it and its image"
-SAVE_NUMBERS = "save one class number a pixel, as a single-channel or palette PNG: 0 for the first class, 255 to ignore"
+SAVE_NUMBERS = (
+    "save one class number a pixel, as a single-channel or palette PNG: 0 for the first class, 255 "
+    "to ignore"
+)
 
 
 class Stored(NamedTuple):
-    """What a label file stores.
+    """The content of a label file.
 
     Attributes:
         values: [H, W] numbers, or [H, W, C] colours.
-        what: the file's own word for its type, for messages: "PNG of mode RGB".
-        palette: uint8 [N, 3] colours of the values, where these are indices.
-        nodata: the value that the file declares to be no data, or None.
+        what: Type of the file, for messages: "PNG of mode RGB".
+        palette: uint8 [N, 3] colours of the values if these are indices, else None.
+        nodata: Value that the file declares to be no data, or None.
         data: bool [H, W], False where the file's own mask says that there are no data, or None.
     """
 
@@ -55,7 +57,7 @@ class Stored(NamedTuple):
     data: np.ndarray | None = None
 
 
-# --- Reading what is stored -------------------------------------------------------------------------------------------
+# --- Stored values ---
 
 
 def _read_npy(data: bytes, file: str | Path, max_pixels: int) -> Stored:
@@ -68,9 +70,8 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
         header = opened.header
         if coding := opened.lossy():
             raise _lossy(file, f"{coding} (in a TIFF)")
-        check_pixels(
-            header.shape[:2] if header.axes[-1:] == "S" else header.shape[-2:], file, max_pixels
-        )
+        height, width = header.shape[:2] if header.axes[-1:] == "S" else header.shape[-2:]
+        check_pixels((height, width), file, max_pixels)
         return Stored(
             _one_band(opened.read()),
             f"TIFF of {tiffs.describe(header)}",
@@ -81,42 +82,44 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
 
 
 def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
+    kind = tell_format(data)
     try:
-        with open_picture(data, tell_format(data)) as image:
-            check_pixels(image.size[::-1], file, max_pixels)
-            if (frames := count_frames(image)) > 1:
+        with open_picture(data, kind) as image:
+            width, height = image.size
+            check_pixels((height, width), file, max_pixels)
+            frames = count_frames(image)
+            if frames > 1:
                 raise DataError(
-                    f"is a label of {frames} pictures, shape {(frames, *image.size[::-1])}, not one class id a pixel",
-                    file=file, hint=SAVE_NUMBERS,
-                )  # fmt: skip
+                    f"is a label of {frames} pictures, shape {(frames, height, width)}, not one "
+                    "class id a pixel",
+                    file=file,
+                    hint=SAVE_NUMBERS,
+                )
             values, what = np.asarray(image), f"{image.format} of mode {image.mode}"
-            palette = image.getpalette("RGB") if image.mode == "P" else None
+            colors = image.getpalette("RGB") if image.mode == "P" else None
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise _unreadable(file, f"{kind}: cut short, or an unknown variant") from None
     except UNREADABLE as error:
-        if isinstance(error, DataError):
-            raise
-        reason = (
-            "cut short, or a variant that nobody knows"
-            if isinstance(error, UnidentifiedImageError)
-            else error
-        )
-        raise DataError(
-            f"cannot be read as a label ({tell_format(data)}: {reason})", file=file, hint=MEND_LABEL
-        ) from None
-    if data[:8] == PNG and data[24] in (1, 2, 4) and data[25] == 0 and values.dtype == np.uint8:
-        values = values // (
-            255 // (2 ** data[24] - 1)
-        )  # Pillow stretches grey values of few bits over 0..255
-    if data[:8] == PNG and data[24] == 16 and data[25] in (2, 4, 6):
-        raise DataError(
-            f"is a label of 16 bits in several channels ({what})", file=file, hint=SAVE_NUMBERS
-        )
-    return Stored(
-        values, what, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
-    )
+        raise _unreadable(file, f"{kind}: {error}") from None
+    if data[:8] == PNG:
+        bits, color_type = data[24], data[25]
+        if bits in (1, 2, 4) and color_type == 0 and values.dtype == np.uint8:
+            values = values // (255 // (2**bits - 1))  # Pillow stretches few bits over 0..255
+        if bits == 16 and color_type in (2, 4, 6):
+            problem = f"is a label of 16 bits in several channels ({what})"
+            raise DataError(problem, file=file, hint=SAVE_NUMBERS)
+    palette = None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
+    return Stored(values, what, palette)
+
+
+def _unreadable(file: str | Path, reason: str) -> DataError:
+    return DataError(f"cannot be read as a label ({reason})", file=file, hint=MEND_LABEL)
 
 
 def _one_band(values: np.ndarray) -> np.ndarray:
-    """Without an axis of length 1 that stands for the only band or page: [1, H, W] and [H, W, 1] are [H, W]."""
+    """Return [H, W] of [1, H, W] and [H, W, 1], whose axis of 1 is the only band or page."""
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         return values[0] if values.shape[0] == 1 else values[..., 0]
     return values
@@ -124,18 +127,24 @@ def _one_band(values: np.ndarray) -> np.ndarray:
 
 def _lossy(file: str | Path, what: str) -> DataError:
     return DataError(
-        f"is compressed as {what}: its numbers may no longer be those that were drawn", file=file,
+        f"is compressed as {what}: its numbers may no longer be those that were drawn",
+        file=file,
         hint="save labels without loss, as PNG, from the original",
-    )  # fmt: skip
+    )
 
 
 READERS: dict[str, Callable[[bytes, str | Path, int], Stored]] = {
-    "NPY": _read_npy, "TIFF": _read_tiff, "PNG": _read_picture, "BMP": _read_picture, "GIF": _read_picture,
+    "NPY": _read_npy,
+    "TIFF": _read_tiff,
+    "PNG": _read_picture,
+    "BMP": _read_picture,
+    "GIF": _read_picture,
     "WebP": _read_picture,
-}  # fmt: skip
+}
 
 
 def _read_stored(data: bytes, file: str | Path, max_pixels: int) -> Stored:
+    """Read a label file of any format without loss."""
     kind = tell_format(data)
     if kind in READERS:
         if kind == "WebP" and lossy_coding(data):
@@ -149,27 +158,27 @@ def _read_stored(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     )
 
 
-# --- Numbers and colours ----------------------------------------------------------------------------------------------
+# --- Numbers and colours ---
 
 
 def decode_label(
     data: bytes, file: str | Path, spec: DatasetSpec, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The numbers or colours of an encoded label.
+    """Return the numbers or colours of an encoded label.
 
     Args:
-        data: the file's bytes; PNG, TIFF, BMP, GIF, NPY or lossless WebP.
-        file: for messages only.
-        spec: the data set; its `colors` allow RGB, and say how a palette is read.
-        max_pixels: the most pixels a label may have, 0 for any number.
+        data: The file's bytes: PNG, TIFF, BMP, GIF, NPY or lossless WebP.
+        file: Named in messages.
+        spec: The data set; its `colors` allow RGB, and decide how a palette is read.
+        max_pixels: Largest number of pixels of a label, 0 for no limit.
 
     Returns:
-        Raw ids [H, W], uint8 or uint16, or int64 where these do not suffice, with `MISSING` where the file says that it holds no
-        data; or RGB uint8 [H, W, 3] of a colour label.
+        Raw ids [H, W], uint8 or uint16, or int64 where these do not suffice, with `MISSING` where
+        the file says that it holds no data; or RGB uint8 [H, W, 3] of a colour label.
 
     Raises:
-        DataError: it cannot be read, was compressed with loss, or holds neither one whole number a pixel nor declared
-            colours.
+        DataError: The label cannot be read, was compressed with loss, or holds neither one whole
+            number a pixel nor declared colours.
     """
     stored = _read_stored(data, file, max_pixels)
     if stored.palette is not None and spec.colors:
@@ -179,10 +188,12 @@ def decode_label(
         return values[..., :3]
     if values.ndim == 3 and values.shape[2] in (3, 4) and spec.name == "folder":
         raise DataError(
-            f"is a label of {values.shape[2]} channels ({stored.what}), not one class number a pixel", file=file,
-            hint="declare colours in classes.txt, one line a class: `road 128 64 128`, or save class numbers "
-            "(single-channel or palette PNG)",
-        )  # fmt: skip
+            f"is a label of {values.shape[2]} channels ({stored.what}), not one class number a "
+            "pixel",
+            file=file,
+            hint="declare colours in classes.txt, one line a class: `road 128 64 128`, or save "
+            "class numbers (single-channel or palette PNG)",
+        )
     if values.ndim != 2:
         raise DataError(
             f"is a label of shape {values.shape} ({stored.what}), not one class id a pixel",
@@ -201,7 +212,7 @@ def decode_label(
 def _whole_numbers(
     values: np.ndarray, what: str, file: str | Path, missing: np.ndarray | None
 ) -> np.ndarray:
-    """Numbers of any type as uint8 or int64, if they are whole."""
+    """Return numbers as uint8, uint16 or int64; raise DataError unless they are whole."""
     if not values.size:
         raise DataError(
             f"holds no pixels, shape {values.shape} ({what})", file=file, hint=MEND_LABEL
@@ -213,14 +224,14 @@ def _whole_numbers(
     if values.dtype.kind in "iu":
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
             raise DataError(
-                f"holds {values.max()} ({what}), which is no label value",
+                f"holds {values.max()} ({what}), which is not a label value",
                 file=file,
                 hint=SAVE_NUMBERS,
             )
         return values.astype(np.int64)
     if values.dtype.kind != "f":
         raise DataError(
-            f"holds values of {values.dtype} ({what}), which are no class numbers",
+            f"holds values of {values.dtype} ({what}), which are not class numbers",
             file=file,
             hint=SAVE_NUMBERS,
         )
@@ -228,21 +239,23 @@ def _whole_numbers(
         values = np.where(missing, values.dtype.type(0), values)
     with np.errstate(invalid="ignore"):
         limit = min(2.0**62, float(np.finfo(values.dtype).max))
-        wrong = ~(np.abs(values) <= limit) | (values != np.floor(values))  # also what is no number
+        wrong = ~(np.abs(values) <= limit) | (values != np.floor(values))  # NaN as well
     if wrong.any():
         row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
         raise DataError(
-            f"holds {values[row, column]} at row {row}, column {column} ({np.count_nonzero(wrong)} such pixels; {what}), "
-            "which is no whole number", file=file, hint=SAVE_NUMBERS,
-        )  # fmt: skip
+            f"holds {values[row, column]} at row {row}, column {column} "
+            f"({np.count_nonzero(wrong)} such pixels; {what}), which is not a whole number",
+            file=file,
+            hint=SAVE_NUMBERS,
+        )
     return values.astype(np.int64)
 
 
 def _missing(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray | None:
-    """bool [H, W], where the file says that there are no data; None if it does not.
+    """Return where the file says that there are no data: bool [H, W], or None if it does not.
 
-    A no-data value that label_map.txt lists is what is said there. One that is a class by default would be ignored
-    against the user's idea or trained against the file's, so the user has to say which.
+    A no-data value that label_map.txt lists has the meaning given there. One that is a class by
+    default could be either, so the user has to decide.
     """
     missing = None if stored.data is None or stored.data.all() else ~stored.data
     if stored.nodata is None:
@@ -254,89 +267,101 @@ def _missing(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray 
     if index not in (None, IGNORE):
         name = spec.classes[index]
         raise DataError(
-            f"declares {stored.nodata:g} to be its no-data value (GDAL_NODATA), which is also the number of class '{name}' "
-            f"({np.count_nonzero(found)} pixels)", file=file,
-            hint=f"say in label_map.txt what is meant, `{stored.nodata:g} ignore` or `{stored.nodata:g} {name}`, with the "
-            "lines of the other classes",
-        )  # fmt: skip
+            f"declares {stored.nodata:g} to be its no-data value (GDAL_NODATA), which is also the "
+            f"number of class '{name}' ({np.count_nonzero(found)} pixels)",
+            file=file,
+            hint=f"say in label_map.txt what is meant, `{stored.nodata:g} ignore` or "
+            f"`{stored.nodata:g} {name}`, with the lines of the other classes",
+        )
     return found if missing is None else missing | found
 
 
 def _index_of(value: int, spec: DatasetSpec) -> int | None:
-    """The class, or 255, that a value stands for; None if the map lacks it."""
+    """Return the class, or 255, that a value stands for; None if the map lacks it."""
     ranges = (index for first, last, index in spec.label_ranges if first <= value <= last)
     return spec.label_map.get(value, next(ranges, None))
 
 
 def _palette_colors(stored: Stored, file: str | Path, spec: DatasetSpec) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of an indexed label, whose colours must be those declared: else its indices are meant."""
-    used = np.unique(stored.values.astype(np.intp))
+    """Return RGB uint8 [H, W, 3] of an indexed label.
+
+    Raises:
+        DataError: A colour is not declared, so that its indices may be meant instead.
+    """
+    assert stored.palette is not None
+    indices = stored.values.astype(np.intp)
+    used = np.unique(indices).tolist()
     declared = set(spec.colors) | set(spec.ignored_colors)
     colors = {
-        int(i): tuple(int(v) for v in stored.palette[i]) for i in used if i < len(stored.palette)
+        index: tuple(int(value) for value in stored.palette[index])
+        for index in used
+        if index < len(stored.palette)
     }
-    strange = [index for index in used.tolist() if colors.get(index) not in declared]
-    if not strange:
-        return stored.palette[stored.values.astype(np.intp)]
-    index = strange[0]
-    fits = all(i == IGNORE or _index_of(i, spec) is not None for i in used.tolist())
-    numbers = f"its indices {', '.join(map(str, used.tolist()[:8]))} {'are' if fits else 'are not all'} class numbers"
+    undeclared = [index for index in used if colors.get(index) not in declared]
+    if not undeclared:
+        return stored.palette[indices]
+    index = undeclared[0]
+    if all(value == IGNORE or _index_of(value, spec) is not None for value in used):
+        are = "are class numbers"
+        hint = "take the colours out of classes.txt to have the indices read as class numbers"
+    else:
+        are = "are not all class numbers"
+        hint = "declare this colour in classes.txt, or save class numbers"
     raise DataError(
-        f"is a palette label whose index {index} ({np.count_nonzero(stored.values == index)} pixels) has the colour "
-        f"{colors.get(index, 'of no entry')}, which classes.txt does not declare; {numbers}", file=file,
-        hint="take the colours out of classes.txt to have the indices read as class numbers" if fits else
-        "declare this colour in classes.txt, or save class numbers",
-    )  # fmt: skip
+        f"is a palette label whose index {index} ({np.count_nonzero(indices == index)} pixels) has "
+        f"the colour {colors.get(index, 'of no entry')}, which classes.txt does not declare; its "
+        f"indices {', '.join(map(str, used[:8]))} {are}",
+        file=file,
+        hint=hint,
+    )
 
 
-# --- Label maps -------------------------------------------------------------------------------------------------------
+# --- Label maps ---
 
 
 class LabelTable(NamedTuple):
-    """A label map for arrays: class ids of small values by index, of all by ranges.
+    """A label map for arrays: small values by index, all of them by ranges.
 
     Attributes:
-        dense: uint8 [N], of values by index, `UNKNOWN` for those that the map lacks; the last entry stands for all beyond.
-        first, last: int64 [N], ranges of values, ascending.
-        index: uint8 [N], the class id of each range, or 255.
+        dense: uint8 [N], class index of each small value, `UNKNOWN` where the map has none; the
+            last entry stands for all larger values.
+        first: int64 [M], first value of each range, ascending.
+        last: int64 [M], last value of each range.
+        classes: uint8 [M], class index of each range, or 255.
     """
 
     dense: np.ndarray
     first: np.ndarray
     last: np.ndarray
-    index: np.ndarray
+    classes: np.ndarray
 
 
-def make_table(ids: Mapping[int, int], ranges: Sequence[tuple[int, int, int]] = ()) -> LabelTable:
-    """The table of a label map {raw id: class id or 255} and of further (first, last, class id or 255) ranges.
+def make_table(ids: Mapping[int, int], ranges: Sequence[LabelRange] = ()) -> LabelTable:
+    """Return the table of a label map.
 
-    255 is 255 unless mapped, and so is what files declare to be no data.
+    255 is 255 unless the map says otherwise, and so is what files declare to be no data.
+
+    Args:
+        ids: {raw value: class index or 255}.
+        ranges: Further (first value, last value, class index or 255).
     """
-    implied = (
-        ()
-        if any(first <= IGNORE <= last for first, last, _ in ranges) or IGNORE in ids
-        else ((IGNORE, IGNORE, IGNORE),)
-    )
-    found = sorted(
-        [
-            *((raw, raw, index) for raw, index in ids.items()),
-            *ranges,
-            *implied,
-            (MISSING, MISSING, IGNORE),
-        ]
-    )
+    found = [*((raw, raw, index) for raw, index in ids.items()), *ranges]
+    if not any(first <= IGNORE <= last for first, last, _ in found):
+        found.append((IGNORE, IGNORE, IGNORE))
+    found.append((MISSING, MISSING, IGNORE))
+    found.sort()
     size = min(max(256, *(last + 1 for _, last, _ in found)), DENSE)
     dense = np.full(size + 1, UNKNOWN, np.uint8)
     for first, last, index in found:
         dense[max(first, 0) : max(min(last + 1, size), 0)] = index
-    first, last, index = zip(*found, strict=True)
+    firsts, lasts, classes = zip(*found)
     return LabelTable(
-        dense, np.array(first, np.int64), np.array(last, np.int64), np.array(index, np.uint8)
+        dense, np.array(firsts, np.int64), np.array(lasts, np.int64), np.array(classes, np.uint8)
     )
 
 
-def look_up(ids: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Class ids uint8 [H, W] of raw ids [H, W]; `UNKNOWN` where the map has none."""
+def map_ids(ids: np.ndarray, table: LabelTable) -> np.ndarray:
+    """Return the class indices uint8 [H, W] of raw ids [H, W]; `UNKNOWN` where the map has none."""
     if ids.dtype == np.uint8:
         return cv2.LUT(ids, table.dense[:256])
     beyond = len(table.dense) - 1
@@ -346,103 +371,117 @@ def look_up(ids: np.ndarray, table: LabelTable) -> np.ndarray:
     label = table.dense[np.where(inside, ids, 0)]
     if not inside.all():
         rest = ids[~inside]
-        place = (
-            np.searchsorted(table.first, rest, "right") - 1
-        )  # at least 0, as no value lies below MISSING
-        place = np.maximum(place, 0)
+        place = np.searchsorted(table.first, rest, "right") - 1
+        place = np.maximum(place, 0)  # in case of a value below MISSING
         known = (rest >= table.first[place]) & (rest <= table.last[place])
-        label[~inside] = np.where(known, table.index[place], np.uint8(UNKNOWN))
+        label[~inside] = np.where(known, table.classes[place], np.uint8(UNKNOWN))
     return label
 
 
 def map_label(
     ids: np.ndarray, table: LabelTable, spec: DatasetSpec, file: str | Path
 ) -> np.ndarray:
-    """Class ids of a label as it was decoded.
+    """Return the class indices of a decoded label.
 
     Args:
-        ids: what `decode_label` gave.
-        table: of the file's label map, from `make_table`.
-        spec: the data set.
-        file: for messages only.
+        ids: What `decode_label` gave.
+        table: Of the file's label map, from `make_table`.
+        spec: The data set.
+        file: Named in messages.
 
     Returns:
-        uint8 [H, W] of classes and 255.
+        uint8 [H, W] of class indices and 255.
 
     Raises:
-        DataError: a value or a colour is unknown; says which, where, and how often.
+        DataError: A value or a colour is unknown, with its place and how often it occurs.
     """
     if ids.ndim == 3:
         return _map_colors(ids, spec, file)
-    label = look_up(ids, table)
+    label = map_ids(ids, table)
     wrong = label == UNKNOWN
-    if not wrong.any():
-        return label
+    if wrong.any():
+        raise _unknown_value(ids, wrong, spec, file)
+    return label
+
+
+def _unknown_value(
+    ids: np.ndarray, wrong: np.ndarray, spec: DatasetSpec, file: str | Path
+) -> DataError:
+    """Return the error about ids that the label map lacks, where `wrong`."""
     row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
     value = int(ids[row, column])
-    count, others = (
-        int((ids == value).sum()),
-        sorted({int(v) for v in np.unique(ids[wrong])} - {value}),
-    )
+    count = int((ids == value).sum())
+    others = sorted({int(v) for v in np.unique(ids[wrong])} - {value})
     more = f" (and other such values: {', '.join(map(str, others[:8]))})" if others else ""
     known = [
         *spec.label_map.items(),
         *((raw, index) for first, last, index in spec.label_ranges for raw in (first, last)),
     ]
-    known = sorted(raw for raw, index in known if index != IGNORE)
-    say = (
-        f", or say in label_map.txt what it stands for, e.g. `{value} ignore`"
-        if spec.name == "folder"
-        else ""
+    values = sorted(raw for raw, index in known if index != IGNORE)
+    hint = "change the value, to 255 if it is to be ignored, or list its class"
+    if spec.name == "folder":
+        hint += f", or say in label_map.txt what it stands for, e.g. `{value} ignore`"
+    return DataError(
+        f"label value {value}, {count} pixels, first at row {row}, column {column}{more}, is "
+        f"neither one of the {spec.num_classes} classes nor {IGNORE} (ignore). Classes of "
+        f"'{spec.name}' are {values[0]} to {values[-1]}: '{spec.classes[0]}' ... "
+        f"'{spec.classes[-1]}'",
+        file=file,
+        hint=hint,
     )
-    raise DataError(
-        f"label value {value}, {count} pixels, first at row {row}, column {column}{more}, is neither one of the "
-        f"{spec.num_classes} classes nor {IGNORE} (ignore). Classes of '{spec.name}' are {known[0]} to {known[-1]}: "
-        f"'{spec.classes[0]}' ... '{spec.classes[-1]}'", file=file,
-        hint=f"change the value, to 255 if it is to be ignored, or list its class{say}",
-    )  # fmt: skip
 
 
 def _map_colors(rgb: np.ndarray, spec: DatasetSpec, file: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of a colour label uint8 [H, W, 3]."""
+    """Return the class indices uint8 [H, W] of a colour label uint8 [H, W, 3]."""
     colors = np.array(spec.colors + spec.ignored_colors, np.int32)
-    ids = np.array([*range(spec.num_classes), *[IGNORE] * len(spec.ignored_colors)], np.uint8)
+    ignored = [IGNORE] * len(spec.ignored_colors)
+    classes = np.array([*range(spec.num_classes), *ignored], np.uint8)
     known, codes = _pack(colors), _pack(rgb.astype(np.int32))
     order = np.argsort(known)
     found = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
     wrong = known[found] != codes
     if not wrong.any():
-        return ids[found]
+        return classes[found]
     row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    color, count = rgb[row, column].astype(np.int32), int((codes == codes[row, column]).sum())
+    color = rgb[row, column].astype(np.int32)
+    count = int((codes == codes[row, column]).sum())
     nearest = int(((colors - color) ** 2).sum(-1).argmin())
     owner = f"'{spec.classes[nearest]}'" if nearest < spec.num_classes else "ignore"
     raise DataError(
-        f"label colour {tuple(color.tolist())}, {count} pixels, first at row {row}, column {column}, is not declared in "
-        f"classes.txt; the nearest is {tuple(colors[nearest].tolist())}, {owner}", file=file,
-        hint="correct the label or the table; `ignore` and a colour on a line of its own leaves that colour out",
-    )  # fmt: skip
+        f"label colour {tuple(color.tolist())}, {count} pixels, first at row {row}, column "
+        f"{column}, is not declared in classes.txt; the nearest is "
+        f"{tuple(colors[nearest].tolist())}, {owner}",
+        file=file,
+        hint="correct the label or the table; `ignore` and a colour on a line of its own leaves "
+        "that colour out",
+    )
 
 
 def _pack(rgb: np.ndarray) -> np.ndarray:
-    """int32 [...] of int32 [..., 3]: one number a colour."""
+    """Return one number for each colour: int32 [...] of int32 [..., 3]."""
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+
+
+# --- Pairs ---
 
 
 def check_sizes(
     image: tuple[int, int], label: tuple[int, int], image_file: str | Path, label_file: str | Path
 ) -> None:
-    """Refuse an image [H, W] and a label [H, W] of different sizes.
+    """Refuse an image and a label of different sizes (H, W).
 
     Raises:
-        DataError: with both sizes.
+        DataError: With both sizes.
     """
     if tuple(image) != tuple(label):
         raise DataError(
-            f"is {image[1]}x{image[0]} (width x height) but its label {label_file} is {label[1]}x{label[0]}", file=image_file,
-            hint="make them equally large (resize labels with nearest neighbour only); the EXIF orientation of JPEG, PNG "
-            "and WebP photos is applied, that of TIFF files and labels is not",
-        )  # fmt: skip
+            f"is {image[1]}x{image[0]} (width x height) but its label {label_file} is "
+            f"{label[1]}x{label[0]}",
+            file=image_file,
+            hint="make them equally large (resize labels with nearest neighbour only); the EXIF "
+            "orientation of JPEG, PNG and WebP photos is applied, that of TIFF files and labels is "
+            "not",
+        )
 
 
 def join_pair(
@@ -452,12 +491,22 @@ def join_pair(
     image_file: str | Path,
     label_file: str | Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels [H, W, C] and the label [H, W] of a pair, 255 where no channel of the image holds data.
+    """Return the pixels [H, W, C] and the label [H, W] of a pair.
+
+    The label becomes 255 where no channel of the image holds data.
+
+    Args:
+        image: The image.
+        label: uint8 [H, W].
+        fill: [C] values for missing data; see `Decoded.filled`.
+        image_file: Named in messages.
+        label_file: Named in messages.
 
     Raises:
-        DataError: they differ in size.
+        DataError: They differ in size.
     """
-    check_sizes(image.pixels.shape[:2], label.shape, image_file, label_file)
+    height, width = label.shape
+    check_sizes(image.pixels.shape[:2], (height, width), image_file, label_file)
     if (empty := image.empty) is not None:
         label = np.where(empty, np.uint8(IGNORE), label)
     return image.filled(fill), label

@@ -1,4 +1,7 @@
-"""TIFF files as the numbers they store: no value inverted, turned, stretched or coloured, no page or band dropped."""
+"""TIFF files as the numbers that they store.
+
+No value is inverted, rotated, stretched or coloured, and no page or band is dropped.
+"""
 
 import contextlib
 import io
@@ -16,28 +19,26 @@ from jaxseg.data.decode.formats import NODATA_TAG, lossy_coding
 from jaxseg.errors import DataError
 
 PHOTOMETRIC = tifffile.PHOTOMETRIC
-# Samples that are values or red, green and blue as they stand; a palette's are indices.
+# Samples that are values, or red, green and blue, as stored; those of a palette are indices.
 PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-JPEG_CODINGS = (
-    tifffile.COMPRESSION.OJPEG,
-    tifffile.COMPRESSION.JPEG,
-)  # whose decoder makes RGB of YCbCr
+# Their decoder converts YCbCr to RGB.
+JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 MEND = "write it anew, or take it out"
-LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
+LERC_PARAMETERS = 50674  # tag: (version, further compression of the LERC data)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
 
 
 class TiffHeader(NamedTuple):
-    """What a TIFF stores, without its values.
+    """The type of a TIFF, without its values.
 
     Attributes:
-        shape: of the array, as stored: (H, W), or with an axis of samples, bands or pages.
-        dtype: of its values.
-        axes: tifffile's letters for `shape`; "S" are samples of a pixel.
-        photometric: what its values mean, e.g. "RGB" or "MINISWHITE".
-        compression: e.g. "LZW".
-        alpha: whether the last samples are extra ones, declared as transparency or the like.
-        palette: uint8 [N, 3] colours of the indices, None where values are no indices.
+        shape: Shape of the stored array: (H, W), or with an axis of samples, bands or pages.
+        dtype: Data type of its values.
+        axes: tifffile's letters for `shape`; "S" are the samples of a pixel.
+        photometric: Meaning of the values, e.g. "RGB" or "MINISWHITE".
+        compression: E.g. "LZW".
+        alpha: Whether the last samples are extra ones, declared as transparency or the like.
+        palette: uint8 [N, 3] colours of the indices, None if the values are not indices.
         nodata: GDAL's value of pixels without data, None without such a tag.
     """
 
@@ -63,17 +64,25 @@ class Tiff:
         if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
             palette = (page.colormap.T >> 8).astype(np.uint8)
         self.header = TiffHeader(
-            tuple(self._series.shape), np.dtype(self._series.dtype), self._series.axes, _name(page.photometric),
-            _name(page.compression), any(page.extrasamples), palette, _parse_nodata(page),
-        )  # fmt: skip
+            tuple(self._series.shape),
+            np.dtype(self._series.dtype),
+            self._series.axes,
+            _name(page.photometric),
+            _name(page.compression),
+            any(page.extrasamples),
+            palette,
+            _parse_nodata(page),
+        )
 
     def _check_chain(self) -> None:
-        """Refuse directories that go round in a circle, which tifffile follows for ever."""
-        form, stream, seen = self._tiff.tiff, self._tiff.filehandle, set()
+        """Refuse directories that form a circle, which tifffile follows for ever."""
+        form, stream = self._tiff.tiff, self._tiff.filehandle
+        seen: set[int] = set()
         stream.seek(form.offsetsize if form.version == 42 else 8)
-        while len(raw := stream.read(form.offsetsize)) == form.offsetsize and (
-            offset := struct.unpack(form.offsetformat, raw)[0]
-        ):
+        while len(raw := stream.read(form.offsetsize)) == form.offsetsize:
+            offset = struct.unpack(form.offsetformat, raw)[0]
+            if not offset:
+                return
             if offset in seen:
                 raise DataError(
                     "cannot be read as a TIFF (its directories go round in a circle)",
@@ -85,12 +94,11 @@ class Tiff:
             raw = stream.read(form.tagnosize)
             if len(raw) < form.tagnosize:
                 return
-            stream.seek(
-                offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, raw)[0]
-            )
+            tags = struct.unpack(form.tagnoformat, raw)[0]
+            stream.seek(offset + form.tagnosize + form.tagsize * tags)
 
     def _one_series(self) -> tifffile.TiffPageSeries:
-        """The pages that hold the picture; overviews and masks, which are marked as such, are none."""
+        """Return the pages that hold the picture; overviews and masks are marked as such."""
         found = [s for s in self._tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
         if not found:
             raise DataError(
@@ -106,23 +114,22 @@ class Tiff:
         return found[0]
 
     def read(self) -> np.ndarray:
-        """The values as stored; shape and dtype are the header's."""
+        """Return the values as stored, of the header's shape and dtype."""
         return self._series.asarray()
 
     def mask(self) -> np.ndarray | None:
-        """bool [H, W], True where the file's own mask says that there are data; None if it has no mask."""
+        """Return the file's own mask: bool [H, W], True where there are data; None without one."""
         size = self._page.imagelength, self._page.imagewidth
-        masks = [
-            page
-            for page in self._tiff.pages
-            if page.keyframe.is_mask and not page.keyframe.is_reduced
-        ]
-        if not masks or (masks[0].imagelength, masks[0].imagewidth) != size:
-            return None
-        return masks[0].asarray().reshape(size) > 0
+        for page in self._tiff.pages:
+            keyframe = page.keyframe
+            if keyframe is None or not keyframe.is_mask or keyframe.is_reduced:
+                continue
+            same = (keyframe.imagelength, keyframe.imagewidth) == size
+            return page.asarray().reshape(size) > 0 if same else None
+        return None
 
     def lossy(self) -> str:
-        """The coding that changed its numbers, "" if none did."""
+        """Return the coding that changed the numbers, "" if none did."""
         page = self._page
         offset, size = next(
             (pair for pair in zip(page.dataoffsets, page.databytecounts, strict=True) if pair[1]),
@@ -134,18 +141,24 @@ class Tiff:
         start = self._tiff.filehandle.read(min(size, 1 << 16))
         wrapper = page.tags.get(LERC_PARAMETERS)
         if wrapper is not None and len(wrapper.value) > 1 and wrapper.value[1] in LERC_WRAPPERS:
-            start = LERC_WRAPPERS[wrapper.value[1]](start)
-        return lossy_coding(start) or (
-            "JPEG" if page.compression in JPEG_CODINGS and start[:2] != b"\xff\xd8" else ""
-        )
+            start = bytes(LERC_WRAPPERS[wrapper.value[1]](start))
+        if coding := lossy_coding(start):
+            return coding
+        shared_tables = page.compression in JPEG_CODINGS and start[:2] != b"\xff\xd8"
+        return "JPEG" if shared_tables else ""
 
 
 @contextlib.contextmanager
 def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
-    """The TIFF in `data`, bytes or a path, for as long as the block lasts; `file` is for messages.
+    """Open a TIFF for the block.
+
+    Args:
+        data: The file's bytes, or its path.
+        file: Named in messages.
 
     Raises:
-        DataError: it cannot be read, then with its type and compression where these are known, or holds several pictures.
+        DataError: It cannot be read (then with its type and compression if these are known), or
+            holds several pictures.
     """
     known = ""
     try:
@@ -155,7 +168,7 @@ def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
             yield tiff
     except DataError:
         raise
-    except Exception as error:  # tifffile and its codecs raise whatever their parsing runs into
+    except Exception as error:  # tifffile and its codecs raise errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot be read as a TIFF{known} ({reason})", file=file, hint=MEND
@@ -163,15 +176,15 @@ def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
 
 
 def describe(header: TiffHeader) -> str:
-    """A TIFF's type in words: "float32 (20, 24, 5), MINISBLACK, compression LZW"."""
+    """Describe the type of a TIFF: "float32 (20, 24, 5), MINISBLACK, compression LZW"."""
     return f"{header.dtype} {header.shape}, {header.photometric}, compression {header.compression}"
 
 
 def check_meaning(header: TiffHeader, file: object) -> None:
-    """Refuse values that are neither numbers of bands nor red, green and blue: inks, lightness, raw sensors.
+    """Refuse values that are neither bands nor red, green and blue, such as inks or lightness.
 
     Raises:
-        DataError: with the TIFF's photometric interpretation.
+        DataError: With the TIFF's photometric interpretation.
     """
     names = [value.name for value in PLAIN]
     decoded = header.photometric == PHOTOMETRIC.YCBCR.name and header.compression in [
@@ -179,7 +192,7 @@ def check_meaning(header: TiffHeader, file: object) -> None:
     ]
     if header.photometric not in names and not decoded:
         raise DataError(
-            f"is a TIFF of {describe(header)}: its values are no colours of light",
+            f"is a TIFF of {describe(header)}: its values are not colours of light",
             file=file,
             hint="save it as RGB or grey",
         )
@@ -190,7 +203,7 @@ def _name(value: object) -> str:
 
 
 def _parse_nodata(page: tifffile.TiffPage) -> float | None:
-    """The value of GDAL's tag; one that is no number, as some programs write, says nothing."""
+    """Return the value of GDAL's tag, None if it is not a number, which some programs write."""
     tag = page.tags.get(NODATA_TAG)
     try:
         return None if tag is None else float(str(tag.value).strip(" \0").replace(",", "."))
@@ -199,9 +212,9 @@ def _parse_nodata(page: tifffile.TiffPage) -> float | None:
 
 
 def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
-    """bool, where values [...] are the no-data value, in the precision that their type has.
+    """Return where values [...] are the no-data value, in the precision of their type: bool [...].
 
-    Programs print the value with fewer digits than it has; floats may therefore differ by a millionth.
+    Programs write the value with fewer digits than it has, so floats may differ by a millionth.
     """
     if math.isnan(nodata):
         return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
@@ -211,10 +224,8 @@ def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
         return (
             values == values.dtype.type(int(nodata)) if possible else np.zeros(values.shape, bool)
         )
-    largest = float(np.finfo(values.dtype).max)
-    if math.isinf(nodata) or abs(nodata) >= largest * (
-        1 - 1e-6
-    ):  # what does not fit is the type's largest, or infinity
-        return (values <= -largest * (1 - 1e-6)) if nodata < 0 else (values >= largest * (1 - 1e-6))
+    largest = float(np.finfo(values.dtype).max) * (1 - 1e-6)
+    if abs(nodata) >= largest:  # a value that does not fit is stored as the largest, or infinity
+        return values <= -largest if nodata < 0 else values >= largest
     low, high = sorted((nodata * (1 - 1e-6), nodata * (1 + 1e-6)))
     return (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))

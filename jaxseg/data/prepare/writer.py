@@ -34,6 +34,7 @@ from jaxseg.parallel import ordered_map
 log = logging.getLogger(__name__)
 
 PLAN = "prepared.json"
+THREADS = min(os.cpu_count() or 1, 8)  # each may hold all tiles of a large image
 IMAGES_PER_SHARD, MAX_SHARDS = 100, 64  # a reader keeps every shard open
 # zstd at its fastest compresses what is not compressed yet, `zstd` images above all, and costs the
 # others nothing.
@@ -89,10 +90,7 @@ def prepare(
         keys = ("image_left", "segmentation_label", "image_id")
         folder_name = records.STOCK[name][0]
     encoder = Encoder(codec, quality, found[0].channels, keys)
-    states = {split.name: split.state for split in found}
-    plan = json.dumps(
-        {"name": name, "shards": counts, "state": states} | dataclasses.asdict(encoder), indent=1
-    )
+    plan = _describe_plan(name, found, counts, encoder)
     final = output / folder_name / VERSION
     if _is_written(final, plan):
         return final
@@ -107,6 +105,15 @@ def prepare(
             shutil.copyfile(root / statistics.NAME, scratch / statistics.NAME)
         os.rename(scratch, final)
     return final
+
+
+def _describe_plan(
+    name: str, splits: Sequence[SourceSplit], counts: Mapping[str, int], encoder: "Encoder"
+) -> str:
+    """Text that changes with the files that are read and the options that they are written with."""
+    states = {split.name: split.state for split in splits}
+    plan = {"name": name, "shards": counts, "state": states} | dataclasses.asdict(encoder)
+    return json.dumps(plan, indent=1)
 
 
 def _shard_count(images: int, shards: int) -> int:
@@ -242,7 +249,7 @@ def _write_shards(
         if not (shard.is_file() and notes_file(shard).is_file())
     ]
     work = [task for _, tasks in missing for task in tasks]
-    encoded = ordered_map(encoder, work, "preparing", progress=True)
+    encoded = ordered_map(encoder, work, "preparing", progress=True, threads=THREADS, ahead=THREADS)
     with contextlib.closing(encoded):
         for shard, tasks in missing:
             _write_shard(shard, itertools.islice(encoded, len(tasks)), encoder.codec)

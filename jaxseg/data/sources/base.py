@@ -29,9 +29,9 @@ class Source(Protocol):
     """
 
     spec: DatasetSpec
-    names: Sequence[str]
-    files: Sequence[str]
-    label_files: Sequence[str]
+    names: list[str]
+    files: list[str]
+    label_files: list[str]
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -133,8 +133,9 @@ def parse_split(split: str) -> list[re.Match]:
     found = [part for part in parts if part]
     if len(found) < len(parts):
         raise DataError(
-            f"split '{split}': write a name, a slice 'train[:4]', a repetition 'train*3', or "
-            "several joined by '+'."
+            f"split '{split}' is malformed",
+            hint="write a name, a slice 'train[:4]', a repetition 'train*3', or several joined by "
+            "'+'",
         )
     return found
 
@@ -159,7 +160,7 @@ def select(part: re.Match, count: int, split: str) -> list[int]:
         chosen = chosen[_place(part["first"], count) : _place(part["last"], count)]
     if not chosen:
         raise DataError(
-            f"split '{split}': {part[0]} is empty, as {part['name']} has {count} samples."
+            f"split '{split}': {part[0]} is empty, as {part['name']} has {count} samples"
         )
     return list(chosen) * int(part["times"] or 1)
 
@@ -172,7 +173,7 @@ def _place(text: str | None, count: int) -> int | None:
         return int(text)
     percent = int(text[:-1])
     if percent > 100:
-        raise DataError(f"a split's slice cannot end at {text}; write at most 100%.")
+        raise DataError(f"a split's slice cannot end at {text}", hint="write at most 100%")
     return round(count * percent / 100)
 
 

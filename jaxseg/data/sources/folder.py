@@ -98,5 +98,7 @@ def _read_bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{file}: cannot be read ({error.strerror}); restore it, or remove image and label."
+            f"cannot be read ({error.strerror})",
+            file=file,
+            hint="restore it, or remove image and label",
         ) from None

@@ -66,7 +66,7 @@ def find_pairs(spec: DatasetSpec, root: str | Path, split: str) -> list[Pair]:
     if not root:
         hint = "config.dataset.root=DIR (config.eval.root for config.eval.dataset)"
         raise DataError(
-            f"The data set '{spec.name}' needs its folder: {hint}.", field="dataset.root"
+            f"the data set '{spec.name}' needs its folder: {hint}", field="dataset.root"
         )
     root = expand(root)
     if not root.is_dir():
@@ -289,10 +289,11 @@ class Labels:
     def _list(self, folder: Path) -> dict[str, list[Path]]:
         """Return {name in one form: the files} of a folder, {} if it is missing."""
         if folder not in self._folders:
-            self._folders[folder] = listed = {}
+            listed: dict[str, list[Path]] = {}
             there = folder if folder.is_dir() else self._other_form(folder)
             for file in walk(there, nested=False).files if there else ():
                 listed.setdefault(_normal_form(file.name), []).append(file)
+            self._folders[folder] = listed
         return self._folders[folder]
 
     def _other_form(self, folder: Path) -> Path | None:
@@ -318,7 +319,7 @@ class Labels:
         return DataError(f"its label {names} is missing", file=image, hint=hint)
 
     def _what_is_there(self, image: Path, wanted: Path) -> str:
-        """Return, as a sentence, what is in place of a missing label; "" for nothing like it."""
+        """Return a sentence about the file in place of a missing label; "" for nothing like it."""
         folder, stem = wanted.parent, wanted.stem
         if not folder.is_dir():
             return f" There is no folder {folder}.{_labels_beside(image)}"
@@ -343,7 +344,7 @@ def _labels_beside(image: Path) -> str:
     """Return a sentence about labels in the folder of the images, "" if there are none."""
     for file in walk(image.parent, nested=False).files:
         if file.stem in {image.stem + ending for ending in LABEL_ENDINGS}:
-            return f" Labels seem to lie beside the images ({file.name}): move them there."
+            return f" Labels seem to be beside the images ({file.name}): move them there."
     return ""
 
 

@@ -61,8 +61,9 @@ def find_prepared(name: str, root: str | Path) -> Path:
     """
     if not root:
         raise DataError(
-            f"The TFDS data set '{name}' needs its folder: config.dataset.root=DIR, the --output "
-            "of scripts/prepare_data.py."
+            f"the TFDS data set '{name}' needs its folder: config.dataset.root=DIR, the output of "
+            "scripts/prepare_data.py",
+            field="dataset.root",
         )
     root = expand(root)
     if (root / INFO).is_file():
@@ -79,16 +80,20 @@ def find_prepared(name: str, root: str | Path) -> Path:
     if found:
         there = ", ".join(sorted(str(folder.relative_to(root)) for folder in found))
         raise DataError(
-            f"{root}: holds several data sets, {there}; set config.dataset.root to one of these "
-            "folders."
+            f"holds several data sets, {there}",
+            file=root,
+            field="dataset.root",
+            hint="set config.dataset.root to one of these folders",
         )
     there = "no such folder"
     if root.is_dir():
         there = ", ".join(sorted(file.name for file in root.glob("*"))[:5]) or "nothing"
     raise DataError(
-        f"{root}: no TFDS data set there ({there}); make one with `python scripts/prepare_data.py "
-        f"--name={name} --root=DIR --output={root}`, or read the files themselves with "
-        "config.dataset.source=files."
+        f"no TFDS data set there ({there})",
+        file=root,
+        field="dataset.root",
+        hint=f"make one with `python scripts/prepare_data.py --name={name} --root=DIR "
+        f"--output={root}`, or read the files themselves with config.dataset.source=files",
     )
 
 
@@ -147,8 +152,10 @@ def _read_spec(file: Path, name: str) -> DatasetSpec:
         ) from None
     if name not in (spec.name, "folder"):
         raise DataError(
-            f"{file}: these are records of '{spec.name}', not of '{name}'; set "
-            f"config.dataset.name={spec.name} or another root."
+            f"these are records of '{spec.name}', not of '{name}'",
+            file=file,
+            field="dataset.name",
+            hint=f"set config.dataset.name={spec.name} or another root",
         )
     return dataclasses.replace(spec, name=name)
 
@@ -243,18 +250,19 @@ class ArrayRecordSource:
             where,
         )
 
-    def _record(self, index: int) -> list[memoryview]:
-        """The encoded image and label of a record."""
+    def _record(self, index: int) -> list[bytes]:
+        """Return the encoded image and the encoded label of a record."""
         try:
             fields = parse_example(self._data[index])
-            return [fields[key] for key in self._keys]
+            return [bytes(fields[key]) for key in self._keys]
         except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(count for _, count in self._shards)
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
             reason = str(error).splitlines()[0][:200]
             raise DataError(
-                f"{self._where(index)} cannot be read ({reason}); {shard} is damaged: copy or "
-                "prepare it again."
+                f"record {self.names[index]} cannot be read ({reason})",
+                file=self._folder,
+                hint=f"{shard} is damaged: copy or prepare it again",
             ) from None
 
 
@@ -324,23 +332,26 @@ def open_records(
     try:
         builder = tfds.builder_from_directory(folder)
         formats = sorted(each.value for each in builder.info.available_file_formats())
-    except Exception as error:  # TFDS raises whatever its parsing runs into
+    except Exception as error:  # TFDS raises errors of any kind
         raise DataError(
-            f"{folder / INFO}: cannot be read as TFDS's ({str(error).splitlines()[0]}); prepare "
-            "the data set again."
+            f"cannot be read as TFDS's ({str(error).splitlines()[0]})",
+            file=folder / INFO,
+            hint="prepare the data set again",
         ) from None
     if "array_record" not in formats:
         raise DataError(
-            f"{folder}: is stored as {', '.join(formats)}, which needs TensorFlow; prepare it as "
-            "ArrayRecord, `tfds.builder(..., file_format='array_record')`."
+            f"is stored as {', '.join(formats)}, which needs TensorFlow",
+            file=folder,
+            hint="prepare it as ArrayRecord, `tfds.builder(..., file_format='array_record')`",
         )
     features = builder.info.features
     keys = (_find_feature(features, IMAGES, folder), _find_feature(features, LABELS, folder))
     shape = features[keys[1]].shape
     if shape and shape[-1] not in (None, 1) and not spec.colors:
         raise DataError(
-            f"{folder}: the feature '{keys[1]}' {shape} does not hold one class id a pixel, so it "
-            "is not a label for segmentation."
+            f"the feature '{keys[1]}' {shape} does not hold one class id a pixel, so it is not a "
+            "label for segmentation",
+            file=folder,
         )
     split = _find_split(builder.info.splits, split, spec, folder)
     shards = [
@@ -350,8 +361,9 @@ def open_records(
     for file, _ in shards:
         if not Path(file).is_file():
             raise DataError(
-                f"{file}: no such file, but {folder / INFO} lists it; copy it there, or prepare "
-                "the data set again."
+                f"no such file, but {folder / INFO} lists it",
+                file=file,
+                hint="copy it there, or prepare the data set again",
             )
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     data = builder.as_data_source(
@@ -359,8 +371,9 @@ def open_records(
     ).data_source
     if not len(data):
         raise DataError(
-            f"{folder}: its split '{split}' is empty; prepare the data set again, or set "
-            "config.dataset.train_split or val_split."
+            f"its split '{split}' is empty",
+            file=folder,
+            hint="prepare the data set again, or set config.dataset.train_split or val_split",
         )
     return ArrayRecordSource(
         spec,
@@ -379,8 +392,9 @@ def _find_split(splits: Mapping[str, Any], split: str, spec: DatasetSpec, folder
         if name in splits:
             return name
     raise DataError(
-        f"{folder}: the data set '{spec.name}' has no split '{split}'; it has "
-        f"{' and '.join(splits)}."
+        f"the data set '{spec.name}' has no split '{split}'",
+        file=folder,
+        hint=f"it has {' and '.join(splits)}",
     )
 
 
@@ -399,7 +413,9 @@ def _find_feature(features: Any, wanted: Sequence[str], folder: Path) -> str:
         f"{name} {type(feature).__name__}{feature.shape}" for name, feature in features.items()
     )
     raise DataError(
-        f"{folder}: none of its features is an image named {' or '.join(wanted)}; it has {there}."
+        f"none of its features is an image named {' or '.join(wanted)}",
+        file=folder,
+        hint=f"it has {there}",
     )
 
 

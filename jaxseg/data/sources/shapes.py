@@ -116,27 +116,35 @@ def _coverage(*polygons: np.ndarray) -> np.ndarray:
 # --- Surfaces ---
 
 
-def _stripes(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
+def _stripes(
+    x: np.ndarray, y: np.ndarray, period: np.float32, rng: np.random.Generator
+) -> np.ndarray:
     return np.clip(0.5 + 2 * np.sin(x * (2 * np.pi / period)), 0, 1)
 
 
-def _checks(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
+def _checks(
+    x: np.ndarray, y: np.ndarray, period: np.float32, rng: np.random.Generator
+) -> np.ndarray:
     return np.clip(
         0.5 + 3 * np.sin(x * (2 * np.pi / period)) * np.sin(y * (2 * np.pi / period)), 0, 1
     )
 
 
-def _dots(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
+def _dots(x: np.ndarray, y: np.ndarray, period: np.float32, rng: np.random.Generator) -> np.ndarray:
     return np.clip(
         1.5 * (np.cos(x * (2 * np.pi / period)) + np.cos(y * (2 * np.pi / period))) - 0.6, 0, 1
     )
 
 
-def _gradient(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
+def _gradient(
+    x: np.ndarray, y: np.ndarray, period: np.float32, rng: np.random.Generator
+) -> np.ndarray:
     return np.clip(0.5 + x / 50, 0, 1)
 
 
-def _noise(x: np.ndarray, y: np.ndarray, period: float, rng: np.random.Generator) -> np.ndarray:
+def _noise(
+    x: np.ndarray, y: np.ndarray, period: np.float32, rng: np.random.Generator
+) -> np.ndarray:
     cells = max(round(SIZE / period * 1.5), 4)
     grain = rng.random((cells, cells), np.float32)
     return np.clip(cv2.resize(grain, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), 0, 1)

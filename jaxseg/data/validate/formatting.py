@@ -59,7 +59,7 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
         for problem in others[: PRINTED_FILES - 1]:
             yield f"    {_brief(problem)}"
         if len(group) > PRINTED_FILES:
-            yield f"    and {len(group) - PRINTED_FILES} more (--json=FILE lists all)"
+            yield f"    and {len(group) - PRINTED_FILES} more (the JSON report lists all)"
         yield ""
 
 
