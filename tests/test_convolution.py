@@ -11,7 +11,7 @@ from jax import export
 from jaxseg.models import create_model, variable_shapes
 from jaxseg.models.convolution import convolve
 
-# (kernel shape, groups) of the convolutions with forms of their own; (stride, dilation, padding, size)
+# (kernel shape, groups) of convolutions with a form for CPU, and (stride, dilation, padding, size).
 SHAPES = [((3, 3, 1, 6), 6), ((1, 1, 6, 4), 1)]
 GEOMETRIES = [(1, 1, 1, 17), (2, 1, 1, 18), (2, 1, 1, 17), (1, 2, 2, 15), (3, 1, 0, 17)]
 
