@@ -23,6 +23,7 @@ from jaxseg.models.layers import Layers
 from jaxseg.training import build, hints, loop, overfit
 from jaxseg.training import state as train_state
 from jaxseg.training.build import Components
+from jaxseg.training.divergence import check_finite_and_average
 from jaxseg.training.logging import TrainLogger
 from jaxseg.training.step import AXIS, train_step
 
@@ -333,7 +334,7 @@ def test_float16_overflow_is_tolerated_until_it_persists():
     bad = {**good, "loss": np.inf, "grad_norm": np.inf, "finite": 0.0, "skipped": 1.0}
 
     def check(rows, policy=policy, **options):
-        return loop.check_finite_and_average(
+        return check_finite_and_average(
             rows, 10, lambda index: [f"file_{index}"], policy, **options
         )
 

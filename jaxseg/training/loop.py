@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxseg import checkpoint, files, metrics, precision
@@ -19,11 +18,11 @@ from jaxseg.data.catalog import load_spec
 from jaxseg.data.measure import measure
 from jaxseg.data.spec import DatasetSpec
 from jaxseg.data.validate import checks
-from jaxseg.errors import NonFiniteError
 from jaxseg.experiments import open_experiment
 from jaxseg.training import hints
 from jaxseg.training import state as train_state
 from jaxseg.training.build import Components, build_components, check_batch_size
+from jaxseg.training.divergence import check_finite_and_average
 from jaxseg.training.initial import initial_variables
 from jaxseg.training.logging import TrainLogger, format_summary
 from jaxseg.training.state import TrainState
@@ -38,10 +37,6 @@ from jaxseg.workdir import (
 )
 
 IN_FLIGHT = 2  # steps that the host may run ahead of the devices
-# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not
-# finite, which only a smaller dynamic scale could mend.
-MAX_SKIPPED = 50
-MAX_SKIPPED_LOSS = 5
 
 
 class Batches(Protocol):
@@ -167,77 +162,6 @@ def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> 
                 summary.get("mIoU"),
             )
     return (summary.get("mIoU") or 0) >= run.target_miou
-
-
-def check_finite_and_average(
-    rows: Sequence[dict[str, Any]],
-    first: int,
-    names: Callable[[int], Sequence[object]],
-    policy: precision.Policy,
-    *,
-    last: bool = False,
-) -> dict[str, float]:
-    """Check the metrics of consecutive steps and average them.
-
-    With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row
-    are an error. So is a loss that is not finite, unless a smaller dynamic scale may still mend it
-    in later steps.
-
-    Args:
-        rows: Metrics of each step, on the host; arrays are equal on all devices.
-        first: Index of the first step's batch.
-        names: Returns the names of the files of a batch.
-        policy: The run's.
-        last: The run ends with these steps.
-
-    Returns:
-        The mean of the losses over finite steps and the last of their other metrics; with loss
-        scaling also 'overflowed', the number of steps that were not applied.
-
-    Raises:
-        NonFiniteError: A step is not finite; names its files.
-    """
-    steps = [{key: float(np.ravel(value)[0]) for key, value in row.items()} for row in rows]
-    for offset, step in enumerate(steps):
-        is_final = last and offset == len(steps) - 1
-        if not step["finite"] and not _may_recover(step, policy, is_final):
-            raise _non_finite_error(step, first + offset, names(first + offset), policy)
-    good = [step for step in steps if step["finite"]] or steps[-1:]
-    averages = {
-        key: sum(step[key] for step in good) / len(good)
-        for key in good[0]
-        if key.startswith("loss")
-    }
-    averages |= {key: good[-1][key] for key in ("lr", "grad_norm", "scale")}
-    if policy.uses_loss_scaling:
-        averages["overflowed"] = sum(not step["finite"] for step in steps)
-    return averages
-
-
-def _may_recover(step: dict[str, float], policy: precision.Policy, is_final: bool) -> bool:
-    """Whether a step that was not finite is an overflow that a smaller loss scale may end."""
-    if not policy.uses_loss_scaling or step["skipped"] > MAX_SKIPPED:
-        return False
-    if math.isfinite(step["loss"]):
-        return True
-    scale_can_fall = not policy.static_scale and step["scale"] > 1
-    return scale_can_fall and step["skipped"] <= MAX_SKIPPED_LOSS and not is_final
-
-
-def _non_finite_error(
-    step: dict[str, float], batch: int, names: Sequence[object], policy: precision.Policy
-) -> NonFiniteError:
-    overflows = f" ({step['skipped']:.0f} overflowing steps in a row)"
-    skipped = overflows if policy.uses_loss_scaling else ""
-    full = "" if policy.name == "float32" else ", or set config.precision='float32'"
-    return NonFiniteError(
-        f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, "
-        f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
-        f"{', '.join(map(str, names))}. The last checkpoint is from before",
-        field="optimizer.learning_rate",
-        hint="check these files, lower config.optimizer.learning_rate, set or lower "
-        f"config.optimizer.clip_norm{full}",
-    )
 
 
 def log_first_compile(step: Step, logger: TrainLogger) -> Step:
