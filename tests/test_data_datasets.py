@@ -89,10 +89,10 @@ def test_folder_classes(tmp_path):
         ("a\nb\na\n", "line 1: class 'a' is listed 2 times"),
         ("a\n", "holds one class; softmax needs two or more: list the background as class 0"),
         ("a 1 2 3\nvoid 0 0 0\n", "holds one class"),
-        ("void\n", "holds no class but what is ignored"),
-        ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is that of 'a' too"),
+        ("void\n", "holds no class that is not ignored"),
+        ("a 1 2 3\nb 1 2 3\n", r"line 2: colour \(1, 2, 3\) of 'b' is also that of 'a'"),
         ("a 1 2 300\nb\n", "line 1: colour .* of 'a' is not within"),
-        ("0 a\n0 b\n", "line 2: label value 0 of 'b' is that of 'a' too"),
+        ("0 a\n0 b\n", "line 2: label value 0 of 'b' is also that of 'a'"),
         ("0 a\n" + "9" * 5000 + " b\n", "holds a number of 5000 digits"),
         (
             "0 a\n4294967296 b\n",
@@ -194,7 +194,7 @@ UNCLEAR = {
     "ground 0.1 0.2 0.3\nbox 0.2 0.3 0.4": "line 1: it is not clear",
     "name,id,trainId\nground,7,0\nbox,8,1": "line 1: it is not clear which column",
     "[ground, box]": "is none",
-    '{"categories": []}': "is no list of class names",
+    '{"categories": []}': "is not a list of class names",
     "id,name\n0,ground,flat\n1,box,flat": "line 2: 3 columns",
 }
 

@@ -308,7 +308,7 @@ def test_labels_beside_the_images(folder):
     for file in (folder / "labels/train").iterdir():
         file.rename(folder / f"images/train/{file.stem}_mask.png")
     (folder / "labels/train").rmdir()
-    assert "Labels seem to lie beside the images (t0_mask.png): move them there" in str(
+    assert "Labels seem to be beside the images (t0_mask.png): move them there" in str(
         refused(folder)
     )
 

@@ -1,5 +1,6 @@
 """TFDS data sets read in place: prepared by us, by TFDS, by others, and all that can be wrong."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -254,3 +255,16 @@ def test_the_stock_data_set_has_raw_ids(tmp_path):
     (folder / "dataset_info.json").touch()
     spec = records.get_spec("cityscapes", tmp_path)
     assert spec.label_map == named_label_map("cityscapes_ids", 19) and spec.label_map[26] == 13
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bytes_that_are_no_record_end_in_an_error(seed):
+    rng = np.random.default_rng(seed)
+    for length in range(1, 60):
+        # Fields of delimited lengths, most of them wrong, with long numbers among them.
+        data = bytes(rng.choice([10, 18, 0, 1, 128, 255, 3], length).astype(np.uint8))
+        with contextlib.suppress(ValueError, LookupError):
+            found = records.parse_example(data)
+            assert all(len(value) <= length for value in found.values())
+    with pytest.raises(ValueError):
+        records.parse_example(b"\x80" * 40)

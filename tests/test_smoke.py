@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     def run(name: str, *flags: str) -> str:
         command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags]
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
+            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=900
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout

@@ -1,4 +1,4 @@
-"""Data: what a data set is, reading it, and batches of it.
+"""Data sets: their descriptions, reading them, and batches for training and evaluation.
 
 The hot path, from the ground up; each module imports only from those above it:
 

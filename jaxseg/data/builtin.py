@@ -55,7 +55,7 @@ _TILES = Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}.png", "f
 
 
 def nested_in(layout: Layout, *folders: str) -> tuple[Layout, ...]:
-    """Return the layout, and that of a root which contains it in one of `folders`, for each."""
+    """Return the layout, and one for a root that contains it in each of `folders`."""
     moved = (
         dataclasses.replace(
             layout,
@@ -243,7 +243,7 @@ BUILTIN: dict[str, Builtin] = {
 
 @functools.cache
 def _stored() -> dict[str, Any]:
-    """Return what classes.json holds."""
+    """Return the content of classes.json."""
     return json.loads(resources.files("jaxseg.data").joinpath("classes.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name: `get_spec` reads the description of any of them, `load_spec` that of a run."""
+"""Data sets by name: `get_spec` describes any of them, `load_spec` the one of an experiment."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ NAME_OR_NUMBER = (
     *("categoryid", "trainid", "name", "names", "class", "classes", "classname", "classnames"),
     *("label", "labels", "labelname", "category", "categories", "categoryname"),
 )
-# Headings of columns that hold colours, and what they hold.
+# Headings of columns that hold colours -> the channels in them.
 COLORS = {
     **{"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b"},
     **dict.fromkeys(("color", "colour", "rgb", "hex"), "rgb"),
@@ -242,7 +242,7 @@ def _check(file: Path, found: Sequence[Line]) -> None:
     """Raise DataError unless these can be the classes of a data set."""
     names = [line.name for line in found if not line.ignored]
     if not names:
-        raise DataError("holds no class but what is ignored", file=file)
+        raise DataError("holds no class that is not ignored", file=file)
     if len(names) == 1:
         problem = "holds one class; softmax needs two or more: list the background as class 0"
         raise DataError(problem, file=file)
@@ -254,8 +254,8 @@ def _check(file: Path, found: Sequence[Line]) -> None:
         for word, value in (("colour", line.color), ("label value", line.number)):
             if value in owners:
                 raise DataError(
-                    f"line {line.at}: {word} {value} of '{line.name}' is that of "
-                    f"'{owners[value]}' too",
+                    f"line {line.at}: {word} {value} of '{line.name}' is also that of "
+                    f"'{owners[value]}'",
                     file=file,
                     hint=f"{word}s must differ",
                 )
@@ -380,7 +380,8 @@ def _literal(file: Path, text: str) -> list[Line]:
         return _entries(value)
     except (KeyError, TypeError, ValueError, AttributeError):
         problem = (
-            "is no list of class names, of entries with `name` and `id`, or of numbers with names"
+            "is not a list of class names, of entries with `name` and `id`, or of numbers with "
+            "names"
         )
         raise DataError(problem, file=file, hint="write one class name a line") from None
 

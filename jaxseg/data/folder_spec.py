@@ -80,7 +80,7 @@ def _rgb(color: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _other_lists(root: Path) -> str:
-    """Return what a folder without classes.txt contains in its place, for a message."""
+    """Return, for a message, which file of a folder may be its list of classes."""
     if prepared := next(root.glob("**/dataset_info.json"), None):
         return f" ({prepared.parent} is a prepared data set: config.dataset.source=tfds reads it)"
     lists = sorted(

@@ -75,7 +75,7 @@ def _load(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         with file.open("rb") as stream, np.load(stream) as stored:
             counts = stored["counts"]
-    except Exception:  # no such file, or a damaged one: NumPy raises whatever its parsing runs into
+    except Exception:  # no such file, or a damaged one: NumPy raises errors of any kind
         return None
     return counts if counts.shape == shape else None
 

@@ -30,7 +30,7 @@ DIGITS = 6  # after the decimal point of a class weight
 
 
 def measure(experiment: Experiment, spec: DatasetSpec) -> Experiment:
-    """Fill in what an experiment leaves to its training data.
+    """Fill in the fields that an experiment leaves to its training data.
 
     The dtype of the images is that of the first one. Mean and standard deviation are those of the
     data set's statistics.json, ImageNet's for 8-bit RGB (most runs start from its weights), else
@@ -87,7 +87,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _measured(experiment: Experiment, spec: DatasetSpec) -> dict[str, Any]:
-    """Return {field: value} of what is open, and of the fields of the images in any case."""
+    """Return the values of all measured fields; those that are given stay as they are."""
     dataset = experiment.dataset
     if _lacks_images(dataset):
         dataset = _measure_images(dataset, spec)
@@ -162,7 +162,7 @@ def _received(experiment: Experiment, spec: DatasetSpec) -> dict[str, Any]:
     if jax.process_index() == 0:
         try:
             answer = {"values": _measured(experiment, spec)}
-        except Exception as error:  # whatever it is, the other processes must not wait for ever
+        except Exception as error:  # of any kind: the other processes must not wait for ever
             failure = error
             answer = {"error": _describe(error)}
     answer = json.loads(_broadcast(json.dumps(answer).encode()))

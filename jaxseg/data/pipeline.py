@@ -355,7 +355,7 @@ def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
 
 
 class EvalSamples(Sequence):
-    """Random access to the samples of a split, which are read when asked for; see `eval_samples`.
+    """Random access to the samples of a split, each read when it is indexed; see `eval_samples`.
 
     Attributes:
         spec: The data set, its classes in the order of the run.

@@ -304,7 +304,7 @@ def load_npy(stream: Any, file: str | Path) -> np.ndarray:
     mode: Literal["r"] | None = "r" if isinstance(stream, Path) else None
     try:
         return np.load(stream, mmap_mode=mode, allow_pickle=False)
-    except Exception as error:  # NumPy raises whatever its parsing of the header runs into
+    except Exception as error:  # NumPy raises errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot be read as a NumPy array ({reason})", file=file, hint=MEND_IMAGE

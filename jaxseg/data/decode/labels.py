@@ -57,7 +57,7 @@ class Stored(NamedTuple):
     data: np.ndarray | None = None
 
 
-# --- Reading what is stored ---
+# --- Stored values ---
 
 
 def _read_npy(data: bytes, file: str | Path, max_pixels: int) -> Stored:
@@ -239,7 +239,7 @@ def _whole_numbers(
         values = np.where(missing, values.dtype.type(0), values)
     with np.errstate(invalid="ignore"):
         limit = min(2.0**62, float(np.finfo(values.dtype).max))
-        wrong = ~(np.abs(values) <= limit) | (values != np.floor(values))  # also what is no number
+        wrong = ~(np.abs(values) <= limit) | (values != np.floor(values))  # NaN as well
     if wrong.any():
         row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
         raise DataError(

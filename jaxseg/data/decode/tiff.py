@@ -24,7 +24,7 @@ PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOM
 # Their decoder converts YCbCr to RGB.
 JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 MEND = "write it anew, or take it out"
-LERC_PARAMETERS = 50674  # tag: (version, what compresses the LERC data further)
+LERC_PARAMETERS = 50674  # tag: (version, further compression of the LERC data)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
 
 
@@ -168,7 +168,7 @@ def open_tiff(data: bytes | Path, file: object) -> Iterator[Tiff]:
             yield tiff
     except DataError:
         raise
-    except Exception as error:  # tifffile and its codecs raise whatever their parsing runs into
+    except Exception as error:  # tifffile and its codecs raise errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot be read as a TIFF{known} ({reason})", file=file, hint=MEND

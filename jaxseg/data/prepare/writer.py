@@ -90,10 +90,7 @@ def prepare(
         keys = ("image_left", "segmentation_label", "image_id")
         folder_name = records.STOCK[name][0]
     encoder = Encoder(codec, quality, found[0].channels, keys)
-    states = {split.name: split.state for split in found}
-    plan = json.dumps(
-        {"name": name, "shards": counts, "state": states} | dataclasses.asdict(encoder), indent=1
-    )
+    plan = _describe_plan(name, found, counts, encoder)
     final = output / folder_name / VERSION
     if _is_written(final, plan):
         return final
@@ -108,6 +105,15 @@ def prepare(
             shutil.copyfile(root / statistics.NAME, scratch / statistics.NAME)
         os.rename(scratch, final)
     return final
+
+
+def _describe_plan(
+    name: str, splits: Sequence[SourceSplit], counts: Mapping[str, int], encoder: "Encoder"
+) -> str:
+    """Text that changes with the files that are read and the options that they are written with."""
+    states = {split.name: split.state for split in splits}
+    plan = {"name": name, "shards": counts, "state": states} | dataclasses.asdict(encoder)
+    return json.dumps(plan, indent=1)
 
 
 def _shard_count(images: int, shards: int) -> int:

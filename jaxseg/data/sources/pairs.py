@@ -319,7 +319,7 @@ class Labels:
         return DataError(f"its label {names} is missing", file=image, hint=hint)
 
     def _what_is_there(self, image: Path, wanted: Path) -> str:
-        """Return, as a sentence, what is in place of a missing label; "" for nothing like it."""
+        """Return a sentence about the file in place of a missing label; "" for nothing like it."""
         folder, stem = wanted.parent, wanted.stem
         if not folder.is_dir():
             return f" There is no folder {folder}.{_labels_beside(image)}"
@@ -344,7 +344,7 @@ def _labels_beside(image: Path) -> str:
     """Return a sentence about labels in the folder of the images, "" if there are none."""
     for file in walk(image.parent, nested=False).files:
         if file.stem in {image.stem + ending for ending in LABEL_ENDINGS}:
-            return f" Labels seem to lie beside the images ({file.name}): move them there."
+            return f" Labels seem to be beside the images ({file.name}): move them there."
     return ""
 
 

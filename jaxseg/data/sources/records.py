@@ -332,7 +332,7 @@ def open_records(
     try:
         builder = tfds.builder_from_directory(folder)
         formats = sorted(each.value for each in builder.info.available_file_formats())
-    except Exception as error:  # TFDS raises whatever its parsing runs into
+    except Exception as error:  # TFDS raises errors of any kind
         raise DataError(
             f"cannot be read as TFDS's ({str(error).splitlines()[0]})",
             file=folder / INFO,
