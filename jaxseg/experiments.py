@@ -37,6 +37,9 @@ def load_experiment(config: Config, *, measured: bool = True) -> Experiment:
             not changed.
         measured: Measure what the config leaves to the data: dtype, mean and std, class weights.
 
+    Returns:
+        The experiment.
+
     Raises:
         ConfigError: A field is unknown, missing or out of range, or fields contradict each other or
             the data set.

@@ -1,7 +1,8 @@
-"""Train a model; the same command again continues where it stopped.
+r"""Train a model; the same command again continues where it stopped.
 
-  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart python
-  scripts/train.py --config=configs/pspnet.py:r101-d8_512x1024_40k_cityscapes --workdir=runs/psp
+  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python scripts/train.py --workdir=runs/pspnet \
+      --config=configs/pspnet.py:r101-d8_512x1024_40k_cityscapes
 
 Overfit a few images as a sanity check of data, labels and model:
 

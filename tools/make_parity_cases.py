@@ -275,7 +275,7 @@ def cases() -> dict[str, Case]:
     ann = {"project_channels": 8, "key_pool_scales": (1, 3, 6)}
     loss_se = CROSS_ENTROPY | {"use_sigmoid": True, "loss_weight": 0.2}
     encoding = {"use_se_loss": True, "add_lateral": False, "loss_se_decode": loss_se}
-    presence = {"name": "class_presence", "weight": 0.2}
+    presence = {"name": "se_loss", "weight": 0.2}
     ema = {"ema_channels": WIDTH, "num_bases": 8, "num_stages": 3, "momentum": 0.1}
     similarity = {"reduction": 2, "use_scale": True, "mode": "embedded_gaussian"}
     psa = {"psa_type": "bi-direction", "compact": False, "normalization_factor": 1.0}

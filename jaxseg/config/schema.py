@@ -233,9 +233,7 @@ class DatasetConfig:
         Field(float, "an angle in degrees, 0 to 180", lambda a: 0 <= a <= 180),
         "Largest angle of rotation in degrees.",
     )
-    cutout: float = declare(
-        0.0, PROBABILITY, "Probability of cutting boxes out (their label becomes 255)."
-    )
+    cutout: float = declare(0.0, PROBABILITY, "Probability of blacking out boxes; labels stay.")
     clahe: float = declare(
         0.0, PROBABILITY, "Probability of contrast-limited histogram equalisation."
     )

@@ -106,22 +106,10 @@ def train_step(
         finite &= precision.all_finite(model_state)
     params, model_state, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     loss_scale = precision.update_loss_scale(state.loss_scale, finite, policy)
-    metrics = {
-        "loss": value,
-        **{f"loss_{name}": part for name, part in parts.items()},
-        "lr": rate,
-        "grad_norm": norm,
-        "scale": scale,
-        "finite": finite,
-        "skipped": loss_scale.skipped,
-    }
-    state = state.replace(
-        step=state.step + 1,
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
-        loss_scale=loss_scale,
-    )
+    metrics = {"loss": value, **{f"loss_{name}": part for name, part in parts.items()}}
+    metrics |= {"lr": rate, "grad_norm": norm, "scale": scale, "finite": finite}
+    metrics |= {"skipped": loss_scale.skipped}
+    state = TrainState(state.step + 1, params, model_state, opt_state, loss_scale, state.rng)
     return state, jax.tree.map(jnp.float32, metrics)
 
 
