@@ -3,7 +3,7 @@
 Prints a JSON line for every precision and adds them to the list in --json.
 
   python scripts/benchmark.py --config=configs/quickstart.py --what=train --json=speed.json
-  python scripts/benchmark.py --config=configs/quickstart.py --what=data --config.dataset.num_workers=2
+  python scripts/benchmark.py --config=configs/quickstart.py --what=data --batch=8
 
 Images are synthetic, except for --what=data. Fields are explained in jaxseg/benchmark.
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg import checkpoint, convert, zoo
-from jaxseg.config.finder import get_experiment
+from jaxseg.config.finder import configs_folder, get_experiment
 from jaxseg.errors import CheckpointError, WeightsError
 from jaxseg.models import create_model, init_variables
 
