@@ -1,4 +1,4 @@
-"""Between MMSegmentation's checkpoints and ours: state dicts, weight files, whole workdirs."""
+"""Whole checkpoints: from MMSegmentation's files to workdirs and back."""
 
 from pathlib import Path
 
@@ -9,39 +9,8 @@ from jaxseg.experiments import open_experiment
 from jaxseg.files import expand
 from jaxseg.models import create_model
 from jaxseg.weights.merge import MergeReport
-from jaxseg.weights.mmseg import (
-    current_names,
-    from_mmseg,
-    load_backbone,
-    load_model,
-    strip_prefix,
-    to_mmseg,
-    to_variables,
-    torch_name,
-)
-from jaxseg.weights.state_dict import read_classes, read_state_dict, write_state_dict
-
-__all__ = [
-    "MergeReport",
-    "Report",
-    "StateDictError",
-    "convert_checkpoint",
-    "current_names",
-    "export_checkpoint",
-    "from_mmseg",
-    "load_backbone",
-    "load_model",
-    "read_classes",
-    "read_state_dict",
-    "strip_prefix",
-    "to_mmseg",
-    "to_variables",
-    "torch_name",
-    "write_state_dict",
-]
-
-Report = MergeReport  # its earlier name
-StateDictError = WeightsError  # its earlier name
+from jaxseg.weights.mmseg import load_model, to_mmseg
+from jaxseg.weights.state_dict import read_state_dict, write_state_dict
 
 
 def convert_checkpoint(

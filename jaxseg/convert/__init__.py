@@ -1,0 +1,57 @@
+"""Between MMSegmentation's checkpoints and ours: state dicts, weight files, whole workdirs.
+
+State dicts and weight files need JAX and Flax only. `convert_checkpoint` and `export_checkpoint`
+also read data sets and workdirs, so they are imported on first use.
+"""
+
+import importlib
+from typing import Any
+
+from jaxseg.errors import WeightsError
+from jaxseg.weights.merge import MergeReport
+from jaxseg.weights.mmseg import (
+    current_names,
+    from_mmseg,
+    load_backbone,
+    load_model,
+    strip_prefix,
+    to_mmseg,
+    to_variables,
+    torch_name,
+)
+from jaxseg.weights.state_dict import read_classes, read_state_dict, write_state_dict
+
+_LAZY_NAMES = ("convert_checkpoint", "export_checkpoint")
+
+__all__ = [
+    "MergeReport",
+    "Report",
+    "StateDictError",
+    "convert_checkpoint",
+    "current_names",
+    "export_checkpoint",
+    "from_mmseg",
+    "load_backbone",
+    "load_model",
+    "read_classes",
+    "read_state_dict",
+    "strip_prefix",
+    "to_mmseg",
+    "to_variables",
+    "torch_name",
+    "write_state_dict",
+]
+
+Report = MergeReport  # its earlier name
+StateDictError = WeightsError  # its earlier name
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function on whole workdirs on first use."""
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module("jaxseg.convert.checkpoints"), name)
+    raise AttributeError(f"module 'jaxseg.convert' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY_NAMES])
