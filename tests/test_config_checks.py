@@ -19,7 +19,6 @@ from jaxseg.models import BACKBONES, HEADS, NECKS, arguments
 from jaxseg.training import hints, loop, overfit
 from jaxseg.validation import SCHEMA, check_alone
 
-DATA = Path(__file__).parent / "data"
 NAME = "fcn_r18-d8_64x64_2k_folder"
 LOSSES = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
 

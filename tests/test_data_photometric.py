@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from test_data_transforms import DISTORTED, IMAGE, Script, noise
+from helpers.augmentation import DISTORTED, IMAGE, Script, noise
 
 from jaxseg.data.augment import photometric
 from jaxseg.errors import DataError

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from test_data_transforms import EXACT, noise
+from helpers.augmentation import EXACT, noise
 
 from jaxseg.data.augment import transforms
 from jaxseg.data.augment.transforms import CropWindow

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxseg.config.schema import DATASET, EVALUATION, Experiment, from_dict
+from jaxseg.config.schema import Experiment, from_dict
 from jaxseg.data import pipeline
 from jaxseg.data.catalog import load_spec
 from jaxseg.data.sources import Source
@@ -35,14 +34,6 @@ def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] 
             )
     (root / "classes.txt").write_text("sky\nroad\ncar\n")
     return root
-
-
-def make_config(
-    name: str = "folder", root: str = "", batch_size: int = 4, seed: int = 3, **dataset
-) -> ConfigDict:
-    """What the data room reads of a config."""
-    dataset = DATASET | dict(name=name, root=root, crop_size=(16, 20), dtype="uint8") | dataset
-    return ConfigDict(dict(seed=seed, batch_size=batch_size, dataset=dataset, eval=EVALUATION))
 
 
 def make_experiment(

@@ -8,8 +8,8 @@ import sys
 import time
 
 import jax
-from test_train import BATCH, Batches, make_experiment, make_run
 
+from helpers.tiny_training import BATCH, Batches, make_experiment, make_run
 from jaxseg import checkpoint, precision
 from jaxseg.replication import replicate
 from jaxseg.training import loop
