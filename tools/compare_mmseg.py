@@ -183,7 +183,9 @@ def page(lines: list[str], size: tuple[int, int]) -> str:
     import mmseg  # noqa: PLC0415 - only this tool needs it
     import torch  # noqa: PLC0415 - as above
 
-    where = f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}"
+    where = f"{os.cpu_count()} CPU cores"
+    if hasattr(os, "getloadavg"):  # not on Windows
+        where += f", load {os.getloadavg()[0]:.1f}"
     versions = (
         f"MMSegmentation {mmseg.__version__} on PyTorch {torch.__version__}, JAX {jax.__version__}"
     )

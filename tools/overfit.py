@@ -293,12 +293,15 @@ def introduction() -> str:
 def conditions() -> str:
     """Describe date, versions and machine."""
     device = jax.devices()[0]
-    is_cpu = device.platform == "cpu"
-    cores = f", {len(os.sched_getaffinity(0))} cores" if is_cpu else ""
-    return (
-        f"{time.strftime('%Y-%m-%d')}, JAX {jax.__version__}, {device.device_kind}{cores}, "
-        f"load {os.getloadavg()[0]:.1f} at the end."
-    )
+    words = [time.strftime("%Y-%m-%d"), f"JAX {jax.__version__}", device.device_kind]
+    # macOS has no affinity, Windows no load average either.
+    if device.platform == "cpu":
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        words.append(f"{cores} cores")
+    if hasattr(os, "getloadavg"):
+        words.append(f"load {os.getloadavg()[0]:.1f} at the end")
+    return f"{', '.join(words)}."
 
 
 def parse() -> argparse.Namespace:

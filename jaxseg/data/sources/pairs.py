@@ -117,9 +117,9 @@ def find_images(
     for file in files:
         path = file.relative_to(folder)
         if suffix == ".*":
-            stem = str(path.with_name(image_stem(path.name)))
+            stem = path.with_name(image_stem(path.name)).as_posix()
         else:
-            stem = str(path)[: -len(suffix)]
+            stem = path.as_posix()[: -len(suffix)]
         if stem in found:
             problem = f"has the name of {found[stem]}, so they would share one label"
             hint = "rename or remove one of them"
@@ -267,7 +267,7 @@ class Labels:
     def _alternatives(self, stem: str) -> list[tuple[Path, str]]:
         """Return the labels whose names add something to the image's."""
         names = [
-            str(Path(stem).with_name(self._images[stem].name)),
+            Path(stem).with_name(self._images[stem].name).as_posix(),
             *(stem + ending for ending in LABEL_ENDINGS),
         ]
         wanted = (pair for name in names if name not in self._images for pair in self._wanted(name))

@@ -1,10 +1,8 @@
 """Reading prepared TFDS data sets without TensorFlow.
 
-A record holds an encoded image and an encoded label.
-
-Any TFDS data set in the ArrayRecord format will do: those that scripts/prepare_data.py writes
-    (whose dataset.json
-describes the classes), TFDS's own `cityscapes`, or a foreign one with a classes.txt beside it.
+A record holds an encoded image and an encoded label. Any TFDS data set in the ArrayRecord format
+will do: one that scripts/prepare_data.py wrote (its dataset.json describes the classes), TFDS's own
+`cityscapes`, or any other with a classes.txt beside it.
 """
 
 import dataclasses
@@ -98,7 +96,7 @@ def find_prepared(name: str, root: str | Path) -> Path:
 
 
 def _is_below(path: Path, prefix: str) -> bool:
-    return not prefix or f"{path}/".startswith(f"{prefix}/")
+    return not prefix or f"{path.as_posix()}/".startswith(f"{prefix}/")
 
 
 def _version(folder: Path) -> list[int]:
