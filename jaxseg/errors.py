@@ -38,7 +38,7 @@ class DataError(JaxsegError, ValueError):
 
 
 class ImageTypeError(DataError, TypeError):
-    """An image is not an array, or of another dtype than the model was trained on."""
+    """An image is not an array, or has a dtype that the model was not trained on."""
 
 
 class CheckpointError(JaxsegError, ValueError):
@@ -55,7 +55,7 @@ class NonFiniteError(JaxsegError, RuntimeError):
 
 @contextlib.contextmanager
 def about(*, file: object = "", field: str = "") -> Iterator[None]:
-    """Set file and field of the errors of a block, where they have none."""
+    """Fill in the file and field of errors that the block raises without them."""
     try:
         yield
     except JaxsegError as error:

@@ -37,7 +37,7 @@ SYSTEM_FOLDERS = (
 
 
 def expand(path: str | Path) -> Path:
-    """Replace a leading `~` or `~user` by the home folder, which shells do not after `--flag=`."""
+    """Replace a leading `~` or `~user` by the home folder, as shells do not after `--flag=`."""
     return Path(os.path.expanduser(path))
 
 
@@ -179,7 +179,7 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
         is_file: Whether it will be a file; otherwise a folder.
 
     Raises:
-        ConfigError: There is something else at this path or above, or it may not be written.
+        ConfigError: Something else is at this path or above it, or there is no write permission.
     """
     path = expand(path)
     if os.path.exists(path) and os.path.isdir(path) == is_file:
@@ -231,13 +231,13 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterator[None]:
     """Hold a lock on making a file or folder: one process or thread makes it, the others wait.
 
-    The block must first check whether `path` is there by now. The lock is the file `.NAME.lock`
+    The block must first check whether `path` exists by now. The lock is the file `.NAME.lock`
     beside it, which is removed once `path` exists; the lock of a process that dies is released. The
     folder is made if it is missing.
 
     Args:
         path: The file or folder to make.
-        waiting: Message that is logged once if the lock is held elsewhere.
+        waiting: Message to log once if the lock is held elsewhere.
         wait: Wait for the lock; otherwise raise an error.
 
     Raises:

@@ -17,7 +17,7 @@ from PIL import ImageFont
 log = logging.getLogger(__name__)
 
 ENGLISH = frozenset(map(chr, range(0x21, 0x7F)))  # all of which Pillow's font has
-# Fonts whose every letter is a box or nothing.
+# Fonts in which every letter is a box or blank.
 PLACEHOLDERS = ("lastresort", "adobeblank")
 # Fonts with these words in their names are tried last.
 STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed", "serif")
@@ -38,7 +38,7 @@ def choose_font(text: str, size: int) -> Font | None:
         size: Size of the letters in pixels.
 
     Returns:
-        The font, or None if none of them has all letters, or Matplotlib is needed and not
+        The font, or None if no font has all the letters, or if Matplotlib is needed and not
         installed.
     """
     default, letters = ImageFont.load_default(size), _letters(text)

@@ -1,4 +1,4 @@
-"""Work spread over threads, in order, and progress bars."""
+"""Ordered thread maps and progress bars."""
 
 import collections
 import contextlib
@@ -34,15 +34,15 @@ def ordered_map(
     threads: int = THREADS,
     ahead: int | None = None,
 ) -> Generator[Result]:
-    """Yield function(item) of every item, in order, computed in threads.
+    """Yield function(item) for every item, in order, computed in threads.
 
     Few results are computed ahead of the one that is yielded, so they may be large. The first error
-    of the function ends it.
+    that the function raises ends the iteration.
 
     Args:
         function: Called in several threads at once.
-        items: Its arguments.
-        title: Of the progress bar.
+        items: The arguments, one for each call.
+        title: Title of the progress bar.
         progress: Show a progress bar if standard error is a terminal.
         threads: Number of threads.
         ahead: Largest number of results computed or being computed ahead; None for twice the
@@ -57,7 +57,7 @@ def ordered_map(
 def _compute(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Generator[Result]:
-    """Yield function(item) of every item, in order, computed in threads."""
+    """Yield function(item) for every item, in order, computed in threads."""
     waiting: collections.deque[Future[Result]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -85,10 +85,10 @@ def show_progress(
     terminal.
 
     Args:
-        results: What is yielded.
-        title: Of the bar.
-        total: Number at the end.
-        size: The number that a result stands for.
+        results: The results to yield.
+        title: Title of the bar.
+        total: Value of the bar at the end.
+        size: Returns how much a result adds to the bar.
     """
     console = Console(stderr=True)
     columns = [

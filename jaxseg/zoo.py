@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxseg.errors import ConfigError
 
-Row = dict[str, str]  # of the table of published experiments
+Row = dict[str, str]  # a row of the table of published experiments
 # The 25 methods of the model zoo: title -> (config file, beginning of the backbone's name); "" for
 # any.
 METHODS: dict[str, tuple[str, str]] = {
@@ -69,8 +69,8 @@ def published() -> tuple[Row, ...]:
 
     The columns are name, source (MMSegmentation 1.x's config), parameters, parameters_inference,
     mIoU, mIoU_ms_flip, checkpoint, pretrained and url_path; "" where nothing was published. Where
-    MMSegmentation's own index has two experiments of one name, a row has the file and results of
-    its own name.
+    MMSegmentation's own index lists two experiments under one name, the row has the file and the
+    results of the one that the name describes.
     """
     with open(Path(__file__).with_name("zoo.csv"), newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
@@ -82,7 +82,7 @@ def find(words: Sequence[str] = ()) -> list[Row]:
 
 
 def weights_path(name: str) -> str:
-    """Return where published weights are, below the download address.
+    """Return the path of published weights below the download address.
 
     Args:
         name: An experiment, or an ImageNet backbone such as `resnet50_v1c`.

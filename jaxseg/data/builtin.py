@@ -16,8 +16,8 @@ from jaxseg.data.spec import DatasetSpec, Layout
 from jaxseg.errors import ConfigError, DataError
 from jaxseg.registry import lookup
 
-# Their official downloads need conversion (scripts/prepare_data.py) before they can be read in
-# place.
+# Data sets whose official downloads must be converted (scripts/prepare_data.py), as they cannot be
+# read in place.
 CONVERTED = (
     "voc12aug",
     "pascal_context",
@@ -40,8 +40,8 @@ class Builtin:
     """A built-in data set.
 
     Attributes:
-        key: Of its classes and palette in classes.json.
-        layouts: The layouts in use; the first is the default.
+        key: Key of its classes and palette in classes.json.
+        layouts: The layouts that it comes in; the first is the default.
     """
 
     key: str
@@ -55,7 +55,7 @@ _TILES = Layout("img_dir/{split}/{stem}.png", (("ann_dir/{split}/{stem}.png", "f
 
 
 def nested_in(layout: Layout, *folders: str) -> tuple[Layout, ...]:
-    """Return the layout, and one for a root that contains it in each of `folders`."""
+    """Return the layout, and a copy of it for each of `folders` that the root may hold it in."""
     moved = (
         dataclasses.replace(
             layout,
@@ -253,7 +253,7 @@ def list_datasets() -> list[str]:
 
 
 def named_label_map(name: str, num_classes: int) -> dict[int, int]:
-    """Return {raw label value: class index or 255} of a label map by its name.
+    """Return a label map by its name: {raw label value: class index or 255}.
 
     Args:
         name: "identity"; "from_one", where 0 is ignored and the classes start at 1; "last_ignored",
@@ -271,7 +271,7 @@ def named_label_map(name: str, num_classes: int) -> dict[int, int]:
 
 
 def raw_id_per_class(ids: Iterable[tuple[int, int]], num_classes: int) -> tuple[int, ...]:
-    """Return the first raw label value of each class in pairs (raw value, class index or 255)."""
+    """Return each class's first raw label value, from pairs (raw value, class index or 255)."""
     first: dict[int, int] = {}
     for raw, index in ids:
         first.setdefault(index, raw)

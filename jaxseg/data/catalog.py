@@ -18,7 +18,7 @@ def get_spec(name: str, root: str | Path = "", source: str = "files") -> Dataset
     Args:
         name: `folder`, `shapes` or a built-in data set (`list_datasets`).
         root: Folder of the data set. A `folder` lists its classes there; other data sets choose
-            their layout by it.
+            their layout by what it holds.
         source: "files", or "tfds" for the prepared data set below `root`, whose labels may hold
             other values.
 

@@ -1,6 +1,6 @@
 """The classes.txt of a `folder`, in the forms that people and other programs write it.
 
-A class list that could be read in two ways is an error: every class would move by one.
+A class list that could be read in two ways is an error, since a wrong guess shifts every class.
 """
 
 import ast
@@ -20,7 +20,7 @@ MAX_CLASSES = 254  # 254 marks ids that the label map does not know, 255 is igno
 IGNORED_NAMES = ("ignore", "void")
 LABELME_IGNORE = "__ignore__"
 SMALLEST, LARGEST = -(2**31), 2**32 - 1  # of a label value: int32 and uint32
-# Headings of columns that hold names or label values, without blanks and signs.
+# Headings of columns that hold names or label values, without spaces and punctuation.
 NAME_OR_NUMBER = (
     *("id", "ids", "idx", "index", "value", "values", "pixelvalue", "labelvalue", "rastervalue"),
     *("number", "gridcode", "classid", "classindex", "classvalue", "classnumber", "labelid"),
@@ -213,7 +213,7 @@ def _split_color(line: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _one_line(lines: Sequence[tuple[int, str]]) -> list[Line]:
-    """Read the classes of an only line, 'sky, road, car'; [] for anything else."""
+    """Read the classes of a file with a single line, 'sky, road, car'; [] for anything else."""
     (at, line), *rest = lines
     names = [_unquote(name) for name in re.split(r"[,;\t|]", line)]
     if rest or len(names) < 2 or re.search(r"\d", line):
@@ -283,7 +283,7 @@ def _check_line(file: Path, line: Line, names: Sequence[str]) -> None:
 
 
 def _is_heading(line: str) -> bool:
-    """Return whether all words of a line are headings of a table, and not only those of colours."""
+    """Return whether every word of a line is a table heading, and not all are a colour's."""
     cells = (
         [_word(cell) for cell in re.split(separators, line)] for separators in (r"[,;\t|:]", r"\s+")
     )
@@ -300,7 +300,7 @@ def _word(cell: str) -> str:
 def _table(file: Path, lines: Sequence[tuple[int, str]]) -> list[Line]:
     """Read a table with headings such as `id,name,r,g,b`; [] if there are no such headings.
 
-    Columns with other headings do not count.
+    Columns with other headings are ignored.
     """
     (at, first), *rest = lines
     separator = next((sign for sign in "\t;,|" if sign in first), "")

@@ -1,4 +1,4 @@
-"""The order of the classes: data in another order than a run's are refused, or mapped by name.
+"""The order of the classes: data in another order than the run's are refused, or mapped by name.
 
 The order of a run is `dataset.classes`, filled in when the experiment is resolved and kept in the
 workdir. Exports of one annotation project often differ in their order, and nothing but the list of
@@ -31,7 +31,8 @@ def match_classes(
         root: Folder of the data set, for the error.
 
     Raises:
-        DataError: The classes differ; it names the first index that does, and both names.
+        DataError: The classes differ; the message gives the first index at which they do, and both
+            names.
     """
     classes = tuple(classes)
     if not classes or spec.classes == classes:

@@ -101,7 +101,7 @@ def class_weights(counts: np.ndarray) -> tuple[float, ...]:
 
 
 def repeat_factors(counts: np.ndarray, threshold: float) -> np.ndarray:
-    """Return how often to show every image in an epoch, by repeat-factor sampling.
+    """Return how often an epoch shows each image, by repeat-factor sampling.
 
     LVIS, arXiv:1908.03195: a class in a share f of the images has the factor
     max(1, sqrt(threshold / f)); an image has the largest factor of its classes, rounded. With

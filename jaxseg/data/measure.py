@@ -41,7 +41,7 @@ def measure(experiment: Experiment, spec: DatasetSpec) -> Experiment:
     values or its error.
 
     Args:
-        experiment: It is not changed.
+        experiment: The experiment; it is not changed.
         spec: The spec of `experiment.dataset` (`catalog.load_spec`).
 
     Returns:

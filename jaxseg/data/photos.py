@@ -1,4 +1,4 @@
-"""Checks of arrays that a model is given for prediction, and where they hold no data."""
+"""Checks of the images that a model is given for prediction, and masks of their missing data."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def prepare_image(image: Any, dataset: DatasetConfig) -> tuple[np.ndarray, np.nd
     """Check an image given for prediction, and fill in missing data as in training.
 
     Args:
-        image: [H, W, C] of `dataset.dtype`. Missing are the masked values of a masked array, and
-            those that `dataset.nodata` names.
+        image: [H, W, C] of `dataset.dtype`. Values that are masked in a masked array, or listed in
+            `dataset.nodata`, are missing.
         dataset: The data that the model was trained on.
 
     Returns:
@@ -46,15 +46,15 @@ def prepare_image(image: Any, dataset: DatasetConfig) -> tuple[np.ndarray, np.nd
 
 
 def check_image(image: Any, channels: int, expected: str = "uint8") -> None:
-    """Refuse an argument that is not an image like those that the model was trained on.
+    """Refuse an argument unless it is an image like those that the model was trained on.
 
     Args:
-        image: Should be a NumPy or JAX array [H, W, channels].
+        image: The argument; a NumPy or JAX array [H, W, channels] is expected.
         channels: Number of channels C.
         expected: Name of the dtype.
 
     Raises:
-        ImageTypeError: It is not an array, or one of another dtype.
+        ImageTypeError: It is not an array, or has another dtype.
         DataError: It has another shape, or is empty.
     """
     wanted = f"[H, W, {channels}]{' (RGB)' if channels == 3 else ''}"

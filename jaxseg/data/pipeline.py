@@ -80,7 +80,7 @@ class TrainBatches:
         return [int(index) for index in self._order[k]]
 
     def names(self, k: int) -> list[str]:
-        """Return the image files (of records their names) of global batch k, of all processes."""
+        """Return the image files (or record names) of global batch k, over all processes."""
         return [self._files[index] for index in self.indices(k)]
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoader:
-    """Makes this process's rows of a global batch. Can be pickled, as worker processes receive it.
+    """Make this process's rows of a global batch; picklable, as worker processes receive it.
 
     Attributes:
         source: The training samples.
@@ -333,8 +333,9 @@ def image_options(dataset: DatasetConfig) -> dict[str, Any]:
 def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
     """Return the sample indices of one epoch, with repeat-factor sampling if `class_balance` > 0.
 
-    Repeat-factor sampling (arXiv:1908.03195) repeats images with classes that a smaller share of
-    the images than `class_balance` shows. It reads every label once; the counts are cached.
+    Repeat-factor sampling (arXiv:1908.03195) repeats images of rare classes, those that occur in a
+    smaller share of the images than `class_balance`. It reads every label once; the counts are
+    cached.
     """
     if not class_balance:
         return range(len(source))
@@ -416,8 +417,8 @@ def eval_samples(
     int32 [H, W] at its own size, "name": str, "views": one image for each of `evaluation.scales`}.
 
     Args:
-        dataset: The training data, whose `val_split` is read, and how images are read.
-        evaluation: Another data set, if any, and the sizes.
+        dataset: The training data: its `val_split` is read, with its options for reading images.
+        evaluation: Names another data set, if any, and gives the sizes.
         spec: The spec of `dataset`; see `eval_dataset`.
         split: Another split.
 

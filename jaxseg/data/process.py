@@ -23,7 +23,7 @@ def tune_process() -> None:
     """Make loading fast in this process: one thread per OpenCV call, and freed memory is kept.
 
     Batches are made in parallel already, so OpenCV's own threads would only compete for the cores.
-    Getting the megabytes of every image from the system anew takes a tenth of the loading time.
+    Requesting the megabytes of every image from the system again takes a tenth of the loading time.
     """
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)

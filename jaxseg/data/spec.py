@@ -84,8 +84,8 @@ class DatasetSpec:
             class index.
         label_ranges: (first, last, class or 255) of long ranges of label values, both ends
             included, ascending and disjoint from each other and from `label_map`.
-        explicit_map: Whether somebody wrote down what the label values mean (as in label_map.txt),
-            instead of their meaning following from the order of the classes.
+        explicit_map: Whether the meaning of the label values is written down (as in label_map.txt)
+            rather than derived from the order of the classes.
     """
 
     name: str

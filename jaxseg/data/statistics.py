@@ -28,7 +28,7 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
 
     Args:
         source: The images.
-        samples: Largest number of images to read; they are evenly spread over the source.
+        samples: Largest number of images to read, evenly spread over the source.
         progress: Show a progress bar on a terminal.
 
     Returns:

@@ -45,8 +45,8 @@ def check_range(image: np.ndarray, file: str | Path, nodata: Sequence[Any] = ())
     """Refuse an image in which a value that stands for missing data was taken for a measurement.
 
     Such a value is far from all others and is repeated; a single pixel ruins mean and standard
-    deviation only if it is huge. Images of 8 bits have no room for one. Values that are declared as
-    missing data were replaced before.
+    deviation only if it is huge. Images of 8 bits have no room for such a value. Values that
+    are declared as missing data have been replaced before.
 
     Args:
         image: [H, W, C].

@@ -31,7 +31,7 @@ SampleFn = Callable[[], tuple[np.ndarray, np.ndarray]]  # returns another image 
 
 
 def rescaled_size(size: tuple[int, int], target: Sequence[int]) -> tuple[int, int]:
-    """Return the largest (H, W) of the same ratio that fits into `target`.
+    """Return the largest (H, W) of the same aspect ratio that fits into `target`.
 
     Args:
         size: (H, W) in pixels.
@@ -122,7 +122,7 @@ class CropWindow:
 def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
     """Return the label uint8 [h, w] in a window, by nearest neighbour.
 
-    It has the same pixels as cv2.resize and a crop give. Rotated, it is 255 outside the image.
+    It has the same pixels as cv2.resize followed by a crop. Rotated, it is 255 outside the image.
     """
     if window.angle:
         return _warp(label, window, cv2.INTER_NEAREST, IGNORE)
@@ -142,9 +142,9 @@ def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
 def extract_image(image: np.ndarray, window: CropWindow) -> np.ndarray:
     """Return the image [h, w, C] in a window, bilinearly.
 
-    But for rounding it is what cv2.resize and a crop give; OpenCV before 5 also rounds positions,
-    to 1/32 pixel. Rotated, it is 0 outside the image. Where nothing is resized or rotated, the
-    result is a view of `image`.
+    Except for rounding it equals cv2.resize followed by a crop; OpenCV before 5 also rounds
+    positions, to 1/32 pixel. Rotated, it is 0 outside the image. Where nothing is resized or
+    rotated, the result is a view of `image`.
     """
     if window.angle or window.size != image.shape[:2]:
         return _warp(image, window, cv2.INTER_LINEAR, 0)
@@ -375,7 +375,7 @@ class Augment:
             rng: Source of randomness.
             image: [H, W, C].
             label: uint8 [H, W].
-            draw: Returns another sample, for mosaic only; it should choose it by `rng` too.
+            draw: Returns another sample, for mosaic only; it should be drawn with `rng` too.
 
         Returns:
             Image [*crop_size, C] of the same dtype, label uint8 [*crop_size], and (height, width)
@@ -399,7 +399,7 @@ class Augment:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Apply everything but mosaic and padding.
 
-        Image and label of the result have one size, at most `crop_size`.
+        The resulting image and label have the same size, at most `crop_size`.
         """
         old_height, old_width = label.shape
         target = random_target(rng, (old_height, old_width), self.resize, self.ratio_range)

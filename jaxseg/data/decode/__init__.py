@@ -1,7 +1,7 @@
 """Bytes to arrays: images of any kind (images.py), labels and label maps (labels.py)."""
 
 from jaxseg.data.decode.formats import IMAGE_FORMATS as IMAGE_FORMATS
-from jaxseg.data.decode.formats import tell_format as tell_format
+from jaxseg.data.decode.formats import detect_format as detect_format
 from jaxseg.data.decode.images import Decoded as Decoded
 from jaxseg.data.decode.images import Header as Header
 from jaxseg.data.decode.images import ImageOptions as ImageOptions

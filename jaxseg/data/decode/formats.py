@@ -1,4 +1,4 @@
-"""The format of a file by its bytes, and facts in its header: orientation, losses, pictures."""
+"""The format of a file by its bytes, and its header: orientation, lossy coding, frames."""
 
 import io
 import re
@@ -24,8 +24,8 @@ from jaxseg.errors import DataError
 # Threads read files while others import TFDS, which replaces __import__ for a while: what is
 # imported at first use must be there before.
 Image.preinit()
-# Formats that Pillow opens for us, by their classes: Image.open has a limit of its own
-# (Image.MAX_IMAGE_PIXELS, which is the program's to set), and aerial photos exceed it.
+# Formats that Pillow opens, by its classes rather than Image.open, which has a limit of its own
+# (Image.MAX_IMAGE_PIXELS, for the host program to set) that aerial photos exceed.
 # `check_pixels` is our limit.
 OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -55,7 +55,7 @@ NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 HEAD = 1024  # bytes in which the format is recognised
-# Format -> how its files begin; the first that fits counts. Short signatures need more, as a
+# Format -> how its files begin; the first match counts. Short signatures are extended, as a
 # notes.txt may begin with BM or P1.
 SIGNATURES = {
     name: re.compile(start, re.DOTALL)
@@ -102,7 +102,7 @@ NODATA_TAG = 42113  # of GDAL in TIFF: the value of pixels without data
 LERC_TOLERANCE = {2: 34, 3: 38, 4: 42, 5: 42, 6: 50}
 
 
-def tell_format(data: Encoded) -> str:
+def detect_format(data: Encoded) -> str:
     """Return the format of a file, "JPEG", "PNG", ..., or "" if it is not known.
 
     Args:
@@ -113,11 +113,11 @@ def tell_format(data: Encoded) -> str:
 
 
 def open_picture(data: Encoded | Path, kind: str) -> Image.Image:
-    """Open an encoded picture with Pillow, without its limit of pixels.
+    """Open an encoded picture with Pillow, without its limit on pixels.
 
     Args:
         data: The file's bytes, or its path.
-        kind: What `tell_format` gives.
+        kind: The format, from `detect_format`.
 
     Raises:
         UNREADABLE: Pillow cannot read it; UnidentifiedImageError if it is not of this format.
@@ -140,7 +140,7 @@ def exif_orientation(data: Encoded) -> int:
     Args:
         data: The file's bytes; of a JPEG the first `EXIF_WITHIN` are enough.
     """
-    parts = EXIF_PARTS.get(tell_format(data))
+    parts = EXIF_PARTS.get(detect_format(data))
     raw = next(parts(data), b"") if parts else b""
     if not raw:
         return 1
@@ -222,14 +222,14 @@ def count_frames(image: Image.Image) -> int:
 def lossy_coding(data: bytes) -> str:
     """Return the coding that changed the numbers of a picture, "" if none did.
 
-    Formats that can do both say which: WebP, JPEG 2000 by its wavelet, LERC by its tolerance, JPEG
-    by its process. JPEG XL and JPEG XR do not say it in an accessible place, so they count as
-    lossy.
+    Formats that can be lossless or lossy declare it: WebP, JPEG 2000 by its wavelet, LERC by its
+    tolerance, JPEG by its process. JPEG XL and JPEG XR do not in an accessible place, so they count
+    as lossy.
 
     Args:
         data: An encoded picture: a file, or a strip of a TIFF.
     """
-    kind = tell_format(data)
+    kind = detect_format(data)
     if kind == "JPEG":
         return "" if b"\xff\xc3" in data[:4096] else "JPEG"  # SOF3 is the lossless process
     if kind == "WebP":
@@ -245,7 +245,7 @@ def lossy_coding(data: bytes) -> str:
 
 
 def _lossy_lerc(data: bytes) -> str:
-    """Return a description of a LERC blob whose tolerance is above 0.5, "" of another one.
+    """Return a description of a LERC blob whose tolerance is above 0.5, "" for any other.
 
     The tolerance is how far a value may be off; 0.5 or less keeps whole numbers.
     """

@@ -27,9 +27,9 @@ from jaxseg.data.decode.formats import (
     Encoded,
     check_pixels,
     count_frames,
+    detect_format,
     exif_orientation,
     open_picture,
-    tell_format,
 )
 from jaxseg.errors import DataError
 
@@ -128,11 +128,11 @@ class ImageOptions(NamedTuple):
     """How the images of a data set are read.
 
     Attributes:
-        channels: 3 gives RGB: grey is repeated, transparency dropped. 1 gives grey, made of colours
-            if need be. 4 gives RGBA, or any four. Another number must be that of a TIFF or NPY
-            file.
-        nodata: Values that stand for missing data (`dataset.nodata`), besides those that TIFF files
-            declare; ("none",) for no value at all.
+        channels: 3 gives RGB: grey is repeated, transparency dropped. 1 gives grey, converted from
+            colours if necessary. 4 gives RGBA, or any four. Another number must be that of the TIFF
+            or NPY file.
+        nodata: Values that stand for missing data (`dataset.nodata`), in addition to those that
+            TIFF files declare; ("none",) for no value at all.
         max_pixels: Largest number of pixels of an image, 0 for no limit.
         fill: [C] values for missing data, () for the mean of the image's other values.
     """
@@ -171,9 +171,9 @@ def decode(data: Encoded, file: str | Path, options: ImageOptions = RGB) -> Deco
         missing.
 
     Raises:
-        DataError: It cannot be read, is of another kind, or has too many pixels.
+        DataError: It cannot be read, does not fit the options, or has too many pixels.
     """
-    kind = tell_format(data)
+    kind = detect_format(data)
     channels, nodata, max_pixels, _ = options
     if kind == "TIFF":
         return _decode_tiff(data, file, channels, nodata, max_pixels)
@@ -242,7 +242,7 @@ def _decode_png(data: Encoded, file: str | Path, max_pixels: int) -> np.ndarray:
     try:
         # Up to a quarter faster than OpenCV's libpng; it takes any buffer.
         return png_decode(data)  # type: ignore[arg-type]
-    except (PngError, ValueError) as error:  # libpng's message itself may be no text
+    except (PngError, ValueError) as error:  # libpng's message may not be text
         raise _unreadable(file, error) from None
 
 
@@ -260,7 +260,7 @@ def _decode_photo(data: Encoded, file: str | Path, channels: int, max_pixels: in
     except cv2.error:
         image = None
     if image is None:
-        raise _unreadable(file, f"{len(data)} bytes, {tell_format(data) or 'no known format'}")
+        raise _unreadable(file, f"{len(data)} bytes, {detect_format(data) or 'no known format'}")
     image = image[..., None] if image.ndim == 2 else image
     if channels not in (1, 3) and image.shape[2] > 2:
         image = image[..., BGRA_ORDER[: image.shape[2]]]
@@ -427,7 +427,7 @@ def inspect_image(
         data: The file's bytes, or its path.
         file: Named in messages.
         channels: Channels that it will be read with, which shows the channel axis of a TIFF or NPY.
-        load: Decode every pixel, too, as `decode` does.
+        load: Also decode every pixel, as `decode` does.
         max_pixels: Largest number of pixels of an image, 0 for no limit.
 
     Raises:
@@ -436,7 +436,7 @@ def inspect_image(
     if load:
         encoded = data.read_bytes() if isinstance(data, Path) else data
         decode(encoded, file, ImageOptions(channels, max_pixels=max_pixels))
-    kind = tell_format(_read_start(data, file, HEAD))
+    kind = detect_format(_read_start(data, file, HEAD))
     if kind == "TIFF":
         with tiffs.open_tiff(data, file) as opened:
             header = _tiff_header(opened.header, file, channels)

@@ -21,9 +21,9 @@ from jaxseg.data.decode.formats import (
     UNREADABLE,
     check_pixels,
     count_frames,
+    detect_format,
     lossy_coding,
     open_picture,
-    tell_format,
 )
 from jaxseg.data.decode.images import MAX_PIXELS, Decoded, load_npy
 from jaxseg.data.spec import DatasetSpec, LabelRange
@@ -82,7 +82,7 @@ def _read_tiff(data: bytes, file: str | Path, max_pixels: int) -> Stored:
 
 
 def _read_picture(data: bytes, file: str | Path, max_pixels: int) -> Stored:
-    kind = tell_format(data)
+    kind = detect_format(data)
     try:
         with open_picture(data, kind) as image:
             width, height = image.size
@@ -145,7 +145,7 @@ READERS: dict[str, Callable[[bytes, str | Path, int], Stored]] = {
 
 def _read_stored(data: bytes, file: str | Path, max_pixels: int) -> Stored:
     """Read a label file of any format without loss."""
-    kind = tell_format(data)
+    kind = detect_format(data)
     if kind in READERS:
         if kind == "WebP" and lossy_coding(data):
             raise _lossy(file, lossy_coding(data))
@@ -173,7 +173,7 @@ def decode_label(
         max_pixels: Largest number of pixels of a label, 0 for no limit.
 
     Returns:
-        Raw ids [H, W], uint8 or uint16, or int64 where these do not suffice, with `MISSING` where
+        Raw ids [H, W], uint8 or uint16, or int64 where these are too small, with `MISSING` where
         the file says that it holds no data; or RGB uint8 [H, W, 3] of a colour label.
 
     Raises:

@@ -37,7 +37,7 @@ class TiffHeader(NamedTuple):
         axes: tifffile's letters for `shape`; "S" are the samples of a pixel.
         photometric: Meaning of the values, e.g. "RGB" or "MINISWHITE".
         compression: E.g. "LZW".
-        alpha: Whether the last samples are extra ones, declared as transparency or the like.
+        alpha: Whether the last samples are extra ones, declared as transparency or similar.
         palette: uint8 [N, 3] colours of the indices, None if the values are not indices.
         nodata: GDAL's value of pixels without data, None without such a tag.
     """
@@ -75,7 +75,7 @@ class Tiff:
         )
 
     def _check_chain(self) -> None:
-        """Refuse directories that form a circle, which tifffile follows for ever."""
+        """Refuse directories that form a cycle, which tifffile follows forever."""
         form, stream = self._tiff.tiff, self._tiff.filehandle
         seen: set[int] = set()
         stream.seek(form.offsetsize if form.version == 42 else 8)

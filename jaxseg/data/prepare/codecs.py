@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxseg.errors import DataError
 
-# Reading a pair of 2048x1024 on one core (docs/benchmarks.md): keep 28 ms of PNG, zstd 14, raw 9,
-# jpeg 8.
+# Milliseconds to read a pair of 2048x1024 on one core (docs/benchmarks.md): keep 28 (PNG files),
+# zstd 14, raw 9, jpeg 8.
 CODECS = {
     "keep": "the files' own bytes (tiles and converted images become png)",
     "png": "lossless, small",
@@ -46,7 +46,7 @@ def encode_image(image: np.ndarray, codec: str = "png", quality: int = 95) -> by
         image: [H, W, C] of any dtype.
         codec: "png", "zstd", "raw" or "jpeg", see CODECS. What PNG cannot hold without loss becomes
             NPY.
-        quality: 1 to 100, of "jpeg".
+        quality: 1 to 100, for "jpeg".
 
     Returns:
         The bytes of a PNG, JPEG or NPY file.

@@ -1,8 +1,9 @@
 """Converters for data sets whose official release needs preprocessing.
 
-That is .mat labels, colour labels, tiles or merged lists. Files are found by the end of their path
-anywhere below the root, in upper or lower case, however deep an archive unpacks; of several copies
-the first by name is taken. Splits and tiles are those of MMSegmentation's published models.
+These releases have .mat or colour labels, images to cut into tiles, or lists to merge. Files are
+found by the end of their path anywhere below the root, in upper or lower case, however deep an
+archive unpacks; of several copies the first by name is taken. Splits and tiles
+are those of MMSegmentation's published models.
 """
 
 import dataclasses

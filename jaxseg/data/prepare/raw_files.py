@@ -1,4 +1,4 @@
-"""Files of official releases: by the end of their path, and the finders of the data sets.
+"""Files of official releases, found by the end of their path, and a finder for each data set.
 
 A finder takes (tree, root, split) and yields the files of the split. It raises FileNotFoundError
 with the name of a file that it needs.

@@ -1,9 +1,9 @@
 """Write any data set as a TFDS data set of ArrayRecord shards.
 
-They are fast to read, and a few large files instead of many small ones. A record holds the encoded
+They are fast to read: a few large files instead of many small ones. A record holds the encoded
 image, its label as a PNG of class ids and 255, and its name. Shards are written one after the
-other. Each gets its name when it is complete, and so does the data set, so an interrupted run
-continues.
+other. Each gets its name when it is complete, and so does the data set, so that a run that was
+interrupted can continue.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def prepare(
         output: Folder to write below; made if it is missing.
         splits: Names of the splits; () for train and val.
         codec: How images are encoded, one of CODECS. Labels are always lossless.
-        quality: 1 to 100, of codec "jpeg".
+        quality: 1 to 100, for codec "jpeg".
         shards: Number of files of each split; 0 for one per 100 images, at most 64.
         channels: Channels of the images; 0 for 3, or those of the first image if it has more than
             4.
@@ -179,7 +179,7 @@ class Encoder:
 
     Attributes:
         codec: One of CODECS.
-        quality: Of codec "jpeg".
+        quality: Quality of codec "jpeg", 1 to 100.
         channels: Channels that the images are read with.
         keys: Names of the features for image, label and name.
     """

@@ -39,7 +39,7 @@ class Source(Protocol):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return image [H, W, C] and label uint8 [H, W].
 
-        The label is 255 where the image has no data, too.
+        The label is also 255 where the image has no data.
 
         Raises:
             DataError: A file is damaged, the two differ in size, or a label value is unknown.
@@ -64,7 +64,7 @@ class Source(Protocol):
 class ConcatSource:
     """Selected samples of several sources, in a given order.
 
-    Slices, repetitions and sums of splits and data sets are such.
+    It stands for slices, repetitions and sums of splits and data sets.
     """
 
     def __init__(self, sources: Sequence[Source], places: Sequence[tuple[int, int]]):

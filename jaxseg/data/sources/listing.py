@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxseg.data.decode.formats import HEAD, IMAGE_FORMATS, NO_PICTURES, tell_format
+from jaxseg.data.decode.formats import HEAD, IMAGE_FORMATS, NO_PICTURES, detect_format
 from jaxseg.errors import DataError
 from jaxseg.files import walk
 
@@ -51,7 +51,7 @@ def file_format(file: Path) -> str:
         return ""
     try:
         with file.open("rb") as stream:
-            return tell_format(stream.read(HEAD))
+            return detect_format(stream.read(HEAD))
     except OSError as error:
         raise DataError(
             f"cannot be read ({error.strerror})", file=file, hint="make it readable, or take it out"
@@ -66,8 +66,8 @@ def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") 
 
     Args:
         folder: The folder.
-        nested: Whether to list its folders, too; as in `files.walk`.
-        without: A folder to pass over; as in `files.walk`.
+        nested: Whether to list its subfolders; as in `files.walk`.
+        without: A folder to skip; as in `files.walk`.
 
     Returns:
         The images. The errors are broken links that are named like an image, and pictures in a

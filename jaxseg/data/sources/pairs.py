@@ -101,7 +101,7 @@ def find_images(
         spec: The data set.
         root: Its folder.
         part: The data set's own name for the split.
-        problems: Takes images that cannot be used, instead of an error.
+        problems: Collects the images that cannot be used; without it, the first raises an error.
 
     Raises:
         DataError: A listed image is missing, two images have one stem, or one is of a format that
@@ -247,7 +247,8 @@ class Labels:
         LABEL_ENDINGS.
 
         Raises:
-            DataError: There is no label, with what there is instead, or several files might be it.
+            DataError: There is no label (the message says what is there instead), or several files
+                might be it.
         """
         for wanted, label_map in self._wanted(stem):
             if found := self._present(wanted):

@@ -159,7 +159,7 @@ def check(experiment: Experiment, spec: DatasetSpec) -> None:
     The files are always looked for. Pairs are read in parallel: every one of a `folder` split of at
     most CHECKED_WHOLE, otherwise `dataset.check_samples` of each split, evenly spread, and none if
     that is 0. Beyond DECODED_PIXELS only the headers of images are read. What this misses, the
-    loader reports in the same words. The label map is logged as a table.
+    loader reports with the same message. The label map is logged as a table.
 
     Args:
         experiment: Names the data sets and says how images are read.

@@ -46,7 +46,7 @@ class WrittenStatistics(NamedTuple):
 
 @dataclasses.dataclass
 class DataReport:
-    """What is known of a data set after reading all of it.
+    """What is known about a data set after reading all of it.
 
     Attributes:
         splits: The training splits, and last the evaluation split.
@@ -114,7 +114,7 @@ def check_data(
         report.problems += _check_labels(split)
     report.problems += _find_outliers(report.splits, {problem.file for problem in report.problems})
     totals = np.sum([split.totals() * split.repeat for split in training], axis=0)
-    if all(split.all_read() for split in report.splits):  # otherwise there are graver problems
+    if all(split.all_read() for split in report.splits):  # otherwise there are worse problems
         report.problems += _find_missing_classes(spec.classes, totals, val.totals())
     report.problems += _find_leaks(training, val, progress)
     report.weights = label_counts.class_weights(totals[:-1])
