@@ -55,7 +55,12 @@ class NonFiniteError(JaxsegError, RuntimeError):
 
 @contextlib.contextmanager
 def about(*, file: object = "", field: str = "") -> Iterator[None]:
-    """Fill in the file and field of errors that the block raises without them."""
+    """Fill in the file and field of errors that the block raises without them.
+
+    Args:
+        file: The file, folder or address.
+        field: The config field, parameter or flag.
+    """
     try:
         yield
     except JaxsegError as error:

@@ -19,7 +19,12 @@ Result = TypeVar("Result")
 
 
 def evenly_spaced(count: int, samples: int) -> list[int]:
-    """Return at most `samples` of the indices 0 to count - 1, evenly spaced."""
+    """Return some of the indices 0 to count - 1, evenly spaced.
+
+    Args:
+        count: Number of items.
+        samples: Largest number of indices to return.
+    """
     if count <= samples:
         return list(range(count))
     return np.linspace(0, count - 1, samples).round().astype(int).tolist()

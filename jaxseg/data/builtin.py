@@ -271,7 +271,12 @@ def named_label_map(name: str, num_classes: int) -> dict[int, int]:
 
 
 def raw_id_per_class(ids: Iterable[tuple[int, int]], num_classes: int) -> tuple[int, ...]:
-    """Return each class's first raw label value, from pairs (raw value, class index or 255)."""
+    """Return the first raw label value of each class.
+
+    Args:
+        ids: Pairs (raw value, class index or 255) that name every class.
+        num_classes: Number of classes K.
+    """
     first: dict[int, int] = {}
     for raw, index in ids:
         first.setdefault(index, raw)
@@ -281,7 +286,9 @@ def raw_id_per_class(ids: Iterable[tuple[int, int]], num_classes: int) -> tuple[
 def builtin_spec(name: str, root: str | Path = "") -> DatasetSpec:
     """Return the spec of a built-in data set.
 
-    Its layout is the one whose files are in `root`, or the default one.
+    Args:
+        name: One of `list_datasets()` other than `folder` and `shapes`.
+        root: Folder of the data set: the layout is the one whose files are there, else the default.
 
     Raises:
         DataError: There is no built-in data set of this name.

@@ -58,7 +58,12 @@ def match_classes(
 
 
 def reorder(spec: DatasetSpec, classes: Sequence[str]) -> DatasetSpec:
-    """Return the spec with the same classes in another order; labels on disk keep their values."""
+    """Return a spec with its classes in another order; labels on disk keep their values.
+
+    Args:
+        spec: The spec.
+        classes: The names of its classes in the new order.
+    """
     place = [spec.classes.index(name) for name in classes]
     moved = {old: new for new, old in enumerate(place)}
 

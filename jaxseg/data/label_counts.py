@@ -47,7 +47,15 @@ def count_labels(source: Source, num_classes: int, *, progress: bool = False) ->
 
 
 def count_pixels(label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the pixels of each class, then of 255, in a label uint8 [H, W]: int64 [K + 1]."""
+    """Count the pixels of each class, and of 255, in a label.
+
+    Args:
+        label: uint8 [H, W].
+        num_classes: Number of classes K.
+
+    Returns:
+        int64 [K + 1]; the last number counts 255.
+    """
     rows = max(EXACT // label.shape[1], 1)
     counts = np.zeros(256, np.int64)
     for top in range(0, len(label), rows):
@@ -57,7 +65,12 @@ def count_pixels(label: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def save_counts(source: Source, counts: np.ndarray) -> None:
-    """Keep the counts [N, K + 1] of a source in the cache; warn if it cannot be written."""
+    """Keep the counts of a source in the cache; log a warning if it cannot be written.
+
+    Args:
+        source: Labels.
+        counts: int64 [N, K + 1], as from `count_labels`.
+    """
     file = _cache_file(source, counts.shape[1] - 1)
     try:
         with atomic_path(file) as part:

@@ -139,7 +139,15 @@ class BatchLoader:
 
 
 def read_pair(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read image and label of a source.
+    """Read an image and its label.
+
+    Args:
+        source: The samples.
+        index: Index of the sample.
+        dtype: Data type that the image must have.
+
+    Returns:
+        The image [H, W, C] of this dtype, and the label uint8 [H, W].
 
     Raises:
         DataError: They cannot be read, or the image is not finite or of another dtype.
@@ -151,7 +159,16 @@ def read_pair(source: Source, index: int, dtype: str) -> tuple[np.ndarray, np.nd
 
 
 def check_dtype(dtype: str, expected: str, file: str) -> None:
-    """Raise DataError unless an image has the dtype of the data set."""
+    """Check that an image has the dtype of the data set.
+
+    Args:
+        dtype: Data type of the image.
+        expected: That of the data set.
+        file: The image file, for the error.
+
+    Raises:
+        DataError: They differ.
+    """
     if dtype != expected:
         raise DataError(
             f"an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set it, "
@@ -307,7 +324,13 @@ def _open_split(
 def concat_spec(
     label: str, entry: ConcatConfig, dataset: DatasetConfig, spec: DatasetSpec
 ) -> DatasetSpec:
-    """Return the spec of the entry `label` of `dataset.concat`, with the classes of `spec`.
+    """Return the spec of an entry of `dataset.concat`, with the classes of the run.
+
+    Args:
+        label: Label of the entry.
+        entry: The entry.
+        dataset: The data set that it is added to.
+        spec: The spec of `dataset`, whose classes are those of the run.
 
     Raises:
         DataError: It has other classes.
@@ -331,11 +354,18 @@ def image_options(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def sample_indices(source: Source, class_balance: float) -> Sequence[int]:
-    """Return the sample indices of one epoch, with repeat-factor sampling if `class_balance` > 0.
+    """Return the sample indices of one epoch.
 
     Repeat-factor sampling (arXiv:1908.03195) repeats images of rare classes, those that occur in a
     smaller share of the images than `class_balance`. It reads every label once; the counts are
     cached.
+
+    Args:
+        source: The training samples.
+        class_balance: Share of the images below which a class is repeated; 0 for none.
+
+    Raises:
+        DataError: A label cannot be read.
     """
     if not class_balance:
         return range(len(source))

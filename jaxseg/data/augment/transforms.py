@@ -45,7 +45,15 @@ def rescaled_size(size: tuple[int, int], target: Sequence[int]) -> tuple[int, in
 
 
 def resize_image(image: np.ndarray, target: Sequence[int]) -> np.ndarray:
-    """Resize an image [H, W, C] (or [H, W]) bilinearly to `rescaled_size`."""
+    """Resize an image bilinearly, keeping its aspect ratio.
+
+    Args:
+        image: [H, W, C] or [H, W].
+        target: (long, short) side in pixels; see `rescaled_size`.
+
+    Returns:
+        The image [h, w, C] or [h, w] of the same dtype.
+    """
     return _resize(image, rescaled_size(image.shape[:2], target), cv2.INTER_LINEAR)
 
 
@@ -120,9 +128,16 @@ class CropWindow:
 
 
 def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
-    """Return the label uint8 [h, w] in a window, by nearest neighbour.
+    """Return the label in a window, by nearest neighbour.
 
     It has the same pixels as cv2.resize followed by a crop. Rotated, it is 255 outside the image.
+
+    Args:
+        label: uint8 [H, W].
+        window: The window.
+
+    Returns:
+        uint8 [h, w].
     """
     if window.angle:
         return _warp(label, window, cv2.INTER_NEAREST, IGNORE)
@@ -140,11 +155,18 @@ def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
 
 
 def extract_image(image: np.ndarray, window: CropWindow) -> np.ndarray:
-    """Return the image [h, w, C] in a window, bilinearly.
+    """Return the image in a window, bilinearly.
 
     Except for rounding it equals cv2.resize followed by a crop; OpenCV before 5 also rounds
     positions, to 1/32 pixel. Rotated, it is 0 outside the image. Where nothing is resized or
     rotated, the result is a view of `image`.
+
+    Args:
+        image: [H, W, C].
+        window: The window.
+
+    Returns:
+        [h, w, C] of the same dtype.
     """
     if window.angle or window.size != image.shape[:2]:
         return _warp(image, window, cv2.INTER_LINEAR, 0)
@@ -271,9 +293,14 @@ def is_mixed(label: np.ndarray, cat_max_ratio: float) -> bool:
 
 
 def class_pixel(rng: np.random.Generator, label: np.ndarray) -> tuple[int, int] | None:
-    """Return (row, column) of a random pixel of a random class of the label.
+    """Return a random pixel of a random class of a label, every class in it equally likely.
 
-    Every class in the label is equally likely. None if all of it is 255.
+    Args:
+        rng: Source of randomness.
+        label: uint8 [H, W].
+
+    Returns:
+        (row, column), or None if all of the label is 255.
     """
     present = np.flatnonzero(_count(label))
     if not len(present):
@@ -291,15 +318,27 @@ def _count(label: np.ndarray) -> np.ndarray:
 
 
 def flip(array: np.ndarray, axis: int) -> np.ndarray:
-    """Flip an image [H, W, C] or label [H, W] upside down (axis 0) or left to right (axis 1)."""
+    """Flip an image or label.
+
+    Args:
+        array: [H, W, C] or [H, W].
+        axis: 0 for upside down, 1 for left to right.
+    """
     return _by_channels(lambda part: cv2.flip(part, axis), array)
 
 
 def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Set one to three rectangles of an image [H, W, C] to 0 (arXiv:1708.04552).
+    """Set one to three rectangles of an image to 0 (arXiv:1708.04552).
 
-    As in MMSegmentation the label stays. A corner is anywhere in the image, which cuts the
-    rectangle; sides are 1/16 to 1/4 of the image's.
+    As in MMSegmentation the label stays. The top left corner is anywhere in the image, whose border
+    cuts the rectangle; sides are 1/16 to 1/4 of the image's.
+
+    Args:
+        rng: Source of randomness.
+        image: [H, W, C].
+
+    Returns:
+        A changed copy.
     """
     image = image.copy()
     for _ in range(int(rng.integers(1, MAX_HOLES + 1))):
@@ -310,7 +349,16 @@ def cutout(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad image [h, w, C] and label [h, w] to `size` at bottom and right, with 0 and 255."""
+    """Pad an image with 0 and its label with 255, at the bottom and the right.
+
+    Args:
+        image: [h, w, C].
+        label: uint8 [h, w].
+        size: (H, W) to pad to, at least (h, w).
+
+    Returns:
+        The image [H, W, C] and the label [H, W].
+    """
     height, width = label.shape
     if (height, width) == tuple(size):
         return image, label

@@ -150,7 +150,15 @@ RGB = ImageOptions()
 
 
 def decode_image(data: Encoded, file: str | Path, channels: int = 3) -> np.ndarray:
-    """Return the pixels that `decode` gives: [H, W, channels], missing data filled with the mean.
+    """Decode an image and fill its missing data with the mean of each channel.
+
+    Args:
+        data: The file's bytes.
+        file: Named in messages.
+        channels: Number of channels; see `ImageOptions`.
+
+    Returns:
+        uint8, uint16 or float32 [H, W, channels].
 
     Raises:
         DataError: See `decode`.
@@ -214,7 +222,15 @@ def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) 
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate and mirror a picture [H, W, C] as EXIF's orientation, 1 to 8, says."""
+    """Rotate and mirror a picture.
+
+    Args:
+        pixels: [H, W, C].
+        orientation: EXIF's orientation, 1 to 8.
+
+    Returns:
+        A view [H, W, C] or [W, H, C] of the pixels.
+    """
     quarters, mirrored = TURNS[orientation]
     pixels = np.rot90(pixels, quarters) if quarters else pixels
     return pixels[:, ::-1] if mirrored else pixels
@@ -298,7 +314,11 @@ def _decode_tiff(
 
 
 def load_npy(stream: Any, file: str | Path) -> np.ndarray:
-    """Return the array of an .npy file, from a stream or, without reading it all, from a path.
+    """Return the array of an .npy file.
+
+    Args:
+        stream: A binary stream, or the file's path, from which the array is memory-mapped.
+        file: Named in messages.
 
     Raises:
         DataError: It cannot be read.
@@ -341,9 +361,13 @@ def _channels_last(
 
 
 def mark_missing(values: np.ndarray, nodata: Sequence[Any]) -> Decoded:
-    """Return values [H, W, C] of any dtype as an image, with a mask of the no-data values.
+    """Return values as an image, with a mask of the no-data values.
 
     They are compared in their own precision, before they become float32.
+
+    Args:
+        values: [H, W, C] of any dtype.
+        nodata: Values that stand for missing data; ("none",) for none.
     """
     missing = None
     for value in () if nodata == NO_NODATA else nodata:

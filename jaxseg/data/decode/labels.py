@@ -361,7 +361,15 @@ def make_table(ids: Mapping[int, int], ranges: Sequence[LabelRange] = ()) -> Lab
 
 
 def map_ids(ids: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Return the class indices uint8 [H, W] of raw ids [H, W]; `UNKNOWN` where the map has none."""
+    """Return the class indices of raw ids.
+
+    Args:
+        ids: uint8, uint16 or int64 [H, W].
+        table: The label map, from `make_table`.
+
+    Returns:
+        uint8 [H, W] of class indices and 255, `UNKNOWN` where the map lacks an id.
+    """
     if ids.dtype == np.uint8:
         return cv2.LUT(ids, table.dense[:256])
     beyond = len(table.dense) - 1
@@ -468,10 +476,16 @@ def _pack(rgb: np.ndarray) -> np.ndarray:
 def check_sizes(
     image: tuple[int, int], label: tuple[int, int], image_file: str | Path, label_file: str | Path
 ) -> None:
-    """Refuse an image and a label of different sizes (H, W).
+    """Refuse an image and a label of different sizes.
+
+    Args:
+        image: (H, W) of the image.
+        label: (H, W) of the label.
+        image_file: Named in the message.
+        label_file: Named in the message.
 
     Raises:
-        DataError: With both sizes.
+        DataError: The sizes differ; the message gives both.
     """
     if tuple(image) != tuple(label):
         raise DataError(

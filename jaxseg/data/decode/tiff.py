@@ -183,8 +183,12 @@ def describe(header: TiffHeader) -> str:
 def check_meaning(header: TiffHeader, file: object) -> None:
     """Refuse values that are neither bands nor red, green and blue, such as inks or lightness.
 
+    Args:
+        header: The type of the TIFF.
+        file: Named in messages.
+
     Raises:
-        DataError: With the TIFF's photometric interpretation.
+        DataError: The values are such; the message gives the photometric interpretation.
     """
     names = [value.name for value in PLAIN]
     decoded = header.photometric == PHOTOMETRIC.YCBCR.name and header.compression in [
@@ -212,9 +216,16 @@ def _parse_nodata(page: tifffile.TiffPage) -> float | None:
 
 
 def equals_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
-    """Return where values [...] are the no-data value, in the precision of their type: bool [...].
+    """Return where values equal the no-data value, in the precision of their dtype.
 
     Programs write the value with fewer digits than it has, so floats may differ by a millionth.
+
+    Args:
+        values: Numbers of any shape and dtype.
+        nodata: The no-data value.
+
+    Returns:
+        bool array of the same shape.
     """
     if math.isnan(nodata):
         return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)

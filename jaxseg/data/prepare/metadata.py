@@ -20,7 +20,14 @@ VERSION = "1.0.0"
 
 
 def shard_name(name: str, split: str, number: int, count: int) -> str:
-    """Return the file name of a shard, as TFDS expects it."""
+    """Return the file name of a shard, as TFDS expects it.
+
+    Args:
+        name: Name of the data set.
+        split: Name of the split.
+        number: Number of the shard, from 0.
+        count: Number of shards of the split.
+    """
     return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 

@@ -149,9 +149,14 @@ def _load(name: str, stem: str, image_file: Path, label_file: Path) -> Iterator[
 
 
 def tile_starts(length: int, side: int, stride: int) -> list[int]:
-    """Return where tiles along `length` pixels begin.
+    """Return where tiles begin along one axis of an image.
 
     They begin every `stride` pixels; the last ones are moved back to end within the image.
+
+    Args:
+        length: Pixels along the axis.
+        side: Side of a tile in pixels.
+        stride: Distance between tiles in pixels.
     """
     return sorted({max(0, min(start, length - side)) for start in range(0, length, stride)})
 

@@ -1,7 +1,8 @@
 """Files of official releases, found by the end of their path, and a finder for each data set.
 
-A finder takes (tree, root, split) and yields the files of the split. It raises FileNotFoundError
-with the name of a file that it needs.
+A finder takes (tree, root, split): all files by name, the folder of the download, and "train" or
+"val" ("test" of camvid). It yields the files of the split, and raises FileNotFoundError with the
+name of a file that it needs.
 """
 
 from collections.abc import Callable, Iterator, Mapping

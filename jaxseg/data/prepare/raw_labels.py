@@ -94,7 +94,18 @@ def _read_pillow(file: Path, mode: str) -> np.ndarray:
 
 
 def read_mask(file: Path, spec: DatasetSpec) -> np.ndarray:
-    """Read a mask of 0 and 255 as classes 0 and 1."""
+    """Read a mask of 0 and 255 as classes 0 and 1.
+
+    Args:
+        file: The mask.
+        spec: Its data set.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        DataError: It cannot be read, or is darker than such a mask.
+    """
     mask = _read_pillow(file, "L")
     if 0 < mask.max() < 128:
         raise DataError(

@@ -150,10 +150,15 @@ def split_names(split: str) -> list[str]:
 
 
 def select(part: re.Match, count: int, split: str) -> list[int]:
-    """Return the indices that a part of a split chooses among `count` samples.
+    """Return the indices of the samples that a part of a split selects.
+
+    Args:
+        part: From `parse_split`.
+        count: Number of samples of the part's plain split.
+        split: The whole split, for the error.
 
     Raises:
-        DataError: It chooses none.
+        DataError: It selects none.
     """
     chosen = range(count)
     if part["slice"]:

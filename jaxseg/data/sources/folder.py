@@ -80,6 +80,10 @@ def label_map_of(spec: DatasetSpec, name: str) -> tuple[Mapping[int, int], tuple
 
     The map of the official labels, the last of the layout, is the spec's own; others follow its
     order of classes.
+
+    Args:
+        spec: A data set of files.
+        name: Name of the label map; see `builtin.named_label_map`.
     """
     assert spec.layout is not None  # files have one
     official = spec.layout.labels[-1][1]

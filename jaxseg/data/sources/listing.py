@@ -44,6 +44,9 @@ def file_format(file: Path) -> str:
     """Return the format of a file by its first bytes.
 
     It is "" if it is not known, or if the suffix is one of OTHER_SUFFIXES.
+
+    Raises:
+        DataError: The file cannot be read.
     """
     if file.suffix.lower() in RAW_SUFFIXES:
         return "camera raw"

@@ -204,7 +204,13 @@ def _count_names(listing: Path) -> Counter[str]:
 
 
 def left_out(spec: DatasetSpec, root: str | Path, part: str) -> str:
-    """Return one line about unread files of a part, or names listed twice; "" for none."""
+    """Return one line about unread files of a part, or names listed twice; "" for none.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        part: The data set's own name for the split.
+    """
     root, layout = expand(root), _layout(spec)
     if not layout.listing:
         folder, images = _part_files(layout, root, part)
@@ -377,7 +383,13 @@ def _extends(name: str, stem: str) -> bool:
 
 
 def unused_labels(spec: DatasetSpec, root: str | Path, part: str) -> list[Path]:
-    """Return the label files of a `folder`'s part that belong to no image."""
+    """Return the label files of a `folder`'s part that belong to no image.
+
+    Args:
+        spec: The data set; [] for any but a `folder`.
+        root: Its folder.
+        part: The data set's own name for the split.
+    """
     root, layout = expand(root), _layout(spec)
     folder = root / layout.labels[0][0].replace("{split}", part).split("{stem}")[0]
     if _suffix(layout) != ".*" or not folder.is_dir():

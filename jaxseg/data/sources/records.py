@@ -109,6 +109,10 @@ def get_spec(name: str, root: str | Path) -> DatasetSpec:
     A dataset.json beside the records describes it. Without one the classes are those of the
     built-in data set, or, of a `folder`, those of the classes.txt (and label_map.txt) in `root`.
 
+    Args:
+        name: Our name of the data set.
+        root: Its folder, or one above; see `find_prepared`.
+
     Raises:
         DataError: There is no such data set, or its description is unusable.
     """

@@ -185,7 +185,15 @@ def _surface(rng: np.random.Generator, base: np.ndarray, contrast: float) -> np.
 
 
 def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scene `index` of a split: image uint8 [SIZE, SIZE, 3] and label uint8 [SIZE, SIZE]."""
+    """Draw a scene.
+
+    Args:
+        split: One of SPLITS.
+        index: Number of the scene in the split.
+
+    Returns:
+        Image uint8 [SIZE, SIZE, 3] and label uint8 [SIZE, SIZE].
+    """
     rng = np.random.default_rng((list(SPLITS).index(split), index, 20))
     ground = _color(rng)
     image = _surface(rng, ground, rng.uniform(0.05, 0.2))
@@ -255,7 +263,7 @@ def _draw_clutter(image: np.ndarray, rng: np.random.Generator, ground: np.ndarra
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode a label uint8 [H, W] or image uint8 [H, W, 3] as a PNG that decodes fast."""
+    """Encode a label uint8 [H, W] or image uint8 [H, W, 3] as a PNG that decodes quickly."""
     image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
 
