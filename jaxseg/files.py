@@ -253,7 +253,9 @@ def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterato
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise JaxsegError(f"cannot be written ({reason})", file=path) from error
-        log.warning("%s cannot be locked (%s): see that no other process writes it", path, reason)
+        log.warning(
+            "%s cannot be locked (%s): make sure that no other process writes it", path, reason
+        )
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ def choose_font(text: str, size: int) -> Font | None:
 @cache
 def _log_missing(error: str) -> None:
     """Log, once, why names are not shown."""
-    log.warning("names with other than English letters are shown as numbers: %s", error)
+    log.warning("class names with non-English letters are shown as numbers: %s", error)
 
 
 def _letters(text: str) -> frozenset[str]:

@@ -98,7 +98,7 @@ def weights_path(name: str) -> str:
         raise ConfigError(f"unknown experiment '{name}'", field="name", hint=hint)
     if not paths[name]:
         raise ConfigError(
-            f"MMSegmentation published no weights of '{name}'",
+            f"MMSegmentation published no weights for '{name}'",
             field="name",
             hint=f"similar ones: python scripts/list_configs.py {name.split('_')[0]}",
         )

@@ -332,7 +332,7 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
         checked(root)
     write_png(root / "images/train/t2.png", np.ones((20, 24, 3), np.uint8))
     checked(root)
-    assert "decoded 3 images of split train, of others read the header" in caplog.text
+    assert "decoded 3 images of split train, and read only the header" in caplog.text
     label(root, "train/t1", 9)
     with pytest.raises(DataError, match=r"t1\.png: label value 9"):  # every label is read
         checked(root)

@@ -169,7 +169,7 @@ def test_where_it_is_found(prepared, tmp_path):
 def test_nothing_there(tmp_path):
     refused("needs its folder: config.dataset.root=DIR", "")
     refused(
-        "gone: no TFDS data set there .no such folder.; make one with `python scripts",
+        "gone: no TFDS data set there .no such folder.; prepare 'folder' there with scripts",
         tmp_path / "gone",
     )
     (tmp_path / "images").mkdir()
@@ -246,7 +246,7 @@ def test_a_broken_or_foreign_description(prepared):
     file.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     refused("is stored as tfrecord, which needs TensorFlow; prepare it as ArrayRecord", prepared)
     file.write_text("{")
-    refused("dataset_info.json: cannot be read as TFDS's", prepared)
+    refused("dataset_info.json: cannot be read by TFDS", prepared)
 
 
 def test_the_stock_data_set_has_raw_ids(tmp_path):

@@ -325,7 +325,7 @@ def test_an_image_without_any_data_is_filled():
         (-100, "f4"),
     ],
 )
-def test_values_hugely_outside_of_the_rest_are_told(value, dtype):
+def test_values_far_outside_the_rest_are_reported(value, dtype):
     values = np.random.default_rng(0).random((6, 8, 3)).astype("f4") * (
         1 if dtype == "f4" else 4000
     )

@@ -372,7 +372,7 @@ def _literal(file: Path, text: str) -> list[Line]:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise DataError(
-                "begins like a list in JSON or Python, but is none",
+                "begins like a list in JSON or Python, but is not one",
                 file=file,
                 hint="write one class name a line",
             ) from None

@@ -121,8 +121,8 @@ def _measure_images(dataset: DatasetConfig, spec: DatasetSpec) -> DatasetConfig:
         mean, std = IMAGENET["image_mean"], IMAGENET["image_std"]
     else:
         log.info(
-            "measuring mean and std of %d channels of %s (once for all: check_data.py "
-            "--statistics)",
+            "measuring mean and std of %d channels of %s (scripts/check_data.py can store them for "
+            "later runs)",
             dataset.channels,
             dtype,
         )

@@ -171,8 +171,8 @@ def check_dtype(dtype: str, expected: str, file: str) -> None:
     """
     if dtype != expected:
         raise DataError(
-            f"an image of {dtype}, but config.dataset.dtype is {expected} (if nobody set it, "
-            "because the first image is)",
+            f"an image of {dtype}, but config.dataset.dtype is {expected} (unless it was set, the "
+            "dtype of the first image)",
             file=file,
             field="dataset.dtype",
             hint="save all images of a data set alike",

@@ -139,7 +139,7 @@ def read_statistics(root: str | Path, channels: int = 0) -> Statistics | None:
             wrong,
             file=file,
             hint='it must read {"mean": [...], "std": [...]}, one number per channel each: correct '
-            "it, or write it anew with scripts/check_data.py",
+            "it, or write it again with scripts/check_data.py",
         )
     return mean, std
 

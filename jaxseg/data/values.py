@@ -69,7 +69,7 @@ def check_range(image: np.ndarray, file: str | Path, nodata: Sequence[Any] = ())
                 row, column = np.argwhere(held)[0].tolist()
                 raise DataError(
                     f"holds {value:.9g} in {count} pixels of channel {channel} (first at row "
-                    f"{row}, column {column}), hugely outside of its other values",
+                    f"{row}, column {column}), far outside its other values",
                     file=file,
                     field="dataset.nodata",
                     hint=f"if it stands for missing data, set config.dataset.nodata={value:.9g} or "

@@ -23,7 +23,7 @@ PHOTOMETRIC = tifffile.PHOTOMETRIC
 PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 # Their decoder converts YCbCr to RGB.
 JPEG_CODINGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
-MEND = "write it anew, or take it out"
+MEND = "save it again, or remove it"
 LERC_PARAMETERS = 50674  # tag: (version, further compression of the LERC data)
 LERC_WRAPPERS = {1: zlib_decode, 2: zstd_decode}
 
@@ -188,7 +188,7 @@ def check_meaning(header: TiffHeader, file: object) -> None:
         file: Named in messages.
 
     Raises:
-        DataError: The values are such; the message gives the photometric interpretation.
+        DataError: They are neither; the message gives the photometric interpretation.
     """
     names = [value.name for value in PLAIN]
     decoded = header.photometric == PHOTOMETRIC.YCBCR.name and header.compression in [

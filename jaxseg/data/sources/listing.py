@@ -95,7 +95,7 @@ def list_images(folder: Path, *, nested: bool = True, without: str | Path = "") 
     hint = "save it as PNG, TIFF or JPEG, or take it out"
     for file, name in pictures:
         if _stem_path(file) not in stems:
-            problem = f"is a picture in the format {name}, which is not read"
+            problem = f"is a picture in the format {name}, which is not supported"
             errors.append(DataError(problem, file=file, hint=hint))
     return Images(files, sorted(left_out), errors)
 

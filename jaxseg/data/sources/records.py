@@ -90,8 +90,8 @@ def find_prepared(name: str, root: str | Path) -> Path:
         f"no TFDS data set there ({there})",
         file=root,
         field="dataset.root",
-        hint=f"make one with `python scripts/prepare_data.py --name={name} --root=DIR "
-        f"--output={root}`, or read the files themselves with config.dataset.source=files",
+        hint=f"prepare '{name}' there with scripts/prepare_data.py, or read the files themselves "
+        "with config.dataset.source=files",
     )
 
 
@@ -337,7 +337,7 @@ def open_records(
         formats = sorted(each.value for each in builder.info.available_file_formats())
     except Exception as error:  # TFDS raises errors of any kind
         raise DataError(
-            f"cannot be read as TFDS's ({str(error).splitlines()[0]})",
+            f"cannot be read by TFDS ({str(error).splitlines()[0]})",
             file=folder / INFO,
             hint="prepare the data set again",
         ) from None

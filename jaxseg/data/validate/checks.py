@@ -217,8 +217,8 @@ def _check_pairs(split: CheckedSplit, dataset: DatasetConfig) -> None:
         )
     if len(decoded) < len(chosen):
         log.info(
-            "decoded %d images of split %s, of others read the header; scripts/check_data.py "
-            "decodes all",
+            "decoded %d images of split %s, and read only the header of others; "
+            "scripts/check_data.py decodes all",
             len(decoded),
             split.split,
         )
