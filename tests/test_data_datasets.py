@@ -193,7 +193,7 @@ UNCLEAR = {
     "ground 9 8 7 255\nbox 1 2 3 255": "line 1: it is not clear",
     "ground 0.1 0.2 0.3\nbox 0.2 0.3 0.4": "line 1: it is not clear",
     "name,id,trainId\nground,7,0\nbox,8,1": "line 1: it is not clear which column",
-    "[ground, box]": "is none",
+    "[ground, box]": "is not one",
     '{"categories": []}': "is not a list of class names",
     "id,name\n0,ground,flat\n1,box,flat": "line 2: 3 columns",
 }
