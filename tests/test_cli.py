@@ -1,6 +1,4 @@
-"""The door of scripts: flags and overrides as absl reads them, what is not read is refused, bugs
-keep their traceback.
-"""
+"""The command line: flags and overrides as absl reads them, mistakes refused, bugs not hidden."""
 
 import dataclasses
 import shutil
@@ -24,7 +22,7 @@ FCN = "--config=configs/fcn.py:r18-d8_64x64_2k_folder"
 
 @pytest.fixture
 def parse(monkeypatch):
-    """(arguments, options of door.parse) -> (config, arguments that are no flags)."""
+    """(arguments, options of cli.parse) -> (config, arguments that are not flags)."""
     names = ("config", "checkpoint", "workdir", "pictures", "size")
 
     def call(*arguments, **options):
@@ -181,7 +179,7 @@ def test_needs_a_config(parse):
         ),
     ],
 )
-def test_faults_of_a_config_file_are_told_with_their_line(parse, tmp_path, source, decisive):
+def test_faults_of_a_config_file_are_reported_with_their_line(parse, tmp_path, source, decisive):
     file = tmp_path / "mine.py"
     file.write_text(source)
     with pytest.raises(ConfigError) as error:

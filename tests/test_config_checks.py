@@ -412,7 +412,7 @@ def test_schedules_fit_the_run(caplog):
         assert error.value.field == "schedule.end_value" and "0.0001" in str(error.value)
 
 
-def test_a_missing_part_is_told():
+def test_a_missing_part_is_reported():
     config = make()
     with config.unlocked():
         del config.model.heads
@@ -502,12 +502,12 @@ def test_class_weights_and_alphas_are_one_a_class():
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.95, 0.6])
 @pytest.mark.parametrize("steps", [1, 3, 40, 100, 5000])
 def test_advice_never_proposes_what_is_set_or_does_not_help(momentum, steps):
-    told = hints.batch_norm_warmup_warning(make(model__norm__momentum=momentum, steps=steps))
-    assert bool(told) == (momentum**steps >= 1e-3)
-    if told:
-        needed = int(told.partition("train for ")[2].split()[0])
+    warning = hints.batch_norm_warmup_warning(make(model__norm__momentum=momentum, steps=steps))
+    assert bool(warning) == (momentum**steps >= 1e-3)
+    if warning:
+        needed = int(warning.partition("train for ")[2].split()[0])
         assert needed > steps and momentum**needed < 1e-3
-        assert ("set config.model.norm.momentum=0.9" in told) == (
+        assert ("set config.model.norm.momentum=0.9" in warning) == (
             momentum > 0.9 and 0.9**steps < 1e-3
         )
 

@@ -111,7 +111,7 @@ def test_images_by_their_bytes(folder, name, stem, suffix):
         *((f"x.{kind}", data) for kind, data in DOCUMENTS.items()),
     ],
 )
-def test_what_is_no_image_is_left_out_and_told(folder, name, data, caplog):
+def test_what_is_not_an_image_is_left_out_and_reported(folder, name, data, caplog):
     (folder / "images/train" / name).write_bytes(data)
     assert found(folder) == {"t0": "t0.png", "t1": "t1.png"}
     assert [file.name for file in find_images(folder / "images/train")] == ["t0.png", "t1.png"]
@@ -264,7 +264,7 @@ def test_two_labels_of_one_image(folder):
     )
     shutil.copy(
         folder / "labels/train/t0_gt.png", folder / "labels/train/t0.png"
-    )  # the exact name wins, the others are told
+    )  # the exact name wins, the others are reported
     assert found(folder)["t0"] == "t0.png"
     unused = pairs.unused_labels(catalog.get_spec("folder", folder), folder, "train")
     assert [file.name for file in unused] == ["t0_gt.png", "t0_mask.png"]

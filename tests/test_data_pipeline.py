@@ -61,7 +61,7 @@ def test_devices_and_processes_share_out_the_same_batches(root):
     same(whole, {key: np.concatenate([part[key] for part in parts], 1) for key in whole})
 
 
-def test_starting_later_goes_on_the_same(root):
+def test_starting_later_continues_the_same(root):
     config = make_experiment(root=root)
     same({key: value[4:] for key, value in take(config, 7).items()}, take(config, 3, start=4))
 

@@ -112,7 +112,7 @@ def test_a_folder_may_be_named_like_a_file_or_a_version(tmp_path):
         ]
 
 
-def test_what_is_left_out_is_told(tmp_path, caplog):
+def test_what_is_left_out_is_logged(tmp_path, caplog):
     write_png(tmp_path / "in/a.png", np.full((4, 6, 3), 9, np.uint8))
     for name in ("notes.txt", ".b.png"):
         (tmp_path / "in" / name).touch()
@@ -221,7 +221,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
 
 
 def save(kind, file):
-    """An image that a model of RGB uint8 cannot read; returns what the message tells."""
+    """An image that a model of RGB uint8 cannot read; returns a part of the message."""
     if kind in ("no image", "cut"):
         Image.fromarray(random_image(40, 60, 3)).save(file.with_suffix(".jpg"))
         data = b"no image" if kind == "no image" else file.with_suffix(".jpg").read_bytes()[:-800]
@@ -239,7 +239,7 @@ def save(kind, file):
 
 @pytest.mark.parametrize("kind", ["no image", "cut", "16 bit", "float", "5 bands"])
 @pytest.mark.parametrize("alone", [True, False])
-def test_one_bad_image_is_told_in_the_words_of_a_photo(tmp_path, kind, alone):
+def test_errors_about_an_image_do_not_speak_of_data_sets(tmp_path, kind, alone):
     photos(tmp_path / "in", "a.png")
     bad = tmp_path / "in/z.TIF"
     what = save(kind, bad)
@@ -254,7 +254,7 @@ def test_one_bad_image_is_told_in_the_words_of_a_photo(tmp_path, kind, alone):
     assert error.value.file == str(bad) and what in error.value.problem and error.value.hint
     for word in ("label", "data set", "dataset"):
         assert word not in str(error.value).replace(str(tmp_path), "")
-    if kind != "cut":  # which only reading it all tells
+    if kind != "cut":  # which only reading it all shows
         assert not (tmp_path / "out").exists()
 
 

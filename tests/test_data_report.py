@@ -113,7 +113,7 @@ def test_few_files_of_many_are_printed_and_all_are_in_the_json(root):
         and "t2.png: label value 9" in text
         and "t3.png: label" not in text
     )
-    assert text.count("change the value") == 1  # the fix is told once
+    assert text.count("change the value") == 1  # the fix is given once
     facts = json.loads(formatting.as_json(result))
     files = [problem["file"] for problem in facts["problems"] if problem["kind"] == "value"]
     assert [Path(file).stem for file in files] == ["t0", "t1", "t2", "t3", "t4"] and not facts["ok"]
@@ -208,7 +208,7 @@ def run(script, *args):
     )
 
 
-def test_check_script_exits_by_what_it_report_on(root, tmp_path):
+def test_check_script_exits_by_what_it_finds(root, tmp_path):
     good = run(
         "check_data.py", f"--root={root}", f"--json={tmp_path / 'report.json'}", "--statistics"
     )

@@ -141,7 +141,7 @@ def test_image_without_label(folder):
     refused(folder, "There is t1.txt: labels must be PNG, TIFF, BMP, GIF or NPY.")
 
 
-def test_label_without_image_is_told(folder, caplog):
+def test_label_without_image_is_reported(folder, caplog):
     (folder / "images/train/t1.png").unlink()
     with caplog.at_level(logging.WARNING):
         check(folder)

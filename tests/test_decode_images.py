@@ -144,7 +144,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_jpegs_are_told(kind, progressive):
+def test_damaged_jpegs_are_refused(kind, progressive):
     with pytest.raises(DataError, match="cannot be read as an image") as caught:
         decode(DAMAGE[kind](HALF[progressive]), "photo.jpg")
     assert caught.value.file == "photo.jpg"
@@ -187,7 +187,7 @@ def test_tiff_images_are_the_numbers_stored():
 
 
 @pytest.mark.parametrize("photometric", ["separated", "cielab"])
-def test_tiffs_whose_values_are_no_light_are_told(photometric):
+def test_tiffs_whose_values_are_not_colours_of_light_are_refused(photometric):
     values = np.dstack([PIXELS, PIXELS[..., 0]]) if photometric == "separated" else PIXELS
     for function in (decode, inspect_image):
         with pytest.raises(DataError, match=f"{photometric.upper()}.*not colours of light"):

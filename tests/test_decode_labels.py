@@ -202,12 +202,12 @@ def two_pictures():
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_a_label_is_named_for_what_it_is(kind):
-    data, told = REFUSED[kind]
+    data, words = REFUSED[kind]
     with pytest.raises(DataError) as caught:
         classes(two_pictures() if data is None else data)
     assert (
         caught.value.file == "x"
-        and told in caught.value.problem
+        and words in caught.value.problem
         and "damaged" not in str(caught.value)
     )
 
@@ -276,7 +276,7 @@ def test_a_nodata_value_that_is_a_class_has_to_be_explained():
         (70000, "f8"),
     ],
 )
-def test_unknown_values_are_told_as_they_are(value, dtype):
+def test_unknown_values_are_reported_as_they_are(value, dtype):
     values = LABEL.astype(dtype)
     values[2, 3:5] = value
     for data in (npy(values), tiff(values)):
@@ -335,7 +335,7 @@ def test_a_palette_tiff_of_declared_colours_is_read_by_colour():
     )
 
 
-def test_another_palette_is_told_with_the_reading_that_fits():
+def test_another_palette_is_refused_with_the_reading_that_fits():
     with pytest.raises(
         DataError, match=r"index 1 \(16 pixels\) has the colour \(5, 6, 7\)"
     ) as caught:

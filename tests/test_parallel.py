@@ -1,4 +1,4 @@
-"""Work spread over threads: in order, not far ahead, and ended by the first error."""
+"""Ordered thread maps: results in order, not far ahead, ended by the first error."""
 
 import io
 import sys

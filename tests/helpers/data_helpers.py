@@ -18,9 +18,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] = (20, 24)) -> Path:
-    """A `folder` data set of 3 classes: images t0, t1, ... and v0, v1, ..., random, labels with 255
-    as well.
-    """
+    """Write a `folder` data set of 3 classes, random images t0, ... and v0, ..., labels with 255."""
     rng = np.random.default_rng(0)
     for split, letter, count in (("train", "t", train), ("val", "v", val)):
         for index in range(count):
@@ -44,7 +42,7 @@ def make_experiment(
     evaluation: dict | None = None,
     **dataset,
 ) -> Experiment:
-    """An experiment whose model is of no interest."""
+    """Make an experiment whose model does not matter."""
     dataset = dict(name=name, root=str(root), crop_size=(16, 20), dtype="uint8") | dataset
     head = dict(name="fcn", channels=8)
     model = dict(backbone=dict(name="resnet"), neck={}, heads=dict(decode=head), norm={})

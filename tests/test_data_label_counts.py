@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from helpers.data_helpers import make_folder, write_png
 
-from jaxseg.data import label_counts as histogram
-from jaxseg.data import statistics
+from jaxseg.data import label_counts, statistics
 from jaxseg.data.catalog import get_spec
 from jaxseg.data.decode import Decoded
 from jaxseg.data.sources import open_source
@@ -16,7 +15,7 @@ from jaxseg.errors import DataError
 
 
 class Images:
-    """A source of images that lie in memory."""
+    """A source of images in memory."""
 
     def __init__(self, images):
         self.images, self.files = images, [f"image{i}" for i in range(len(images))]
@@ -46,7 +45,7 @@ def test_counts_are_those_of_the_labels_and_read_once(root, monkeypatch):
     source = folder_source(root)
     labels = [source.read_label(i) for i in range(len(source))]
     expected = [[(label == value).sum() for value in (0, 1, 2, 255)] for label in labels]
-    counts = histogram.count_labels(source, 3)
+    counts = label_counts.count_labels(source, 3)
     assert counts.dtype == np.int64
     np.testing.assert_array_equal(counts, expected)
 
@@ -54,23 +53,23 @@ def test_counts_are_those_of_the_labels_and_read_once(root, monkeypatch):
     monkeypatch.setattr(
         type(again), "read_label", lambda *_: pytest.fail("the labels were read again")
     )
-    np.testing.assert_array_equal(histogram.count_labels(again, 3), expected)
+    np.testing.assert_array_equal(label_counts.count_labels(again, 3), expected)
 
 
-def test_a_changed_label_is_counted_anew(root):
-    before = histogram.count_labels(folder_source(root), 3)
+def test_a_changed_label_is_counted_again(root):
+    before = label_counts.count_labels(folder_source(root), 3)
     write_png(root / "labels/train/t1.png", np.full((20, 24), 2, np.uint8))
-    after = histogram.count_labels(folder_source(root), 3)
+    after = label_counts.count_labels(folder_source(root), 3)
     assert after[1].tolist() == [0, 0, 480, 0]
     np.testing.assert_array_equal(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
 def test_a_damaged_cache_is_no_cache(root, damage):
-    counts = histogram.count_labels(folder_source(root), 3)
+    counts = label_counts.count_labels(folder_source(root), 3)
     (file,) = root.parent.glob("cache/labels/*.npz")
     file.write_bytes(file.read_bytes()[:100] if damage is None else damage)
-    np.testing.assert_array_equal(histogram.count_labels(folder_source(root), 3), counts)
+    np.testing.assert_array_equal(label_counts.count_labels(folder_source(root), 3), counts)
     with np.load(file) as stored:
         np.testing.assert_array_equal(stored["counts"], counts)
 
@@ -78,7 +77,7 @@ def test_a_damaged_cache_is_no_cache(root, damage):
 def test_a_cache_that_cannot_be_written_stops_nothing(root, monkeypatch, caplog):
     (root / "file").touch()
     monkeypatch.setenv("JAXSEG_CACHE", str(root / "file"))  # no folder can be made below a file
-    assert histogram.count_labels(folder_source(root), 3).shape == (5, 4)
+    assert label_counts.count_labels(folder_source(root), 3).shape == (5, 4)
     assert [record.levelname for record in caplog.records] == [
         "WARNING"
     ] and "set JAXSEG_CACHE to another folder" in caplog.text
@@ -87,7 +86,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(root, monkeypatch, caplog)
 def test_a_label_beyond_what_float32_counts():
     label = np.zeros((4097, 4097), np.uint8)
     label[0, :2] = 255, 1
-    assert histogram.count_pixels(label, 2).tolist() == [
+    assert label_counts.count_pixels(label, 2).tolist() == [
         4097 * 4097 - 2,
         1,
         1,
@@ -96,8 +95,8 @@ def test_a_label_beyond_what_float32_counts():
 
 def test_counts_follow_repetitions(root):
     once, counts = (
-        histogram.count_labels(folder_source(root), 3),
-        histogram.count_labels(folder_source(root, "train[:2]*2+train[4:]"), 3),
+        label_counts.count_labels(folder_source(root), 3),
+        label_counts.count_labels(folder_source(root, "train[:2]*2+train[4:]"), 3),
     )
     np.testing.assert_array_equal(counts, once[[0, 1, 0, 1, 4]])
 
@@ -105,7 +104,7 @@ def test_counts_follow_repetitions(root):
 def test_a_bad_label_is_named_and_nothing_is_kept(root):
     write_png(root / "labels/train/t3.png", np.full((20, 24), 9, np.uint8))
     with pytest.raises(DataError, match=r"t3\.png: label value 9"):
-        histogram.count_labels(folder_source(root), 3)
+        label_counts.count_labels(folder_source(root), 3)
     assert not list(root.parent.glob("cache/labels/*"))
 
 
@@ -114,27 +113,27 @@ def test_a_bad_label_is_named_and_nothing_is_kept(root):
 
 def test_class_weights_by_hand():
     raw = [1 / math.log(1.02 + share) for share in (0.75, 0.25)]
-    weights = histogram.class_weights(np.array([300, 0, 100]))
+    weights = label_counts.class_weights(np.array([300, 0, 100]))
     np.testing.assert_allclose(
         weights, [2 * raw[0] / sum(raw), 1, 2 * raw[1] / sum(raw)], rtol=1e-12
     )
-    assert histogram.class_weights(np.zeros(2, int)) == (1.0, 1.0)
+    assert label_counts.class_weights(np.zeros(2, int)) == (1.0, 1.0)
 
 
 def test_repeat_factors_by_hand():
     # Of four images all hold class 0, one class 1, two class 2, none class 3:
     # r = 1, sqrt(t * 4), sqrt(t * 2).
     counts = np.array([[5, 0, 0, 0], [5, 1, 1, 0], [5, 0, 9, 0], [5, 0, 0, 0]])
-    assert histogram.repeat_factors(counts, 1.0).tolist() == [
+    assert label_counts.repeat_factors(counts, 1.0).tolist() == [
         1,
         2,
         1,
         1,
     ]  # sqrt(4) = 2, sqrt(2) = 1.41
-    assert histogram.repeat_factors(counts, 4.0).tolist() == [2, 4, 3, 2]  # 2; 4; sqrt(8) = 2.83
-    assert histogram.repeat_factors(counts[:, :3], 0.0).tolist() == [1, 1, 1, 1]
-    assert histogram.repeat_factors(np.ones((2, 3), int), 0.1).tolist() == [1, 1]
-    assert histogram.repeat_factors(np.zeros((2, 3), int), 1.0).tolist() == [1, 1]
+    assert label_counts.repeat_factors(counts, 4.0).tolist() == [2, 4, 3, 2]  # 2; 4; sqrt(8) = 2.83
+    assert label_counts.repeat_factors(counts[:, :3], 0.0).tolist() == [1, 1, 1, 1]
+    assert label_counts.repeat_factors(np.ones((2, 3), int), 0.1).tolist() == [1, 1]
+    assert label_counts.repeat_factors(np.zeros((2, 3), int), 1.0).tolist() == [1, 1]
 
 
 # --- Statistics ---
