@@ -1,11 +1,11 @@
 """Time training, inference or the data pipeline.
 
-Prints a JSON line for every precision and adds them to the list in --json.
+Prints a JSON line for every precision, and appends these to the list in --json.
 
   python scripts/benchmark.py --config=configs/quickstart.py --what=train --json=speed.json
   python scripts/benchmark.py --config=configs/quickstart.py --what=data --batch=8
 
-Images are synthetic, except for --what=data. Fields are explained in jaxseg/benchmark.
+Images are synthetic, except with --what=data. The package jaxseg.benchmark describes the fields.
 """
 
 import json
@@ -25,25 +25,27 @@ from jaxseg.validation import check_alone
 CONFIG = cli.define_config()
 WHAT = flags.DEFINE_enum("what", "train", ["train", "infer", "slide", "data"], "What to time.")
 PRECISION = flags.DEFINE_list(
-    "precision", [""], "float32, tf32, bfloat16, float16: one or several; default: the config's."
+    "precision",
+    [""],
+    "float32, tf32, bfloat16 or float16, or several of them; default: the config's.",
 )
 BATCH = flags.DEFINE_integer(
     "batch",
     0,
-    "Images a device; default: 2 (train), 1 (infer, slide), the config's (data).",
+    "Images per device; default: 2 (train), 1 (infer, slide), the config's (data).",
     lower_bound=0,
 )
 SIZE = flags.DEFINE_string(
     "size", "", "HxW; default: the config's crop (train), 1024x2048 (infer, slide)."
 )
-DEVICES = flags.DEFINE_integer("devices", 1, "How many devices train.", lower_bound=1)
-WARMUP = flags.DEFINE_integer("warmup", 10, "Runs that do not count.", lower_bound=1)
+DEVICES = flags.DEFINE_integer("devices", 1, "Number of devices to train on.", lower_bound=1)
+WARMUP = flags.DEFINE_integer("warmup", 10, "Untimed runs before the timings.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timings; their median is reported.", lower_bound=1)
 STEPS = flags.DEFINE_integer(
-    "steps", 1, "Runs in a timing, one after the other without waiting.", lower_bound=1
+    "steps", 1, "Runs per timing, one after the other without waiting.", lower_bound=1
 )
 JSON = flags.DEFINE_string(
-    "json", "", "A file whose list of measurements grows; made if it is missing."
+    "json", "", "JSON file to append the measurements to; made if it is missing."
 )
 
 

@@ -1,4 +1,4 @@
-r"""Draw training samples as the network sees them, one picture each and a sheet of all.
+r"""Draw training samples as the network sees them, a picture of each and a sheet of all.
 
   python scripts/browse_data.py --config=configs/pspnet.py:r18-d8_240x320_2k_folder \
     --config.dataset.root=data/mine --output=look
@@ -19,7 +19,7 @@ OUTPUT = flags.DEFINE_string(
 )
 COUNT = flags.DEFINE_integer("count", 16, "Number of samples.", lower_bound=1)
 RAW = flags.DEFINE_bool(
-    "raw", False, "Show the images as their files hold them, without augmentation."
+    "raw", False, "Show the images as they are in their files, without augmentation."
 )
 
 
@@ -28,7 +28,7 @@ def main(_: list[str]) -> None:
     files.check_output(OUTPUT.value, "--output")
     experiment, spec = open_experiment(CONFIG.value)
     written = browse(experiment, spec, OUTPUT.value, COUNT.value, raw=RAW.value)
-    print(f"wrote {len(written) - 1} samples into {OUTPUT.value}, and {written[-1]} of them all")
+    print(f"wrote {len(written) - 1} samples into {OUTPUT.value}; {written[-1]} shows them all")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ r"""Check a data set: read every image and label once and report everything that
   python scripts/check_data.py --root=data/mine --statistics
     also writes data/mine/statistics.json, which train.py reads
 
-The exit status is 1 if training would go wrong, 0 if there are warnings at most; the last line says
-which.
+The exit status is 1 if training would go wrong, and 0 if there are only warnings or none; the last
+line says which.
 """
 
 import sys
@@ -27,7 +27,7 @@ NAME = flags.DEFINE_string("name", "folder", "With --root: the name of the data 
 CHANNELS = flags.DEFINE_integer(
     "channels",
     0,
-    "With --root: config.dataset.channels; 0: 3, or those of the first image if it has more.",
+    "With --root: channels of the images; 0: 3, or those of the first image if it has more.",
     lower_bound=0,
 )
 STATISTICS = flags.DEFINE_bool(

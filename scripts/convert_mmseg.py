@@ -37,7 +37,7 @@ OUTPUT = flags.DEFINE_string(
     "output", "", "Workdir to write; eval.py, predict.py and --config.init_from take it."
 )
 EMA = flags.DEFINE_bool(
-    "ema", False, "Take the moving average of the weights, where the file has it beside them."
+    "ema", False, "Take the moving average of the weights, if the file holds one."
 )
 TO_MMSEG = flags.DEFINE_string(
     "to_mmseg",
@@ -85,7 +85,7 @@ def _progress(done: int, total: int) -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    """Convert, export or download, as the flags say."""
+    """Convert, export or download, depending on the flags."""
     config, file = CONFIG.value, CHECKPOINT.value
     for flag, is_file in ((OUTPUT, False), (TO_MMSEG, True), (FOLDER, False)):
         if flag.value:

@@ -1,11 +1,11 @@
 """List the published experiments with parameters, mIoU and checkpoint file.
 
   python scripts/list_configs.py                     all of them
-  python scripts/list_configs.py pspnet r50 ade20k   those with all of these words in their names
+  python scripts/list_configs.py pspnet r50 ade20k   those whose names contain all of these words
   python scripts/list_configs.py --markdown          README's overview of the 25 methods
 
-The mIoU are the published ones at a single scale and with scales and flips. A name is <file in
-configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is
+The two mIoU are the published ones: at a single scale, and with several scales and flips. A name is
+<file in configs>_<variant>: pspnet_r50-d8_512x1024_40k_cityscapes is
 --config=configs/pspnet.py:r50-d8_512x1024_40k_cityscapes.
 """
 

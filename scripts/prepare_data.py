@@ -32,9 +32,11 @@ SPLITS = flags.DEFINE_list("splits", [], "The splits to write; train and val by 
 CODEC = flags.DEFINE_enum(
     "codec", "keep", list(CODECS), "How images are stored, see above; labels are always lossless."
 )
-QUALITY = flags.DEFINE_integer("quality", 95, "Of --codec=jpeg.", lower_bound=1, upper_bound=100)
+QUALITY = flags.DEFINE_integer(
+    "quality", 95, "JPEG quality, for --codec=jpeg.", lower_bound=1, upper_bound=100
+)
 SHARDS = flags.DEFINE_integer(
-    "shards", 0, "Files of each split; 0: one per 100 images, at most 64.", lower_bound=0
+    "shards", 0, "Files per split; 0: one per 100 images, at most 64.", lower_bound=0
 )
 CHANNELS = flags.DEFINE_integer(
     "channels",

@@ -31,10 +31,10 @@ OVERFIT = flags.DEFINE_integer(
     lower_bound=0,
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "Address of process 0 where several processes train together, or 'auto'."
+    "coordinator", "", "Address of process 0 if several processes train together, or 'auto'."
 )
-PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
-PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes that train together.")
+PROCESS = flags.DEFINE_integer("process", 0, "Index of this process.")
 
 
 @flags.multi_flags_validator(
@@ -50,7 +50,7 @@ def _are_processes_consistent(values: dict[str, object]) -> bool:
 
 def main(_: list[str]) -> None:
     """Train, or overfit a few images."""
-    # Imported here because it takes seconds, which --help and a wrong flag do without.
+    # Imported here, as it takes seconds that --help and a wrong flag need not wait for.
     from jaxseg.training.loop import train  # noqa: PLC0415 - slow
     from jaxseg.training.overfit import overfit  # noqa: PLC0415 - slow
 

@@ -1,4 +1,4 @@
-"""Time MMSegmentation's data pipeline and ours on the same files, alternately, on one core.
+"""Time the data pipelines of MMSegmentation and jaxseg in turn, on the same files and one core.
 
     python tools/compare_data.py --root=FOLDER [--files=DIR] [--prepared=DIR] [--json=FILE]
 

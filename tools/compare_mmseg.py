@@ -1,4 +1,4 @@
-"""Run five methods in MMSegmentation and here on the same weights and image; write a table.
+"""Run five methods in MMSegmentation and jaxseg on the same weights and image; write a table.
 
     python tools/compare_mmseg.py [--methods pspnet_r50-d8 ...] [--size 512x1024] [--output FILE]
 

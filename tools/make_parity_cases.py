@@ -112,7 +112,7 @@ def on_resnet(
         their_options: Further fields of their head.
         our_options: Further fields of our head.
         in_index: The map or maps that the head reads.
-        losses: Our losses besides that of the decode head.
+        losses: Our losses in addition to that of the decode head.
         auxiliary: Whether an FCN head on the third map is trained too.
         dilated: Whether the backbone keeps an output stride of 8.
         **case: Further fields of the Case.
@@ -331,7 +331,7 @@ def seeded_module() -> types.ModuleType:
 
 
 def visible(size: int, mask: int, offset: int) -> tuple[slice, slice]:
-    """Return which positions see the one at `offset` of their mask, and where those lie."""
+    """Return which positions see the one at `offset` of their mask, and where those are."""
     shift = offset - (mask - 1) // 2
     first, last = max(0, -shift), max(0, min(size, size - shift))
     return slice(first, last), slice(first + shift, last + shift)

@@ -127,9 +127,9 @@ def overfit(experiment: Experiment, devices: int, workdir: Path) -> dict[str, An
     """Train STEPS steps on one batch, save, resume and evaluate.
 
     Args:
-        experiment: From `prepare`.
+        experiment: The experiment, from `prepare`.
         devices: Number of devices.
-        workdir: Where to save.
+        workdir: The folder to save to.
 
     Returns:
         The figures and verdicts of a row of the table.
@@ -253,8 +253,8 @@ def update(text: str, title: str, conditions: str, lines: Sequence[str]) -> str:
 
     Args:
         text: The page, "" for a new one.
-        title: Of the section.
-        conditions: What the section was measured with.
+        title: Title of the section.
+        conditions: The conditions of the measurement.
         lines: Rows of the table.
     """
     text = text or f"# Every method learns\n\n{introduction()}\n"
@@ -329,7 +329,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Check one method after the other, updating the page; returns 1 if one fails, else 0."""
+    """Check one method after the other and update the page; return 1 if any fails, else 0."""
     args = parse()
     has_failed = False
     plural = "s" if args.devices > 1 else ""

@@ -18,7 +18,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_folder(root: Path, train: int = 5, val: int = 2, size: tuple[int, int] = (20, 24)) -> Path:
-    """Write a `folder` data set of 3 classes, random images t0, ... and v0, ..., labels with 255."""
+    """Write a `folder` of 3 classes: random images t0, ..., v0, ..., whose labels hold 255 too."""
     rng = np.random.default_rng(0)
     for split, letter, count in (("train", "t", train), ("val", "v", val)):
         for index in range(count):
