@@ -328,14 +328,16 @@ def test_of_many_large_images_some_are_decoded(root, monkeypatch, caplog):
     )  # of five the first, third and last are decoded
     (root / "images/train/t1.png").rename(root / "images/train/t0.png")
     monkeypatch.setattr(checks, "DECODED_PIXELS", 3 * 480)
-    with pytest.raises(DataError, match=r"t2\.png: cannot be read"):
+    with pytest.raises(DataError) as error:
         checked(root)
+    assert error.value.file == str(root / "images/train/t2.png")
     write_png(root / "images/train/t2.png", np.ones((20, 24, 3), np.uint8))
     checked(root)
     assert "decoded 3 images of split train, and read only the header" in caplog.text
     label(root, "train/t1", 9)
-    with pytest.raises(DataError, match=r"t1\.png: label value 9"):  # every label is read
+    with pytest.raises(DataError) as error:
         checked(root)
+    assert error.value.file == str(root / "labels/train/t1.png")  # every label is read
 
 
 def test_the_check_reads_everything_once(root, monkeypatch):

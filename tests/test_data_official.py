@@ -247,8 +247,9 @@ def test_a_missing_piece_is_named_with_where_it_comes_from(name, tmp_path):
     assert all(part in str(caught.value) for part in (str(tmp_path), tail, name, "unpack there")), (
         str(caught.value)
     )
-    with pytest.raises(DataError, match="unpack there"):
+    with pytest.raises(DataError) as caught:
         raw_datasets.list_tasks(name, tmp_path / "elsewhere", "val")
+    assert (caught.value.file, caught.value.field) == (str(tmp_path / "elsewhere"), "root")
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,8 @@ def _decode_jpeg(data: bytes, file: str | Path, channels: int, max_pixels: int) 
         cmyk = space in ("CMYK", "YCCK")
         wanted = "GRAY" if channels == 1 else "RGB"
         pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else wanted, strict=True)
+    except DataError:
+        raise
     except ValueError as error:
         raise _unreadable(file, error) from None
     if MULTI_PICTURE not in data and (at := data.find(GLUED)) >= 0:
