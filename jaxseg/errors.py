@@ -53,6 +53,11 @@ class NonFiniteError(JaxsegError, RuntimeError):
     """A loss, gradient, variable or class score is NaN or infinite."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextlib.contextmanager
 def about(*, file: object = "", field: str = "") -> Iterator[None]:
     """Fill in the file and field of errors that the block raises without them.

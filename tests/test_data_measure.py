@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from flax.core import FrozenDict
@@ -101,8 +102,6 @@ def test_class_weights_are_those_of_the_training_labels(tmp_path, monkeypatch):
 
 
 def decode_png(file):
-    import cv2
-
     return cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
 
 

@@ -17,6 +17,7 @@ from jaxseg import browse
 from jaxseg.config.schema import EvalConfig
 from jaxseg.data import label_counts, statistics
 from jaxseg.data.catalog import get_spec, load_spec
+from jaxseg.data.sources import shapes
 from jaxseg.data.validate import formatting, problems, report
 from jaxseg.errors import DataError
 
@@ -168,8 +169,6 @@ def test_one_class_in_an_official_label_is_no_mistake(tmp_path):
 
 
 def test_records_are_checked_too(monkeypatch, tmp_path):
-    from jaxseg.data.sources import shapes
-
     monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLITS", {split: 4 for split in shapes.SPLITS})
     result = report_on("", name="shapes")

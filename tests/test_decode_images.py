@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from jaxseg.data.decode import ImageOptions, decode, decode_image, inspect_image
 from jaxseg.data.decode.images import turn
@@ -54,8 +55,6 @@ def same(data, pixels):
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_pictures_stand_as_pillow_turns_them(kind, orientation):
-    from PIL import ImageOps
-
     data = encoded(PIXELS, kind, exif=exif(orientation), lossless=True)
     same(data, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")))
 
@@ -105,8 +104,6 @@ def test_xmp_turns_nothing(kind):
     )
     options = dict(xmp=xmp, lossless=True) if kind != "PNG" else {}
     if kind == "PNG":
-        from PIL.PngImagePlugin import PngInfo
-
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
     same(encoded(PHOTO, kind, **options), decode_image(encoded(PHOTO, kind, lossless=True), "x"))

@@ -29,6 +29,7 @@ from helpers.tiny_training import (
 from jaxseg import checkpoint, optim, precision
 from jaxseg.config import get_experiment
 from jaxseg.config.schema import MultiplierConfig
+from jaxseg.data import pipeline
 from jaxseg.errors import CheckpointError, ConfigError, NonFiniteError
 from jaxseg.experiments import load_experiment
 from jaxseg.models import create_model, init_variables
@@ -277,8 +278,6 @@ def tiny_run(steps, **changes):
 
 
 def test_train_evaluates_once_resumes_and_keeps_its_summary(tmp_path, monkeypatch):
-    from jaxseg.data import pipeline
-
     real = pipeline.eval_samples
 
     class Two(list):

@@ -41,9 +41,13 @@ def silence_nodata(record: logging.LogRecord) -> bool:
 
 
 def start_worker(index: int, count: int) -> None:
-    """Set up worker process `index` of `count`: tune it, and end it with the training process.
+    """Set up a worker process: tune it, and end it with the training process.
 
     A training process that is killed cannot stop its workers.
+
+    Args:
+        index: Index of the worker process.
+        count: Number of worker processes.
     """
     tune_process()
     logging.getLogger("tifffile").addFilter(silence_nodata)

@@ -9,6 +9,7 @@ from jaxseg.config.schema import Experiment, from_dict
 from jaxseg.data import pipeline
 from jaxseg.data.catalog import load_spec
 from jaxseg.data.sources import Source
+from jaxseg.data.validate import checks
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -74,6 +75,4 @@ def eval_samples(experiment: Experiment, split: str | None = None) -> pipeline.E
 
 def check_experiment(experiment: Experiment) -> None:
     """The check of an experiment's data before step 0."""
-    from jaxseg.data.validate import checks
-
     checks.check(experiment, load_spec(experiment.dataset))

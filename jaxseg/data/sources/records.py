@@ -30,7 +30,7 @@ from jaxseg.data.decode.images import RGB
 from jaxseg.data.folder_spec import read_folder_spec
 from jaxseg.data.sources.base import hash_facts
 from jaxseg.data.spec import DatasetSpec
-from jaxseg.errors import DataError
+from jaxseg.errors import DataError, first_line
 from jaxseg.files import expand, read_json
 
 # Our name -> (TFDS's name, name of the label map of its records). TFDS's scene_parse150 is not
@@ -261,7 +261,7 @@ class ArrayRecordSource:
         except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(count for _, count in self._shards)
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise DataError(
                 f"record {self.names[index]} cannot be read ({reason})",
                 file=self._folder,
@@ -337,7 +337,7 @@ def open_records(
         formats = sorted(each.value for each in builder.info.available_file_formats())
     except Exception as error:  # TFDS raises errors of any kind
         raise DataError(
-            f"cannot be read by TFDS ({str(error).splitlines()[0]})",
+            f"cannot be read by TFDS ({first_line(error)})",
             file=folder / INFO,
             hint="prepare the data set again",
         ) from None
