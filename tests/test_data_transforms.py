@@ -50,29 +50,29 @@ def test_resize_takes_any_number_of_channels(channels):
     np.testing.assert_array_equal(out[..., -1], cv2.resize(image[..., -1].copy(), (24, 18)))
 
 
-# --- Choosing the view ---
+# --- Choosing the window ---
 
 
 def test_crop_tries_until_no_class_fills_it():
     label = np.zeros((8, 8), np.uint8)
     label[:, 6:] = 1
-    view, seen = transforms.random_window(
+    window, seen = transforms.random_window(
         Script(0, 0, 1, 1, 2, 4, 9, 9), label, (8, 8), (4, 4), 0.75
     )
-    assert view.corner == (2, 4) and view.shape == (4, 4)  # all 0, all 0, half and half
+    assert window.corner == (2, 4) and window.shape == (4, 4)  # all 0, all 0, half and half
     np.testing.assert_array_equal(seen, label[2:6, 4:])
 
 
 def test_crop_tries_on_the_resized_label():
     label = np.uint8([[0, 0, 0, 1]] * 4)
-    view, seen = transforms.random_window(Script(0, 0, 1, 4, 9), label, (8, 8), (4, 4), 0.75)
-    assert view.corner == (1, 4) and seen.tolist() == [[0, 0, 1, 1]] * 4
+    window, seen = transforms.random_window(Script(0, 0, 1, 4, 9), label, (8, 8), (4, 4), 0.75)
+    assert window.corner == (1, 4) and seen.tolist() == [[0, 0, 1, 1]] * 4
 
 
 def test_crop_takes_the_eleventh_box_as_it_is():
     script = Script(*[value for k in range(11) for value in (0, k % 3)], "not drawn")
-    view, _ = transforms.random_window(script, np.zeros((4, 6), np.uint8), (4, 6), (4, 4), 0.75)
-    assert view.corner == (0, 1) and script.draws == ["not drawn"]
+    window, _ = transforms.random_window(script, np.zeros((4, 6), np.uint8), (4, 6), (4, 4), 0.75)
+    assert window.corner == (0, 1) and script.draws == ["not drawn"]
 
 
 def test_crop_without_ratio_draws_once():
@@ -82,8 +82,10 @@ def test_crop_without_ratio_draws_once():
 
 
 def test_crop_of_a_small_image():
-    view, seen = transforms.random_window(Script(0, 1), np.zeros((3, 9), np.uint8), (3, 9), (4, 8))
-    assert view.corner == (0, 1) and view.shape == seen.shape == (3, 8)
+    window, seen = transforms.random_window(
+        Script(0, 1), np.zeros((3, 9), np.uint8), (3, 9), (4, 8)
+    )
+    assert window.corner == (0, 1) and window.shape == seen.shape == (3, 8)
 
 
 def test_crop_lies_around_its_pixel():
@@ -102,15 +104,17 @@ def test_crop_lies_around_its_pixel():
 def test_a_turned_crop_mostly_keeps_its_pixel():
     label = np.zeros((40, 50), np.uint8)
     label[20:22, 25:27] = 7
-    views = [
+    windows = [
         transforms.random_window(
             np.random.default_rng(s), label, (80, 100), (30, 30), angle=45.0, pixel=(20, 25)
         )
         for s in range(100)
     ]
-    assert all(0 <= 41 - view.corner[0] < 30 and 0 <= 51 - view.corner[1] < 30 for view, _ in views)
+    assert all(
+        0 <= 41 - window.corner[0] < 30 and 0 <= 51 - window.corner[1] < 30 for window, _ in windows
+    )
     assert (
-        70 < sum((seen == 7).any() for _, seen in views) < 100
+        70 < sum((seen == 7).any() for _, seen in windows) < 100
     )  # an octagon of 83 % of the square stays
 
 

@@ -15,7 +15,7 @@ SIZES = [
 SIZES += [((1, 1), (5, 7)), ((2, 300), (3, 449)), ((64, 48), (127, 95)), ((49, 49), (49, 98))]
 
 
-def views(size):
+def windows(size):
     """Boxes at all four corners, in the middle, and all of it."""
     shape = tuple(max(side * 2 // 3, 1) for side in size)
     down, right = (side - part for side, part in zip(size, shape))
@@ -25,12 +25,12 @@ def views(size):
     ]
 
 
-def cut(array, view):
-    (top, left), (height, width) = view.corner, view.shape
+def cut(array, window):
+    (top, left), (height, width) = window.corner, window.shape
     return array[top : top + height, left : left + width]
 
 
-def test_label_of_a_view_is_exactly_resize_then_crop():
+def test_label_of_a_window_is_exactly_resize_then_crop():
     rng, cases = np.random.default_rng(0), SIZES.copy()
     for _ in range(
         300
@@ -39,9 +39,9 @@ def test_label_of_a_view_is_exactly_resize_then_crop():
     for old, size in cases:
         label = noise(old)
         whole = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-        for view in views(size):
+        for window in windows(size):
             np.testing.assert_array_equal(
-                transforms.extract_label(label, view), cut(whole, view), str((old, view))
+                transforms.extract_label(label, window), cut(whole, window), str((old, window))
             )
 
 
@@ -49,17 +49,17 @@ def test_label_of_a_view_is_exactly_resize_then_crop():
     "dtype, channels",
     [(np.uint8, c) for c in (1, 2, 3, 4, 5)] + [(np.uint16, 3), (np.uint16, 5), (np.float32, 2)],
 )
-def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
+def test_image_of_a_window_is_resize_then_crop_but_for_rounding(dtype, channels):
     errors = []
     for old, size in SIZES:
         image = noise((*old, channels), dtype)
         whole = np.stack(
             [cv2.resize(image[..., c].copy(), size[::-1]) for c in range(channels)], -1
         ).astype(np.float64)
-        for view in views(size):
-            out = transforms.extract_image(image, view)
-            assert out.shape == (*view.shape, channels) and out.dtype == dtype
-            errors.append(np.abs(out - cut(whole, view)).ravel())
+        for window in windows(size):
+            out = transforms.extract_image(image, window)
+            assert out.shape == (*window.shape, channels) and out.dtype == dtype
+            errors.append(np.abs(out - cut(whole, window)).ravel())
     errors, top = np.concatenate(errors), 1.0 if dtype == np.float32 else np.iinfo(dtype).max
     step = 3e-5 if dtype == np.float32 else 1  # of rounding
     assert errors.max() <= (step if EXACT else top / 32) and errors.mean() < 0.15 * (
@@ -67,15 +67,15 @@ def test_image_of_a_view_is_resize_then_crop_but_for_rounding(dtype, channels):
     )
 
 
-def test_a_view_at_scale_1_is_a_slice():
+def test_a_window_at_scale_1_is_a_slice():
     image = noise((20, 31, 3))
     out = transforms.extract_image(image, CropWindow((20, 31), (3, 4), (10, 20)))
     assert np.shares_memory(out, image)
     np.testing.assert_array_equal(out, image[3:13, 4:24])
 
 
-def test_a_view_asks_for_the_pixels_it_needs_only():
-    """Of the image only the box that the view needs is touched."""
+def test_a_window_reads_only_the_pixels_it_needs():
+    """Of the image only the box that the window needs is touched."""
     image, asked = noise((100, 200, 3)), []
 
     class Undecoded:
@@ -85,12 +85,12 @@ def test_a_view_asks_for_the_pixels_it_needs_only():
             asked.append([(side.start, side.stop) for side in box])
             return image[box]
 
-    for view in (
+    for window in (
         CropWindow((200, 400), (60, 100), (40, 80)),
         CropWindow((100, 200), (60, 100), (40, 80)),
     ):
         np.testing.assert_array_equal(
-            transforms.extract_image(Undecoded(), view), transforms.extract_image(image, view)
+            transforms.extract_image(Undecoded(), window), transforms.extract_image(image, window)
         )
     (rows, columns), exact = asked
     assert (
@@ -103,7 +103,7 @@ def test_a_view_asks_for_the_pixels_it_needs_only():
     assert all(isinstance(end, int) for box in asked for side in box for end in side)
 
 
-def test_a_view_of_many_channels_and_of_a_wide_image():
+def test_a_window_of_many_channels_and_of_a_wide_image():
     image = noise((9, 12, 200))
     out = transforms.extract_image(image, CropWindow((18, 24), (5, 6), (8, 9)))
     np.testing.assert_array_equal(
@@ -122,18 +122,18 @@ def test_a_view_of_many_channels_and_of_a_wide_image():
 
 def test_a_quarter_turn_is_exact():
     image, label = noise((5, 5, 3)), noise((5, 5))
-    view = CropWindow((5, 5), (0, 0), (5, 5), 90.0)
+    window = CropWindow((5, 5), (0, 0), (5, 5), 90.0)
     np.testing.assert_array_equal(
-        transforms.extract_image(image, view), np.rot90(image)
+        transforms.extract_image(image, window), np.rot90(image)
     )  # counter-clockwise
-    np.testing.assert_array_equal(transforms.extract_label(label, view), np.rot90(label))
+    np.testing.assert_array_equal(transforms.extract_label(label, window), np.rot90(label))
 
 
 def test_outside_of_the_image_is_0_and_255():
     image, label = np.full((2, 4, 1), 9, np.uint8), np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
-    view = CropWindow((2, 4), (0, 0), (2, 4), 90.0)  # the middle columns become rows
-    assert transforms.extract_label(label, view).tolist() == [[255, 3, 7, 255], [255, 2, 6, 255]]
-    assert transforms.extract_image(image, view)[..., 0].tolist() == [[0, 9, 9, 0]] * 2
+    window = CropWindow((2, 4), (0, 0), (2, 4), 90.0)  # the middle columns become rows
+    assert transforms.extract_label(label, window).tolist() == [[255, 3, 7, 255], [255, 2, 6, 255]]
+    assert transforms.extract_image(image, window)[..., 0].tolist() == [[0, 9, 9, 0]] * 2
 
 
 def test_a_turn_at_twice_the_size():
