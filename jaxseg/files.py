@@ -210,7 +210,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         JaxsegError: The file cannot be written.
     """
     path = Path(path)
-    # Only the end of the name, as the whole one could become too long.
+    # Only the end of a long name, so that the prefix does not make it too long for the file system.
     part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name[-48:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def _received(experiment: Experiment, spec: DatasetSpec) -> dict[str, Any]:
     if jax.process_index() == 0:
         try:
             answer = {"values": _measured(experiment, spec)}
-        except Exception as error:  # of any kind: the other processes must not wait for ever
+        except Exception as error:  # of any kind: the other processes must not wait forever
             failure = error
             answer = {"error": _describe(error)}
     answer = json.loads(_broadcast(json.dumps(answer).encode()))

@@ -142,8 +142,8 @@ def extract_label(label: np.ndarray, window: CropWindow) -> np.ndarray:
     if window.angle:
         return _warp(label, window, cv2.INTER_NEAREST, IGNORE)
     rows, columns = (
-        # OpenCV multiplies by the inverse of the scale; dividing by the scale rounds otherwise now
-        # and then.
+        # OpenCV multiplies by the inverse of the scale; dividing by the scale sometimes rounds
+        # differently.
         np.minimum(
             (np.arange(first, first + count) * (1 / (resized / side))).astype(np.int64), side - 1
         )
@@ -180,8 +180,8 @@ def _warp(array: np.ndarray, window: CropWindow, interpolation: int, fill: int) 
     corners = matrix @ np.array(
         [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]]
     )
-    # Not the whole image, as it may not be decoded yet, and as OpenCV computes with float32 and
-    # short integers.
+    # Only the pixels that are needed: the rest may not be decoded yet, and OpenCV computes with
+    # float32 and short integers.
     left, top = np.maximum(np.floor(corners.min(1)).astype(int) - 1, 0).tolist()
     right, bottom = np.minimum(np.ceil(corners.max(1)).astype(int) + 2, array.shape[1::-1]).tolist()
     matrix = matrix - [[0, 0, left], [0, 0, top]]

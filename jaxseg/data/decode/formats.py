@@ -21,8 +21,8 @@ from PIL import (
 
 from jaxseg.errors import DataError
 
-# Threads read files while others import TFDS, which replaces __import__ for a while: what is
-# imported at first use must be there before.
+# Threads read files while others import TFDS, which temporarily replaces __import__: Pillow's
+# plug-ins, which it imports at first use, must be imported before.
 Image.preinit()
 # Formats that Pillow opens, by its classes rather than Image.open, which has a limit of its own
 # (Image.MAX_IMAGE_PIXELS, for the host program to set) that aerial photos exceed.

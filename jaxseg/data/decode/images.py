@@ -37,7 +37,7 @@ MAX_PIXELS = 2**30  # default of `dataset.max_pixels`: 3 GB of RGB
 MEND_IMAGE = "replace it, or remove it and its label"
 BGRA_ORDER = [2, 1, 0, 3]  # OpenCV's channels as RGBA
 GLUED = b"\xff\xd9\xff\xd8\xff"  # the end of a JPEG and the beginning of another
-MULTI_PICTURE = b"MPF\0"  # which cameras declare: previews, the other eye, a gain map
+MULTI_PICTURE = b"MPF\0"  # a JPEG with others appended: previews, the other eye, a gain map
 # Pillow's mode -> (channels, dtype); 16-bit PNGs are recognised by their tile, as Pillow reduces
 # them to 8 bits.
 MODES = {
@@ -247,7 +247,7 @@ def _is_plain_png(data: Encoded) -> bool:
         size, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
         if kind in (b"tRNS", b"eXIf", b"acTL"):
             return False
-        if kind == b"IDAT":  # the others come before it, except an eXIf that seldom follows
+        if kind == b"IDAT":  # the others precede it, except for a rare eXIf at the end
             return b"eXIf" not in bytes(data[-(1 << 16) :])
         at += size + 12
     return True

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 PLAN = "prepared.json"
 THREADS = min(os.cpu_count() or 1, 8)  # each may hold all tiles of a large image
 IMAGES_PER_SHARD, MAX_SHARDS = 100, 64  # a reader keeps every shard open
-# zstd at its fastest compresses what is not compressed yet, `zstd` images above all, and costs the
-# others nothing.
+# zstd at its fastest level compresses what is not compressed yet, above all images of codec `zstd`,
+# and costs the others nothing.
 WRITER_OPTIONS = {"raw": "group_size:1,uncompressed"}
 DEFAULT_OPTIONS = "group_size:1,zstd:1"
 

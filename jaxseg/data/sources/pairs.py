@@ -26,7 +26,7 @@ from jaxseg.data.spec import DatasetSpec, Layout
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_text, walk
 
-# What the name of a `folder`'s label may add to its image's name, if no file has just that name.
+# Endings that a `folder`'s label may add to its image's name, if no label has exactly that name.
 LABEL_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation")
 LABEL_FORMATS = {"PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif", "NPY": ".npy"}
 

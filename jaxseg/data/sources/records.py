@@ -69,7 +69,7 @@ def find_prepared(name: str, root: str | Path) -> Path:
     found = [
         file.parent for depth in ("*", "*/*", "*/*/*") for file in root.glob(f"{depth}/{INFO}")
     ]
-    # Folders of unfinished data sets have other names than a version.
+    # Folders of unfinished data sets are not named like a version.
     found = [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
     for prefix in (*STOCK.get(name, ())[:1], name, ""):
         inside = [folder for folder in found if _is_below(folder.relative_to(root).parent, prefix)]
@@ -257,7 +257,7 @@ class ArrayRecordSource:
         try:
             fields = parse_example(self._data[index])
             image, label = (fields[key] for key in self._keys)
-            return image, bytes(label)  # images are large, so they are not copied
+            return image, bytes(label)  # images are large, so only labels are copied
         except (RuntimeError, ValueError, LookupError, OSError) as error:
             ends = itertools.accumulate(count for _, count in self._shards)
             shard = next(file for (file, _), end in zip(self._shards, ends) if index < end)

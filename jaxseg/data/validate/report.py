@@ -226,7 +226,7 @@ def _scan(split: CheckedSplit, dataset: DatasetConfig, progress: bool) -> list[P
     split.counts = np.stack(counts)
     if split.all_read():
         label_counts.save_counts(split.source, split.counts)
-    return list(dict.fromkeys(itertools.chain(*problems)))  # of a repeated image once
+    return list(dict.fromkeys(itertools.chain(*problems)))  # those of a repeated image once
 
 
 def _examine(
@@ -270,7 +270,7 @@ def _label_kind(file: str, spec: DatasetSpec) -> str:
     """The kind of problem of a label that cannot be read."""
     try:
         label = decode_label(Path(file).read_bytes(), file, spec)
-    except (DataError, OSError):  # OSError: records are no files
+    except (DataError, OSError):  # OSError: records are not files
         return "damaged label"
     return "color" if label.ndim == 3 else "value"
 
