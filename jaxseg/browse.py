@@ -77,7 +77,7 @@ def browse(
 
 
 def _samples(experiment: Experiment, spec: DatasetSpec, raw: bool) -> Iterator[Sample]:
-    """The training samples in the order of training."""
+    """Yield the training samples in the order of training."""
     source = pipeline.train_source(experiment.dataset, spec)
     batches = pipeline.train_batches(
         experiment.dataset,
@@ -123,7 +123,7 @@ def panel(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, title: str) -
 
 
 def _side_by_side(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side: int) -> np.ndarray:
-    """[image | label over image] whose longer side is at most `side` pixels.
+    """Draw [image | label over image], the longer side of each at most `side` pixels.
 
     Small ones are enlarged by a whole factor, so that pixels stay visible as squares.
     """
@@ -140,7 +140,7 @@ def _side_by_side(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side:
 
 
 def _title(text: str, width: int) -> np.ndarray:
-    """A bar with a text, RGB uint8 [TITLE_HEIGHT, width, 3]."""
+    """Draw a bar with a text: RGB uint8 [TITLE_HEIGHT, width, 3]."""
     bar = Image.new("RGB", (width, TITLE_HEIGHT), visualize.BACKGROUND)
     font = choose_font(text, TITLE_SIZE)
     if font is None:

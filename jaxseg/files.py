@@ -142,7 +142,7 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """The entries of a folder, last name first, as a stack of folders is popped from its end."""
+    """Return the entries of a folder, last name first, as a stack is popped from its end."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name, reverse=True)
@@ -151,7 +151,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_left_out(name: str, names: tuple[str, ...] = ()) -> bool:
-    """Whether a name is hidden, an editor's backup, or one of `names`."""
+    """Return whether a name is hidden, an editor's backup, or one of `names`."""
     is_emacs_backup = name[0] == name[-1] == "#"
     return name.startswith(".") or name.endswith("~") or is_emacs_backup or name in names
 

@@ -61,7 +61,7 @@ def _log_missing(error: str) -> None:
 
 
 def _letters(text: str) -> frozenset[str]:
-    """The characters that need a glyph: not spaces, controls, joiners and variation selectors."""
+    """Return the characters that need a glyph: no spaces, controls, joiners or variants."""
     return frozenset(
         c
         for c in text
@@ -71,7 +71,7 @@ def _letters(text: str) -> frozenset[str]:
 
 @cache
 def _default_letters() -> frozenset[str]:
-    """The characters of Pillow's own font."""
+    """Return the characters of Pillow's own font."""
     font = ImageFont.load_default(16)
     if not isinstance(font, ImageFont.FreeTypeFont):
         return ENGLISH
@@ -79,7 +79,7 @@ def _default_letters() -> frozenset[str]:
 
 
 def _code_points(file: str | io.BytesIO) -> np.ndarray:
-    """The characters of a font, sorted, uint32 [N]."""
+    """Return the characters of a font, sorted: uint32 [N]."""
     from matplotlib.ft2font import FT2Font  # noqa: PLC0415 - optional, for unusual names only
 
     return np.array(sorted(FT2Font(file).get_charmap()), np.uint32)
@@ -87,7 +87,7 @@ def _code_points(file: str | io.BytesIO) -> np.ndarray:
 
 @cache
 def _coverage(file: str) -> np.ndarray:
-    """The characters of a font file; none if it cannot be read."""
+    """Return the characters of a font file; none if it cannot be read."""
     try:
         return _code_points(file)
     except (OSError, RuntimeError, ValueError):  # FreeType's errors are RuntimeErrors
@@ -96,7 +96,7 @@ def _coverage(file: str) -> np.ndarray:
 
 @cache
 def _find_font(letters: frozenset[str]) -> str | None:
-    """The first font file that has all these letters and can draw them at any size."""
+    """Return the first font file that has all these letters and can draw them at any size."""
     wanted = np.array(list(map(ord, letters)), np.uint32)
     for file in _candidates():
         if np.isin(wanted, _coverage(file)).all() and _can_draw(file, letters):
@@ -105,7 +105,7 @@ def _find_font(letters: frozenset[str]) -> str | None:
 
 
 def _can_draw(file: str, letters: frozenset[str]) -> bool:
-    """Whether Pillow can use a font: fonts of coloured pictures have one size only."""
+    """Return whether Pillow can use a font: fonts of coloured pictures have one size only."""
     try:
         return ImageFont.truetype(file, 16).getmask("".join(letters)).getbbox() is not None
     except (OSError, ValueError):
@@ -113,7 +113,7 @@ def _can_draw(file: str, letters: frozenset[str]) -> bool:
 
 
 def _candidates() -> Iterator[str]:
-    """Font files, the plainest first."""
+    """Yield font files, the plainest first."""
     import matplotlib  # noqa: PLC0415 - optional, for unusual names only
 
     yield str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -122,7 +122,7 @@ def _candidates() -> Iterator[str]:
 
 @cache
 def _system_fonts() -> tuple[str, ...]:
-    """The font files of the system, the plainest first."""
+    """Return the font files of the system, the plainest first."""
     from matplotlib import font_manager  # noqa: PLC0415 - optional, and slow to import
 
     files = [
@@ -134,5 +134,5 @@ def _system_fonts() -> tuple[str, ...]:
 
 
 def _count_styles(file: str) -> int:
-    """How many words of STYLED a font's name contains."""
+    """Return how many words of STYLED a font's name contains."""
     return sum(word in Path(file).name.lower() for word in STYLED)

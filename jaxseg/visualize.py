@@ -64,14 +64,14 @@ def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def _color_table(palette: Palette) -> np.ndarray:
-    """RGB of 0 to 255, uint8 [256, 3]; black where there is no class."""
+    """Return the RGB of the values 0 to 255: uint8 [256, 3]; black where there is no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.asarray(palette, np.uint8)
     return table
 
 
 def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """A mask as uint8, after checking it; raise DataError."""
+    """Return a mask as uint8; raise DataError unless it is one."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise DataError(
@@ -89,7 +89,7 @@ def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from the one below or to the right, and that one too: bool [H, W]."""
+    """Return which pixels differ from one of their four neighbours: bool [H, W]."""
     edge = np.zeros(mask.shape, bool)
     down = mask[1:] != mask[:-1]
     right = mask[:, 1:] != mask[:, :-1]
@@ -101,13 +101,13 @@ def _borders(mask: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(size: tuple[int, ...], smallest: int) -> tuple[int, int]:
-    """Height and width times the whole factor that brings the shorter side to `smallest`."""
+    """Multiply height and width by the whole factor that brings both to at least `smallest`."""
     factor = max(1, -(-smallest // min(size)))
     return size[0] * factor, size[1] * factor
 
 
 def _resized(array: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
-    """An image or mask of another size (height, width)."""
+    """Resize an image or mask to (height, width)."""
     if array.shape[:2] == size:
         return array
     return np.asarray(Image.fromarray(array).resize(size[::-1], method))
@@ -171,7 +171,7 @@ def overlay(
 def _blended(
     image: np.ndarray, mask: np.ndarray, palette: Palette, size: tuple[int, int], opacity: float
 ) -> np.ndarray:
-    """Image and mask resized to (height, width) and mixed."""
+    """Resize an image and its mask to (height, width), and mix them."""
     ids = _resized(_ids(mask, len(palette)), size, Image.Resampling.NEAREST)
     photo = _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC)
     return blend(photo, ids, palette, opacity)
@@ -216,12 +216,12 @@ def panel(
 
 
 def _font_size(width: int) -> int:
-    """Size of letters, in pixels, in a picture of this width."""
+    """Return the size of letters, in pixels, in a picture of this width."""
     return int(np.clip(width / 52, 13, 36))
 
 
 def _titled(picture: np.ndarray, title: str, size: int) -> np.ndarray:
-    """A picture with a title above, its letters `size` pixels high."""
+    """Draw a title above a picture, its letters `size` pixels high."""
     bar = Image.new("RGB", (picture.shape[1], size * 2), BACKGROUND)
     ImageDraw.Draw(bar).text((2, size), title, INK, ImageFont.load_default(size), anchor="lm")
     return np.concatenate([np.asarray(bar), picture])
@@ -277,7 +277,7 @@ def legend(
 def _make_entry(
     k: int, share: float, palette: Palette, classes: Sequence[str], size: int, shares: bool
 ) -> _Entry:
-    """The entry of class k, which takes this share of the pixels."""
+    """Make the entry of class k, which takes this share of the pixels."""
     text = f"{100 * share:.1f}%" if shares else ""
     if k == IGNORE:
         return _Entry("no class", ImageFont.load_default(size), text, (0, 0, 0))
@@ -289,7 +289,7 @@ def _make_entry(
 
 
 def _draw_legend(entries: Sequence[_Entry], width: int, size: int) -> np.ndarray:
-    """The entries in columns, letters `size` pixels high."""
+    """Draw the entries in columns, letters `size` pixels high."""
     plain = ImageFont.load_default(size)
     box, pad, line = size, size // 2, int(size * 1.6)
     lengths = [

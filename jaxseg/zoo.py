@@ -161,7 +161,7 @@ def markdown_table() -> str:
 
 
 def _overview(method: str) -> list[str]:
-    """The cells of a method in README's overview."""
+    """Return the cells of a method in README's overview."""
     rows = rows_of(method)
     configs = sorted({_config_of(row) for row in rows})
     backbones = sorted({backbone_of(row) for row in rows} - {""}, key=_natural)
@@ -187,18 +187,18 @@ def _overview(method: str) -> list[str]:
 
 
 def _config_of(row: Row) -> str:
-    """The config file of an experiment."""
+    """Return the config file of an experiment."""
     return "fast_scnn" if row["name"].startswith("fast_scnn") else row["name"].split("_")[0]
 
 
 def _natural(text: str) -> tuple[object, ...]:
-    """A key that sorts names by their letters, then by the numbers in them."""
+    """Return a key that sorts names by their letters, then by the numbers in them."""
     digits = "".join(c if c.isdigit() else " " for c in text).split()
     return (text.rstrip("0123456789-dmgsb")[:1], *(int(d) for d in digits), text)
 
 
 def _range(values: Sequence[float], digits: int) -> str:
-    """'1.5', '12.8-68.5', or '-' for none."""
+    """Format the range of numbers: '1.5', '12.8-68.5', or '-' for none."""
     if not values:
         return "-"
     low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"

@@ -67,7 +67,7 @@ def main(_: list[str]) -> None:
 
 
 def _train_command(folder: Path) -> str:
-    """The command line that trains on a prepared data set."""
+    """Return the command line that trains on a prepared data set."""
     crop = "512x1024" if NAME.value == "cityscapes" else "512x512"
     config = f"configs/pspnet.py:r50-d8_{crop}_40k_{NAME.value}"
     source = f"--config.dataset.source=tfds --config.dataset.root={shlex.quote(OUTPUT.value)}"

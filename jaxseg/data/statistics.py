@@ -67,7 +67,7 @@ def image_statistics(source: Source, samples: int = 1000, *, progress: bool = Fa
 
 
 def _valid(image: Decoded, channel: int) -> np.ndarray:
-    """The values of a channel that are data, float64 [N]."""
+    """Return the values of a channel that are data: float64 [N]."""
     values = image.pixels[..., channel]
     if image.missing is not None:
         values = values[~image.missing[..., channel]]
@@ -145,7 +145,7 @@ def read_statistics(root: str | Path, channels: int = 0) -> Statistics | None:
 
 
 def _problem(mean: Sequence[float], std: Sequence[float], channels: int) -> str:
-    """What is wrong with statistics, "" for nothing."""
+    """Return what is wrong with statistics, "" for nothing."""
     if not mean or len(mean) != len(std):
         return f"{len(mean)} means and {len(std)} stds"
     if channels not in (0, len(mean)):

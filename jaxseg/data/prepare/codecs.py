@@ -71,7 +71,7 @@ def encode_image(image: np.ndarray, codec: str = "png", quality: int = 95) -> by
 
 
 def _as_bgr(image: np.ndarray) -> np.ndarray:
-    """The channels of an image of 1, 3 or 4 in OpenCV's order."""
+    """Return an image of 1, 3 or 4 channels with these in OpenCV's order."""
     channels = image.shape[2]
     return image if channels == 1 else image[..., [2, 1, 0, 3][:channels]]
 

@@ -100,7 +100,7 @@ def write_metadata(
 
 
 def _make_info(spec: DatasetSpec, channels: int, dtypes: set[str]) -> "tfds.core.DatasetInfo":
-    """TFDS's description of a data set that it has no builder of."""
+    """Return TFDS's description of a data set that it has no builder for."""
     import tensorflow_datasets as tfds  # noqa: PLC0415 - slow to import
     from tensorflow_datasets.core.dataset_info import DatasetIdentity  # noqa: PLC0415 - as above
 

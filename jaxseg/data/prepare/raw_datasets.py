@@ -130,7 +130,7 @@ def list_tasks(name: str, root: str | Path, split: str) -> list[ConversionTask]:
 
 
 def _load(name: str, stem: str, image_file: Path, label_file: Path) -> Iterator[Item]:
-    """The items of an image: itself, or its tiles."""
+    """Yield the items of an image: itself, or its tiles."""
     raw, spec = DATASETS[name], get_spec(name)
     label = raw.read(label_file, spec)
     if raw.tile is None and image_file.suffix.lower() in (".jpg", ".png"):
@@ -164,7 +164,7 @@ def tile_starts(length: int, side: int, stride: int) -> list[int]:
 def _tiles(
     stem: str, image: np.ndarray, label: np.ndarray, side: int, stride: int, name: str
 ) -> Iterator[Item]:
-    """Tiles [side, side]; small images are padded at the right and bottom: 0, in labels 255."""
+    """Yield tiles [side, side]; small images are padded at right and bottom: 0, in labels 255."""
     pad = [(0, max(0, side - size)) for size in label.shape]
     image = np.pad(image, [*pad, (0, 0)])
     label = np.pad(label, pad, constant_values=IGNORE)
@@ -202,7 +202,7 @@ STARE: Strings = tuple(
 
 
 def _numbers(pattern: str, first: int, last: int, sides: Strings = ("",)) -> Strings:
-    """A pattern filled with the numbers from `first` to `last`, each with every side."""
+    """Return a pattern filled with the numbers `first` to `last`, each with every side."""
     return tuple(pattern.format(n, side) for n in range(first, last + 1) for side in sides)
 
 

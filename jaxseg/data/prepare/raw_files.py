@@ -54,7 +54,7 @@ def require_file(tree: Tree, *ends: str) -> Path:
 
 
 def _stems(listing: Path) -> list[str]:
-    """The names in a list of files: the first word of each line, without folder and suffix."""
+    """Return the names in a list of files: each line's first word, without folder and suffix."""
     return [Path(line.split()[0]).stem for line in read_names(listing)]
 
 
@@ -155,7 +155,7 @@ def find_camvid(tree: Tree, root: Path, split: str) -> Iterator[FilePair]:
 
 
 def _segnet_split(stem: str) -> str:
-    """SegNet's split (arXiv:1511.00561; 367 + 101 + 233 images) of a frame like '0016E5_07959'."""
+    """Return SegNet's split (arXiv:1511.00561; 367 + 101 + 233 images) of frame '0016E5_07959'."""
     recording, _, frame = stem.partition("_")
     time = int("".join(filter(str.isdigit, frame)) or 0)
     if recording == "Seq05VD" or (recording == "0001TP" and time > 8520):

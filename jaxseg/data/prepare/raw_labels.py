@@ -82,7 +82,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def _read_pillow(file: Path, mode: str) -> np.ndarray:
-    """The pixels of an image file in a mode of Pillow's."""
+    """Read the pixels of an image file in a mode of Pillow's."""
     try:
         with Image.open(io.BytesIO(read_bytes(file))) as label:
             return np.asarray(label.convert(mode))
@@ -136,7 +136,7 @@ def mat_reader(field: str, ids: Callable[[DatasetSpec], Mapping[int, int]]) -> R
 
 
 def _read_mat(file: Path, field: str) -> np.ndarray:
-    """An array of a .mat file, int32."""
+    """Read an array of a .mat file as int32."""
     data = read_bytes(file)
     name, _, member = field.partition(".")
     try:
@@ -202,7 +202,7 @@ def _check_stray_colors(
 
 @functools.cache
 def _color_table(classes: tuple[tuple[Color, ...], ...], ignored: tuple[Color, ...]) -> np.ndarray:
-    """The class id of each colour r << 16 | g << 8 | b, uint8 [2**24]."""
+    """Return the class id of each colour r << 16 | g << 8 | b: uint8 [2**24]."""
     table = np.full(1 << 24, UNKNOWN, np.uint8)
     for index, group in (*enumerate(classes), (IGNORE, ignored)):
         for r, g, b in group:

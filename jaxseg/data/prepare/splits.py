@@ -68,7 +68,7 @@ def is_zipped(name: str, root: str | Path) -> bool:
 
 
 def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSplit:
-    """A split of an unpacked download, or else of pairs of files."""
+    """List a split of an unpacked download, or else of pairs of files."""
     if not re.fullmatch(r"\w+", split):
         raise DataError(
             f"'{split}' is not the name of a split",
@@ -104,13 +104,13 @@ def _split(name: str, root: str | Path, split: str, channels: int) -> SourceSpli
 
 
 def _stats(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """Path, size and modification time of files."""
+    """Return path, size and modification time of files."""
     stats = ((file, os.stat(file)) for file in files)
     return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def _load_pair(source: sources.Source, index: int) -> Iterator[Item]:
-    """The only item of a pair of files."""
+    """Yield the only item of a pair of files."""
     file = Path(source.files[index])
     image = file if file.is_file() else source.read(index)[0]
     yield source.names[index], image, source.read_label(index)
@@ -120,7 +120,7 @@ def _load_pair(source: sources.Source, index: int) -> Iterator[Item]:
 
 
 def _zipped_split(root: Path, split: str) -> SourceSplit:
-    """A split of Cityscapes' zips; its labels keep their raw ids, which are checked."""
+    """List a split of Cityscapes' zips; its labels keep their raw ids, which are checked."""
     images, labels = (_open_zip(root / file) for file in ZIPS)
     spec, members, tasks = records.stock_spec("cityscapes"), set(labels.namelist()), []
     for image in sorted(images.namelist()):
@@ -155,7 +155,7 @@ def _load_zipped_pair(
     labels: zipfile.ZipFile,
     label: str,
 ) -> Iterator[Item]:
-    """The only item of a pair in the zips."""
+    """Yield the only item of a pair in the zips."""
     file = f"{labels.filename}: {label}"
     raw = decode_label(_unzip(labels, label), file, spec)
     map_label(raw, make_table(spec.label_map, spec.label_ranges), spec, file)  # checks the ids

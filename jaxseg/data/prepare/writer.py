@@ -110,14 +110,14 @@ def prepare(
 def _describe_plan(
     name: str, splits: Sequence[SourceSplit], counts: Mapping[str, int], encoder: "Encoder"
 ) -> str:
-    """Text that changes with the files that are read and the options that they are written with."""
+    """Return text that changes with the files to read and the options to write them with."""
     states = {split.name: split.state for split in splits}
     plan = {"name": name, "shards": counts, "state": states} | dataclasses.asdict(encoder)
     return json.dumps(plan, indent=1)
 
 
 def _shard_count(images: int, shards: int) -> int:
-    """The number of shards of a split; `shards` is the wanted one, or 0."""
+    """Return the number of shards of a split; `shards` is the requested number, or 0."""
     return min(images, shards or min(math.ceil(images / IMAGES_PER_SHARD), MAX_SHARDS))
 
 
@@ -134,7 +134,7 @@ def _locked(final: Path) -> Iterator[None]:
 
 
 def _is_written(final: Path, plan: str) -> bool:
-    """Whether the data set exists; raise DataError if it was written by another plan."""
+    """Return whether the data set exists; raise DataError if it was written by another plan."""
     if not final.exists():
         return False
     file = final / PLAN
@@ -222,7 +222,7 @@ class Encoder:
 
 
 def _serialize(fields: Mapping[str, bytes]) -> bytes:
-    """A tf.train.Example of bytes."""
+    """Return a serialised tf.train.Example of bytes."""
     feature = {
         key: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[value]))
         for key, value in fields.items()
@@ -258,7 +258,7 @@ def _write_shards(
 def _divide(
     folder: Path, name: str, split: SourceSplit, count: int
 ) -> Iterator[tuple[Path, Sequence[ConversionTask]]]:
-    """The shards of a split and the tasks of each."""
+    """Yield the shards of a split and the tasks of each."""
     total = len(split.tasks)
     for number in range(count):
         tasks = split.tasks[number * total // count : (number + 1) * total // count]

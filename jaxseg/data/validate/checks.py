@@ -80,7 +80,7 @@ class CheckedSplit:
         )
 
     def _parts(self) -> list[str]:
-        """The data set's own names for what the split is made of, [] if it is not made of files."""
+        """Return the data set's own names for the split's parts, [] if it is not made of files."""
         if self.ref.source != "files" or self.spec.layout is None or not self.ref.root:
             return []
         names = split_names(self.split)
@@ -343,7 +343,7 @@ def _color(color: tuple[int, int, int]) -> str:
 
 
 def _join(ranges: Sequence[tuple[int, int]]) -> str:
-    """[(0, 0), (1, 1), (2, 4), (9, 9)] as '0-4,9'; a range that begins below 0 as '-3..-1'."""
+    """Join ranges: (0, 0), (1, 1), (2, 4), (9, 9) as '0-4,9'; a negative one as '-3..-1'."""
     joined: list[list[int]] = []
     for first, last in sorted(ranges):
         if joined and joined[-1][1] == first - 1:

@@ -46,7 +46,7 @@ def as_text(report: DataReport, losses: Sequence[str] = ("decode",)) -> str:
 
 
 def _problems(problems: Sequence[Problem]) -> Iterator[str]:
-    """The problems, by kind and split."""
+    """Yield lines about the problems, by kind and split."""
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.kind, problem.split), []).append(problem)
@@ -64,7 +64,7 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def _brief(problem: Problem) -> str:
-    """The file and what is wrong, without the hint, which the first of its kind has given."""
+    """Return file and problem, without the hint, which the first of its kind has given."""
     length = len(problem.file) + BRIEF_LENGTH
     if len(problem.text) <= length:
         return problem.text
@@ -72,7 +72,7 @@ def _brief(problem: Problem) -> str:
 
 
 def _verdict(report: DataReport) -> str:
-    """The last line."""
+    """Return the last line."""
     errors = sum(KINDS[problem.kind].is_error for problem in report.problems)
     warnings = _count(len(report.problems) - errors, "warning")
     if report.ok:
@@ -87,7 +87,7 @@ def _count(number: int, noun: str) -> str:
 def _split_table(
     split: CheckedSplit, counts: np.ndarray, weights: Sequence[float]
 ) -> Iterator[str]:
-    """Sizes, formats and classes of a split.
+    """Yield lines about sizes, formats and classes of a split.
 
     Args:
         split: The split.
@@ -110,7 +110,7 @@ def _split_table(
 def _class_table(
     split: CheckedSplit, counts: np.ndarray, weights: Sequence[float]
 ) -> Iterator[str]:
-    """Share of the pixels, number of images and, of training, weight of every class."""
+    """Yield a line for each class: share of the pixels, images and, in training, weight."""
     is_train = split.repeat > 0
     name_width = max(len(name) for name in (*split.spec.classes, "(ignore)"))
     totals, images = split.totals(), (counts > 0).sum(0)
@@ -141,7 +141,7 @@ def as_json(report: DataReport) -> str:
 
 
 def _split_facts(split: CheckedSplit) -> dict[str, object]:
-    """What was found of a split, for JSON."""
+    """Return the facts about a split, for JSON."""
     totals = split.totals()
     images: list[int] = []
     pairs = 0

@@ -132,7 +132,7 @@ def check_data(
 
 
 def _statistics_folder(dataset: DatasetConfig) -> str | Path:
-    """Where training looks for statistics.json."""
+    """Return the folder where training looks for statistics.json."""
     if dataset.source == "tfds":
         return records.find_prepared(dataset.name, dataset.root)
     return dataset.root
@@ -186,7 +186,7 @@ def _open(split: CheckedSplit, dataset: DatasetConfig) -> list[Problem]:
 
 
 def _find_complete_pairs(split: CheckedSplit, problems: list[Problem]) -> list[pairing.Pair]:
-    """The complete pairs of a split; the problems of all other images are added to `problems`."""
+    """Return the complete pairs of a split; add the problems of other images to `problems`."""
     layout = split.spec.layout
     if split.ref.source != "files" or layout is None or not expand(split.ref.root).is_dir():
         return []
@@ -267,7 +267,7 @@ def _examine(
 
 
 def _label_kind(file: str, spec: DatasetSpec) -> str:
-    """The kind of problem of a label that cannot be read."""
+    """Return the kind of problem of a label that cannot be read."""
     try:
         label = decode_label(Path(file).read_bytes(), file, spec)
     except (DataError, OSError):  # OSError: records are not files
@@ -276,7 +276,7 @@ def _label_kind(file: str, spec: DatasetSpec) -> str:
 
 
 def _find_outliers(splits: Sequence[CheckedSplit], known: set[str]) -> list[Problem]:
-    """Images of another dtype or number of channels than most of training's.
+    """Find images whose dtype or number of channels differs from most training images'.
 
     Args:
         splits: All splits.
@@ -313,7 +313,7 @@ def _find_outliers(splits: Sequence[CheckedSplit], known: set[str]) -> list[Prob
 
 
 def _check_labels(split: CheckedSplit) -> list[Problem]:
-    """Labels that are valid, yet teach nothing: all of a split, or some of them."""
+    """Find labels that are valid, yet teach nothing: all of a split, or some of them."""
     if split.source is None or split.counts is None:
         return []
     if problem := checks.check_split_labels(split):
@@ -331,7 +331,7 @@ def _check_labels(split: CheckedSplit) -> list[Problem]:
 def _find_missing_classes(
     classes: Sequence[str], train: np.ndarray, val: np.ndarray
 ) -> list[Problem]:
-    """Classes that a split lacks.
+    """Find classes that a split lacks.
 
     Args:
         classes: Their names.
@@ -349,7 +349,7 @@ def _find_missing_classes(
 def _find_leaks(
     training: Sequence[CheckedSplit], val: CheckedSplit, progress: bool
 ) -> list[Problem]:
-    """Image files of val that training reads too, or that have the bytes of one that it reads."""
+    """Find images of val that training reads too, as the same file or with the same bytes."""
     train_sizes, val_sizes = _file_sizes(training), _file_sizes([val])
     common = set(train_sizes.values()) & set(val_sizes.values())  # only these can be equal
     train_files = [file for file, size in train_sizes.items() if size in common]
@@ -371,7 +371,7 @@ def _find_leaks(
 
 
 def _file_sizes(splits: Sequence[CheckedSplit]) -> dict[str, int]:
-    """{image file: size in bytes} of opened splits, sorted by file; records have no files."""
+    """Return {image file: size in bytes} of opened splits, sorted; records have no files."""
     files = {file for split in splits if split.source is not None for file in split.source.files}
     return {file: Path(file).stat().st_size for file in sorted(files) if Path(file).is_file()}
 
