@@ -324,7 +324,7 @@ def save_label_png(path: str | Path, mask: np.ndarray, palette: Palette) -> None
         DataError: The mask holds a number that is not a class.
         JaxsegError: The file cannot be written.
     """
-    picture = Image.fromarray(_ids(mask, len(palette)), mode=None)
+    picture = Image.fromarray(_ids(mask, len(palette)))
     picture.putpalette(_color_table(palette).tobytes())
     with atomic_path(path) as part:
         picture.save(part, optimize=True)

@@ -48,8 +48,7 @@ def list_splits(
         name: The data set, one of `catalog.list_datasets()`.
         root: Its folder: pairs of files, an unpacked download, or the two zips of Cityscapes.
         splits: Names of the splits; () for all that are used for training and evaluation.
-        channels: Channels of the images; 0 for 3, or those of the first image if it has more than
-            4.
+        channels: Channels of the images; 0 to choose by the first one (`sources.guess_channels`).
 
     Raises:
         DataError: Files are missing, or a split does not exist.

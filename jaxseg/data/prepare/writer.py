@@ -66,8 +66,7 @@ def prepare(
         codec: How images are encoded, one of CODECS. Labels are always lossless.
         quality: 1 to 100, for codec "jpeg".
         shards: Number of files of each split; 0 for one per 100 images, at most 64.
-        channels: Channels of the images; 0 for 3, or those of the first image if it has more than
-            4.
+        channels: Channels of the images; 0 to choose by the first one (`sources.guess_channels`).
 
     Returns:
         The folder of the records.

@@ -72,7 +72,7 @@ def folder_config(root: str, name: str = "folder", channels: int = 0) -> Dataset
     Args:
         root: Its folder.
         name: Its name, one of `catalog.list_datasets()`.
-        channels: Channels of the images; 0 for 3, or those of the first image if it has more.
+        channels: Channels of the images; 0 to choose by the first one (`sources.guess_channels`).
     """
     root = str(expand(root)) if root else ""
     if not channels:
