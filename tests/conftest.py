@@ -1,4 +1,4 @@
-"""Four virtual CPU devices, before JAX starts; no implicit rank promotion."""
+"""Four virtual CPU devices, before JAX starts; quick compilation; no implicit rank promotion."""
 
 import os
 
@@ -6,6 +6,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the time of these tests is compilation; subprocesses read this as well.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 
