@@ -1,12 +1,25 @@
-"""Lookup of a name in a table, with the nearest name in the error."""
+"""Lookup of names, with the nearest one in the error."""
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from jaxseg.errors import ConfigError
 
 T = TypeVar("T")
+SIMILAR = 0.4  # difflib's ratio from which a name counts as near
+
+
+def find_nearest(name: Any, names: Iterable[Any], cutoff: float = SIMILAR) -> str:
+    """Return the most similar of some names, "" if none is similar.
+
+    Args:
+        name: What was given.
+        names: What was possible.
+        cutoff: difflib's ratio, 0 to 1, that the result must reach.
+    """
+    near = difflib.get_close_matches(str(name), map(str, names), 1, cutoff)
+    return near[0] if near else ""
 
 
 def lookup(table: Mapping[Any, T], name: Any, what: str, field: str = "") -> T:
@@ -23,7 +36,7 @@ def lookup(table: Mapping[Any, T], name: Any, what: str, field: str = "") -> T:
     """
     if isinstance(name, Hashable) and name in table:
         return table[name]
-    near = difflib.get_close_matches(str(name), map(str, table), 1, 0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = find_nearest(name, table)
+    hint = f" Did you mean '{near}'?" if near else ""
     known = ", ".join(str(key) or "'' (empty)" for key in table)
     raise ConfigError(f"Unknown {what} '{name}'.{hint} Known: {known}.", field=field)

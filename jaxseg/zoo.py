@@ -1,12 +1,14 @@
 """The published experiments: their names, results and weights."""
 
 import csv
-import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxseg.errors import ConfigError
+from jaxseg.registry import find_nearest
+
+CLOSE = 0.6  # similarity of a suggestion: the names share most of their parts
 
 Row = dict[str, str]  # a row of the table of published experiments
 # The 25 methods of the model zoo: title -> (config file, beginning of the backbone's name); "" for
@@ -93,8 +95,8 @@ def weights_path(name: str) -> str:
     paths = {row["name"]: row["url_path"] for row in published()} | IMAGENET
     if name not in paths:
         hint = f"scripts/list_configs.py lists all {len(published())}"
-        if near := difflib.get_close_matches(name, paths, 1):
-            hint = f"did you mean '{near[0]}'? {hint}"
+        if near := find_nearest(name, paths, CLOSE):
+            hint = f"did you mean '{near}'? {hint}"
         raise ConfigError(f"unknown experiment '{name}'", field="name", hint=hint)
     if not paths[name]:
         raise ConfigError(

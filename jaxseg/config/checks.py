@@ -6,7 +6,6 @@ against, so that a higher floor can add the arguments of models and losses
 (`jaxseg.experiments.SCHEMA`).
 """
 
-import difflib
 import functools
 import math
 import os
@@ -22,8 +21,9 @@ from jaxseg.config.defaults import AUTO, CROSS_ENTROPY, LOSS_ALIASES
 from jaxseg.config.fields import TYPES, Each, Field, Open, Part
 from jaxseg.config.schema import CONCAT, DEFAULTS, LOSS, PATHS, SCHEMA
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import find_nearest, lookup
 
+CLOSE = 0.5  # similarity of a field that is suggested
 # What other trainers call a field: their word -> ours, suggested where ours is a field.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "lr_mult", "base_lr", "rate"), ("learning_rate",)),
@@ -323,7 +323,7 @@ def unknown_field(path: str, key: str, known: Iterable[str], name: str = "") -> 
     """
     known, key = [str(field) for field in known], str(key)
     meant = [field for field in SYNONYMS.get(key, ()) if field in known]
-    meant += difflib.get_close_matches(key, known, 1, 0.5)
+    meant += filter(None, [find_nearest(key, known, CLOSE)])
     near = f"did you mean '{meant[0]}'? " if meant else ""
     part = ".".join(filter(None, ("config", path))) + (f", '{name}'" if name else "")
     replaced = (

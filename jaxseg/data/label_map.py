@@ -1,6 +1,5 @@
 """The label_map.txt of a `folder`: the class of each value in its labels."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from jaxseg.constants import IGNORE
 from jaxseg.data.class_list import IGNORED_NAMES, LARGEST, SMALLEST, read_list
 from jaxseg.data.spec import LabelRange
 from jaxseg.errors import DataError
+from jaxseg.registry import find_nearest
 
 MAP_LINE = re.compile(
     r"(?P<first>[+-]?\d+)"
@@ -80,7 +80,7 @@ def _parse_line(file: Path, at: int, line: str, classes: Sequence[str]) -> Label
         return first, last, classes.index(name)
     if name.lower() in IGNORED_NAMES:
         return first, last, IGNORE
-    near = (difflib.get_close_matches(name, classes, 1, 0.4) or classes)[0]
+    near = find_nearest(name, classes) or classes[0]
     raise DataError(
         f"line {at}: '{name}' is not a class of classes.txt",
         file=file,

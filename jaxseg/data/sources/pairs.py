@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import unicodedata
@@ -25,7 +24,9 @@ from jaxseg.data.sources.listing import (
 from jaxseg.data.spec import DatasetSpec, Layout
 from jaxseg.errors import DataError
 from jaxseg.files import expand, read_text, walk
+from jaxseg.registry import find_nearest
 
+CLOSE = 0.6  # similarity of a folder's name that is suggested
 # Endings that a `folder`'s label may add to its image's name, if no label has exactly that name.
 LABEL_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation")
 LABEL_FORMATS = {"PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif", "NPY": ".npy"}
@@ -458,7 +459,7 @@ def _similar_folder(root: Path, folder: Path) -> str:
     }
     name = missing.name.lower()
     near = [other for other in there if other.startswith(name) or name.startswith(other)]
-    near = near or difflib.get_close_matches(name, there, 1)
-    if not near:
+    nearest = near[0] if near else find_nearest(name, there, CLOSE)
+    if not nearest:
         return ""
-    return f" There is {there[near[0]]}: if it is this one, rename it to {missing.name}."
+    return f" There is {there[nearest]}: if it is this one, rename it to {missing.name}."
