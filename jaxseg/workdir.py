@@ -25,8 +25,8 @@ from jaxseg.config.resolve import (
     has_auto_weights,
 )
 from jaxseg.config.schema import Experiment
-from jaxseg.errors import CheckpointError, ConfigError
-from jaxseg.files import expand, read_text, write_json
+from jaxseg.errors import CheckpointError, ConfigError, DataError
+from jaxseg.files import expand, read_json, write_json
 from jaxseg.validation import SCHEMA, complete_modules
 
 # Fields that may change when a run is resumed: none of them alters what the state means.
@@ -47,11 +47,8 @@ FIELDS_ALLOWED_TO_CHANGE = (
     "dataset.match_classes",
 )
 CONCAT_ROOT = re.compile(r"dataset\.concat\.[^.]+\.root")  # which may change too
-MEASURED_FIELDS = (
-    "dtype",
-    "image_mean",
-    "image_std",
-)  # of config.dataset, where it leaves them open
+# Fields of config.dataset that are measured where the config leaves them open.
+MEASURED_FIELDS = ("dtype", "image_mean", "image_std")
 # Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a
 # read-only manager.
 IGNORED_ORBAX_WARNINGS = (
@@ -119,12 +116,7 @@ def read_experiment(workdir: str | Path) -> Experiment:
         CheckpointError: config.json is damaged, or has fields that this version does not know.
     """
     file = Path(workdir) / "config.json"
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read ({error})", file=file) from None
-    if not isinstance(stored, dict):
-        raise CheckpointError("does not hold a config", file=file)
+    stored = _read_dict(file)
     try:
         return experiment_from_json(stored, SCHEMA)
     except ConfigError as error:
@@ -142,38 +134,44 @@ def read_classes(workdir: str | Path) -> tuple[str, ...]:
     file = Path(workdir) / "dataset.json"
     if not file.is_file():
         return ()
-    try:
-        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ()))
-    except ValueError as error:
-        raise CheckpointError(
-            f"is damaged ({error})", file=file, hint="take it from a copy of the run"
-        ) from None
+    return tuple(_read_dict(file).get("classes", ()))
 
 
 def load_dataset_metadata(path: str | Path) -> dict[str, Any]:
     """Read dataset.json (classes, palette, ...) of a workdir or of one of its steps.
 
     Raises:
-        CheckpointError: There is none, or it is not JSON.
+        CheckpointError: There is none, or it is damaged.
     """
     path = expand(path).absolute()
     for folder in (path, *path.parents[:2]):
         file = folder / "dataset.json"
         if file.is_file():
-            try:
-                return json.loads(read_text(file))
-            except json.JSONDecodeError as error:
-                raise CheckpointError(
-                    f"is not JSON ({error})", file=file, hint="restore it, or train or convert anew"
-                ) from None
+            return _read_dict(file)
     hint = "give the workdir of a run, or one of its steps"
     raise CheckpointError("there is no dataset.json in it or above it", file=path, hint=hint)
 
 
 def read_training(workdir: str | Path) -> dict[str, Any] | None:
-    """Return the training summary in metrics.json, None if there is none."""
+    """Return the training summary in metrics.json, None if there is none.
+
+    Raises:
+        CheckpointError: metrics.json is damaged.
+    """
     file = Path(workdir) / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
+    return _read_dict(file).get("training") if file.is_file() else None
+
+
+def _read_dict(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a workdir; raise CheckpointError if the file is damaged."""
+    try:
+        content = read_json(file)
+    except DataError as error:
+        hint = "restore it from a copy of the run"
+        raise CheckpointError(error.problem, file=file, hint=hint) from None
+    if not isinstance(content, dict):
+        raise CheckpointError("does not hold a JSON object", file=file)
+    return content
 
 
 # --- Resuming -------------------------------------------------------------------------------------

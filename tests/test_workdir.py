@@ -122,6 +122,11 @@ def test_training_summary(tmp_path):
     assert workdirs.read_training(tmp_path) is None
     (tmp_path / "metrics.json").write_text('{"training": {"seconds": 2}}')
     assert workdirs.read_training(tmp_path) == {"seconds": 2}
+    for damaged in ("{", "[]"):
+        (tmp_path / "metrics.json").write_text(damaged)
+        with pytest.raises(CheckpointError) as error:
+            workdirs.read_training(tmp_path)
+        assert error.value.file == str(tmp_path / "metrics.json")
 
 
 # --- Resuming -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import jax
 
 from jaxseg.benchmark.timing import Timing
 from jaxseg.errors import ConfigError
-from jaxseg.files import expand
+from jaxseg.files import atomic_path, expand
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 VARIABLES = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
@@ -42,10 +42,15 @@ def conditions(timing: Timing) -> dict[str, Any]:
 
 
 def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to the JSON list in a file, which is made if it is missing.
+    """Add rows to the JSON list in a file, which is created if it does not exist.
+
+    Args:
+        path: The file.
+        rows: Rows of JSON values by name.
 
     Raises:
         ConfigError: The file holds something else.
+        JaxsegError: The file cannot be written.
     """
     path = expand(path)
     try:
@@ -55,5 +60,5 @@ def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     if not isinstance(old, list):
         problem = "does not hold a JSON list of earlier measurements"
         raise ConfigError(problem, file=path, field="path", hint="choose another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*old, *rows], indent=1) + "\n", encoding="utf-8")
+    with atomic_path(path) as part:
+        part.write_text(json.dumps([*old, *rows], indent=1) + "\n", encoding="utf-8")

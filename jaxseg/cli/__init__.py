@@ -163,11 +163,7 @@ def _load_config(
     """Return the config that overrides apply to: --config's, else the run's, else None."""
     file, _, variant = given.partition(":")
     if file:
-        parameter = inspect.signature(load_builder(file)).parameters.get("variant")
-        if parameter and not variant:
-            example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
-            raise ConfigError("needs a variant", file=file, field="--config", hint=example)
-        return complete(build(file, variant))
+        return _build_config(file, variant)
     if needs_config:
         raise ConfigError(f"give --config=configs/FILE.py:VARIANT\n\n{grammar()}", field="--config")
     named = overrides.named(argv)
@@ -181,6 +177,20 @@ def _load_config(
         else "--config, which it overrides"
     )
     raise ConfigError(f"--config.{named[0]} needs {needed}", field=named[0])
+
+
+def _build_config(file: str, variant: str) -> ConfigDict:
+    """Return the config of a file and a variant; errors about the file name the flag."""
+    try:
+        parameter = inspect.signature(load_builder(file)).parameters.get("variant")
+        if parameter and not variant:
+            example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
+            raise ConfigError("needs a variant", file=file, field="--config", hint=example)
+        return complete(build(file, variant))
+    except ConfigError as error:
+        if error.field == "file":
+            error.field = "--config"
+        raise
 
 
 def _run_path(argv: Sequence[str]) -> Path | None:

@@ -24,21 +24,22 @@ def configs_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _blaming(file: Path) -> Iterator[None]:
+def _locate_errors(file: Path) -> Iterator[None]:
     """Turn an error of a config file's own code into a ConfigError that names the line."""
     try:
         yield
     except (JaxsegError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
-        problem = f"line {error.lineno}: {error.msg}"
-        raise ConfigError(problem, file=error.filename or file, field="--config") from error
+        line = f"line {error.lineno}: " if error.lineno else ""
+        problem = f"{line}{error.msg}"
+        raise ConfigError(problem, file=error.filename or file, field="file") from error
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if frame.filename != str(file):
             raise
         problem = f"line {frame.lineno}: {type(error).__name__}: {error}"
-        raise ConfigError(problem, file=file, field="--config") from error
+        raise ConfigError(problem, file=file, field="file") from error
 
 
 def load_builder(file: str | Path) -> Callable[..., ConfigDict]:
@@ -50,22 +51,21 @@ def load_builder(file: str | Path) -> Callable[..., ConfigDict]:
     file = expand(file)
     if not file.is_file():
         hint = "the methods are the files of configs/"
-        raise ConfigError("there is no such file", file=file, field="--config", hint=hint)
+        raise ConfigError("there is no such file", file=file, field="file", hint=hint)
     loader = importlib.machinery.SourceFileLoader(f"configs.{file.stem}", str(file))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None  # a loader is given
     module = importlib.util.module_from_spec(spec)
-    with _blaming(file):
+    with _locate_errors(file):
         try:
-            loader.exec_module(module)
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            if traceback.extract_tb(error.__traceback__)[-1].filename == str(file):
-                raise
+            loader.get_code(loader.name)
+        except (OSError, ValueError) as error:
             problem = f"cannot be read as Python ({error})"
-            raise ConfigError(problem, file=file, field="--config") from error
+            raise ConfigError(problem, file=file, field="file") from error
+        loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         problem = "is not a config file: it has no function get_config"
-        raise ConfigError(problem, file=file, field="--config")
+        raise ConfigError(problem, file=file, field="file")
     return module.get_config
 
 
@@ -81,15 +81,16 @@ def build(file: str | Path, variant: str = "") -> ConfigDict:
         ConfigError: There is no such file or variant, or the file's own code fails; the error names
             the line.
     """
-    get_config, file = load_builder(file), expand(file)
+    get_config = load_builder(file)
+    file = expand(file)
     if variant and not inspect.signature(get_config).parameters:
         problem = f"takes no variant, but '{variant}' is given"
-        raise ConfigError(problem, file=file, field="--config", hint=f"use --config={file}")
-    with _blaming(file):
+        raise ConfigError(problem, file=file, field="file", hint="leave the variant out")
+    with _locate_errors(file):
         config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
         problem = f"get_config returns {type(config).__name__}, not a ConfigDict"
-        raise ConfigError(problem, file=file, field="--config")
+        raise ConfigError(problem, file=file, field="file")
     return config
 
 
@@ -106,7 +107,7 @@ def get_experiment(name: str) -> ConfigDict:
     files = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
-        return lookup(dict.fromkeys(sorted(files)), name.split("_")[0], "method")  # which raises
+        return lookup(dict.fromkeys(sorted(files)), name.split("_")[0], "method")  # raises
     return build(folder / f"{method}.py", name[len(method) + 1 :])
 
 
@@ -119,7 +120,10 @@ def published_models() -> list[str]:
 def model_config(name: str) -> ConfigDict:
     """Return `config.model` of a short name such as 'pspnet_r50-d8', published or not.
 
-    It has Cityscapes' 19 classes and `align_corners` False.
+    The model has 19 classes, those of Cityscapes, and `align_corners` is False.
+
+    Raises:
+        ConfigError: There is no such method or backbone.
     """
     if name == "quickstart":
         return get_experiment(name).model

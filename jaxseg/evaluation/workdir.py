@@ -54,13 +54,14 @@ def evaluate_checkpoint(
         data, and how.
 
     Raises:
-        CheckpointError: There is no complete checkpoint.
+        CheckpointError: There is no complete checkpoint, or a JSON file of the workdir is damaged.
         ConfigError: A field of `config` is unknown or out of range.
         DataError: The data set cannot be read, or has other classes.
     """
     path = expand(path)
     workdir, _ = find_workdir(path)
     folder = evaluation_folder(path)
+    training = read_training(folder)  # before the evaluation, whose result an error would lose
     step = find_step(path)  # once: the best of a run that continues changes
     model, variables, experiment = load_model(workdir / "checkpoints" / str(step), config)
     ref, spec = pipeline.eval_dataset(experiment.dataset, experiment.eval)
@@ -76,7 +77,7 @@ def evaluate_checkpoint(
             save_picture=partial(visualize.save_picture, folder / "pictures"),
         )
     summary |= {"step": step, "evaluated": _describe(ref, experiment)}
-    if training := read_training(folder):
+    if training:
         summary["training"] = training
     if jax.process_index() == 0:
         write_json(folder / "metrics.json", summary)

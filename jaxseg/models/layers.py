@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.activations import ACTIVATIONS, PReLU
 from jaxseg.models.convolution import convolve
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ZEROS, Initializer
@@ -25,6 +26,16 @@ from jaxseg.registry import lookup
 
 Features = Sequence[jax.Array]  # a backbone's maps [B, h_i, w_i, C_i], finest first
 HeadOutput = tuple[jax.Array, dict[str, jax.Array]]  # scores [B, h, w, K], and what losses need
+
+
+def second_stage_error(head: str) -> ConfigError:
+    """Make the error for a head that refines the scores of an earlier stage and is given none."""
+    return ConfigError(
+        f"{head} is the second stage of a cascade and needs the scores of an earlier one",
+        field="model.heads",
+        hint="add a head stage_0, for instance an FCN head",
+    )
+
 
 # --- Layers ---------------------------------------------------------------------------------------
 

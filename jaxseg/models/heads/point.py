@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
-from jaxseg.models.layers import Features, HeadOutput, Layers, sample_keys
+from jaxseg.models.layers import (
+    Features,
+    HeadOutput,
+    Layers,
+    sample_keys,
+    second_stage_error,
+)
 from jaxseg.ops import per_channel, sample_bilinear
 
 
@@ -94,8 +100,12 @@ class PointHead(nn.Module):
         Returns:
             In evaluation scores [B, s h, s w, K], s = 2**subdivision_steps, and {}. In training
             `previous` and `points` [B, P, 2], (x, y) in 0 to 1, with `point_logits` [B, P, K].
+
+        Raises:
+            ConfigError: The model has no earlier stage.
         """
-        assert previous is not None, "PointHead is the second stage of a cascade"
+        if previous is None:
+            raise second_stage_error("PointHead")
         layer = self.layer
         maps = [features[i] for i in self.in_index]
         hidden = [
