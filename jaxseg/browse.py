@@ -60,7 +60,8 @@ def browse(
     Raises:
         DataError: The data cannot be read.
     """
-    output, crop = expand(output), tuple(experiment.dataset.crop_size)
+    output = expand(output)
+    crop = tuple(experiment.dataset.crop_size)
     files, cells, labels = [], [], []
     samples = itertools.islice(_samples(experiment, spec, raw), count)
     for number, (name, image, label) in enumerate(samples):
@@ -144,7 +145,8 @@ def _title(text: str, width: int) -> np.ndarray:
     bar = Image.new("RGB", (width, TITLE_HEIGHT), visualize.BACKGROUND)
     font = choose_font(text, TITLE_SIZE)
     if font is None:
-        text, font = text.encode("ascii", "replace").decode(), ImageFont.load_default(TITLE_SIZE)
+        text = text.encode("ascii", "replace").decode()
+        font = ImageFont.load_default(TITLE_SIZE)
     place = (4, TITLE_HEIGHT // 2)
     ImageDraw.Draw(bar).text(place, text, visualize.INK, font, anchor="lm")
     return np.asarray(bar)

@@ -122,9 +122,7 @@ def save(
     Raises:
         NonFiniteError: A variable holds a NaN or an infinity; nothing is saved.
     """
-    write_best(
-        manager
-    )  # of what is complete by now: saving waits for the previous save in any case
+    write_best(manager)  # which waits for the previous save, as `manager.save` would in any case
     variables = to_host(dict(variables))
     if broken := not_finite(variables):
         raise NonFiniteError(
@@ -198,7 +196,8 @@ def find_step(path: str | Path) -> int:
 
 def _select_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
     """Return the step that `path` names; of a workdir the best, else the latest."""
-    (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
+    workdir, step = find_workdir(path)
+    steps = sorted(manager.all_steps())
     if not steps:
         raise CheckpointError(
             "it holds no checkpoint yet", file=workdir, hint="train first or give another workdir"

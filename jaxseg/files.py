@@ -111,7 +111,8 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
     Raises:
         DataError: A folder cannot be listed.
     """
-    tree, real = Tree([], [], []), Path(os.path.realpath(folder))
+    tree = Tree([], [], [])
+    real = Path(os.path.realpath(folder))
     seen = {str(path) for path in (real, *real.parents)}
     skipped = os.path.realpath(without) if without else None
     folders: list[str] = [str(folder)]

@@ -41,7 +41,8 @@ def choose_font(text: str, size: int) -> Font | None:
         The font, or None if none of them has all letters, or Matplotlib is needed and not
         installed.
     """
-    default, letters = ImageFont.load_default(size), _letters(text)
+    default = ImageFont.load_default(size)
+    letters = _letters(text)
     if letters <= ENGLISH:
         return default
     try:

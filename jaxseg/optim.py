@@ -16,7 +16,7 @@ import optax
 
 from jaxseg.config.schema import MultiplierConfig, OptimizerConfig, ScheduleConfig
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("poly", "step", "cosine", "constant")
@@ -39,9 +39,7 @@ def make_optimizer(
     Raises:
         ConfigError: The optimiser or the schedule has an unknown name.
     """
-    name = lookup(
-        dict(zip(OPTIMIZERS, OPTIMIZERS)), optimizer.name, "optimizer", field="optimizer.name"
-    )
+    check_name(OPTIMIZERS, optimizer.name, "optimizer", field="optimizer.name")
     rate = make_schedule(schedule, optimizer.learning_rate, steps)
     decay = _add_decay(optimizer.weight_decay, optimizer.multipliers)
     adam = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
@@ -49,7 +47,7 @@ def make_optimizer(
         "sgd": (decay, optax.trace(decay=optimizer.momentum)),
         "adam": (decay, adam),
         "adamw": (adam, decay),
-    }[name]
+    }[optimizer.name]
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     scale = [_scale_by_multipliers(optimizer.multipliers), optax.scale_by_learning_rate(rate)]
     return optax.chain(*clip, *direction, *scale), rate
@@ -79,16 +77,16 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
     Raises:
         ConfigError: The schedule has an unknown name.
     """
-    name = lookup(dict(zip(SCHEDULES, SCHEDULES)), schedule.name, "schedule", field="schedule.name")
+    check_name(SCHEDULES, schedule.name, "schedule", field="schedule.name")
     length = max(steps - schedule.warmup_steps - 1, 1)
-    if name == "poly":
+    if schedule.name == "poly":
         main = functools.partial(
             _poly, start=learning_rate, end=schedule.end_value, power=schedule.power, length=length
         )
-    elif name == "step":
+    elif schedule.name == "step":
         drops = {int(boundary): schedule.decay for boundary in schedule.boundaries}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
-    elif name == "cosine":
+    elif schedule.name == "cosine":
         alpha = schedule.end_value / learning_rate
         main = optax.cosine_decay_schedule(learning_rate, length + 1, alpha=alpha)
     else:

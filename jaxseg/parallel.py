@@ -101,7 +101,8 @@ def show_progress(
     hidden = not console.is_terminal
     with bars.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=total, rate=0.0)
-        start, done = time.perf_counter(), 0
+        start = time.perf_counter()
+        done = 0
         for result in results:
             done += size(result)
             bar.update(task, completed=done, rate=done / (time.perf_counter() - start))

@@ -104,11 +104,9 @@ def initial_scale(policy: Policy) -> LossScale:
 def all_finite(tree: Any) -> jax.Array:
     """Return whether all leaves are finite, as a bool scalar; True for a tree without leaves."""
     leaves = jax.tree.leaves(tree)
-    return (
-        jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-        if leaves
-        else jnp.bool_(True)
-    )
+    if not leaves:
+        return jnp.bool_(True)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> LossScale:

@@ -291,7 +291,9 @@ def _make_entry(
 def _draw_legend(entries: Sequence[_Entry], width: int, size: int) -> np.ndarray:
     """The entries in columns, letters `size` pixels high."""
     plain = ImageFont.load_default(size)
-    box, pad, line = size, size // 2, int(size * 1.6)
+    box = size
+    pad = size // 2
+    line = int(size * 1.6)
     lengths = [
         entry.font.getlength(entry.name) + pad + plain.getlength(entry.share) for entry in entries
     ]

@@ -12,7 +12,7 @@ from jaxseg.benchmark.rows import conditions
 from jaxseg.benchmark.timing import Case, Timing, summarize, time_runs
 from jaxseg.config.schema import Experiment
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 TF32 = "tf32"  # float32 whose products a GPU may round to TF32
 PRECISIONS = (*precision.PRECISIONS, TF32)
@@ -52,11 +52,9 @@ def measure(
     Raises:
         ConfigError: A name is unknown, or there are fewer devices.
     """
-    lookup(dict.fromkeys(WHATS), what, "benchmark", field="what")
-    names = dict(zip(PRECISIONS, PRECISIONS))
-    name = lookup(
-        names, precision_name or experiment.precision, "precision", field="precision_name"
-    )
+    check_name(WHATS, what, "benchmark", field="what")
+    name = precision_name or experiment.precision
+    check_name(PRECISIONS, name, "precision", field="precision_name")
     if devices > len(jax.devices()):
         raise ConfigError(
             f"devices is {devices}, but JAX sees {len(jax.devices())}", field="devices"

@@ -93,7 +93,8 @@ def _set_up_logging() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # jaxseg reports unreadable files itself
     absl_logging.get_absl_logger().addFilter(_is_unexpected)
     logging.getLogger("tifffile").addFilter(silence_nodata)
-    ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
+    ours = logging.getLogger("jaxseg")
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)

@@ -3,7 +3,7 @@
 `complete` fills in what a config leaves out, `tidy` brings values into their one form, and `check`
 refuses fields that do not exist and values out of range. Every function takes the nodes to check
 against, so that a higher floor can add the arguments of models and losses
-(`jaxseg.experiments.SCHEMA`).
+(`jaxseg.validation.SCHEMA`).
 """
 
 import difflib
@@ -22,7 +22,7 @@ from jaxseg.config.defaults import AUTO, CROSS_ENTROPY, LOSS_ALIASES
 from jaxseg.config.fields import TYPES, Each, Field, Open, Part
 from jaxseg.config.schema import CONCAT, DEFAULTS, LOSS, PATHS, SCHEMA
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import unknown_name
 
 # What other trainers call a field: their word -> ours, suggested where ours is a field.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -111,7 +111,8 @@ def tidy(config: ConfigDict, path: str = "") -> ConfigDict:
     """
     with config.unlocked(), config.ignore_type():
         for key in list(config):
-            value, where = config[key], f"{path}.{key}".lstrip(".")
+            value = config[key]
+            where = f"{path}.{key}".lstrip(".")
             if isinstance(value, ConfigDict):
                 tidy(value, where)
             elif (better := _tidied(value, where)) is not value:
@@ -238,11 +239,8 @@ def _value_problems(value: Any, field: Field, path: str) -> Iterator[ConfigError
     if not good:
         hint = f"it must be {field.words}{reason}"
         yield ConfigError(f"config.{path} is {value!r}", field=path, hint=hint)
-    elif field.names:
-        try:
-            lookup(dict.fromkeys(field.names), value, f"config.{path}", field=path)
-        except ConfigError as error:
-            yield error
+    elif field.names and value not in field.names:
+        yield unknown_name(field.names, value, f"config.{path}", path)
 
 
 def _is_typed(values: tuple[Any, ...], field: Field) -> bool:
@@ -321,18 +319,15 @@ def unknown_field(path: str, key: str, known: Iterable[str], name: str = "") -> 
         known: Fields that this part may have.
         name: The part's own name ('resnet'), if its fields depend on it.
     """
-    known, key = [str(field) for field in known], str(key)
+    known = [str(field) for field in known]
+    key = str(key)
     meant = [field for field in SYNONYMS.get(key, ()) if field in known]
     meant += difflib.get_close_matches(key, known, 1, 0.5)
     near = f"did you mean '{meant[0]}'? " if meant else ""
     part = ".".join(filter(None, ("config", path))) + (f", '{name}'" if name else "")
-    replaced = (
-        name and not meant and path.startswith("model.")
-    )  # a field of the module that was there before
-    whole = (
-        f'; to choose another name, give all of it: --config.{path}="{{...}}"' if replaced else ""
-    )
-    hint = f"{near}Known: {', '.join(known)}{whole}"
+    hint = f"{near}Known: {', '.join(known)}"
+    if name and not meant and path.startswith("model."):  # a field of the module it replaces
+        hint += f"; to choose another name, replace config.{path} as a whole"
     return UnknownField(
         f"unknown field '{key}' of {part}", field=f"{path}.{key}".lstrip("."), hint=hint
     )

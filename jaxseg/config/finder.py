@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.errors import ConfigError, JaxsegError
 from jaxseg.files import expand
-from jaxseg.registry import lookup
+from jaxseg.registry import unknown_name
 from jaxseg.zoo import published
 
 
@@ -107,7 +107,7 @@ def get_experiment(name: str) -> ConfigDict:
     files = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
-        return lookup(dict.fromkeys(sorted(files)), name.split("_")[0], "method")  # raises
+        raise unknown_name(sorted(files), name.split("_")[0], "method", "name")
     return build(folder / f"{method}.py", name[len(method) + 1 :])
 
 

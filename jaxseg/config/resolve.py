@@ -63,7 +63,8 @@ def resolve(config: Config, spec: Spec) -> Experiment:
             set.
     """
     config = check_fields(copy_config(config))
-    data, count = config.dataset, len(spec.classes)
+    data = config.dataset
+    count = len(spec.classes)
     if config.model.num_classes not in (None, count):
         other = not config.name.endswith(f"_{data.name}")
         variant = f"choose the variant that ends in _{data.name}, or " if other else ""
@@ -71,7 +72,7 @@ def resolve(config: Config, spec: Spec) -> Experiment:
             f"config.model.num_classes is {config.model.num_classes}, but the data set "
             f"'{data.name}' has {count}",
             field="model.num_classes",
-            hint=f"{variant}set --config.model.num_classes={count}",
+            hint=f"{variant}set config.model.num_classes={count}",
         )
     config.model.num_classes = count
     data.classes = spec.classes
@@ -207,8 +208,7 @@ def check_eval(run: ConfigDict | EvalConfig) -> None:
     if any(step > side for step, side in zip(stride, crop, strict=True)):
         raise ConfigError(
             f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels "
-            "between the windows "
-            "would be left out",
+            "between the windows would be left out",
             field="eval.stride",
         )
 
@@ -248,8 +248,7 @@ def _check_schedule(config: ConfigDict) -> None:
     if schedule.name == "step" and max(schedule.boundaries) >= max(left, 1):
         log.warning(
             "config.schedule.boundaries is %s and the run has %d steps after the warm-up: it "
-            "ends before the last of "
-            "them",
+            "ends before the last of them",
             tuple(schedule.boundaries),
             max(left, 0),
         )

@@ -87,8 +87,7 @@ class NormConfig:
         Field(
             float,
             "0.5 or more and below 1: it is the share of the old statistics that stays, so that "
-            "PyTorch's momentum "
-            "0.1 is 0.9 here",
+            "PyTorch's momentum 0.1 is 0.9 here",
             lambda m: 0.5 <= m < 1,
         ),
         "Share of the old running statistics that stays at each step; PyTorch's 0.1 is 0.9 here.",
@@ -272,9 +271,8 @@ class DatasetConfig:
             others=(NO_NODATA,),
         ),
         "Values that stand for missing data, apart from those that TIFF files declare; `none` if "
-        "every value was measured. "
-        "Missing pixels are left out of statistics, become the mean for the network and 255 in "
-        "labels and predictions.",
+        "every value was measured. Missing pixels are left out of statistics, become the mean for "
+        "the network and 255 in labels and predictions.",
     )
     max_pixels: int = declare(
         2**30,
@@ -324,8 +322,7 @@ class MultiplierConfig:
         None,
         FLAG._replace(others=(None,)),
         "Whether batch norms whose parameters match keep their running statistics and normalise "
-        "by them in training; "
-        "None: exactly where `learning_rate` is 0.",
+        "by them in training; None: exactly where `learning_rate` is 0.",
     )
 
     @property
@@ -527,7 +524,7 @@ SCHEMA: dict[str, Any] = {
     **nodes_of(Experiment),
     "model": {
         "backbone": _MODULE,
-        "neck": Open({"name": TEXT}),
+        "neck": _MODULE,
         "heads": Each(
             Open({"name": TEXT}, ("name", "channels")),
             HEAD_EXAMPLE,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxseg.config.defaults import BACKBONE_HELP, BACKBONES, DATASETS
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 RECIPES = ("fp16", "rsb_adamw", "scratch")
 PATTERN = re.compile(
@@ -108,11 +108,11 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     recipe = "_".join(parts)
     try:
         if backbones:
-            lookup(backbones, backbone, "backbone")
+            check_name(backbones, backbone, "backbone")
         if recipe:
             what = "recipe" if backbones else f"recipe ({method} brings its own backbone)"
-            lookup(dict.fromkeys(RECIPES), recipe, what)
-        lookup(DATASETS, found["dataset"], "data set")
+            check_name(RECIPES, recipe, what)
+        check_name(DATASETS, found["dataset"], "data set")
     except ConfigError as error:
         problem = f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}"
         raise ConfigError(problem, field="variant") from None

@@ -38,7 +38,8 @@ def compiled_program(model: Model, settings: TestSettings, devices: Devices) -> 
     if id(model) not in _programs:
         weakref.finalize(model, _programs.pop, id(model)).atexit = False
         _programs[id(model)] = {}
-    programs, key = _programs[id(model)], (settings, devices)
+    programs = _programs[id(model)]
+    key = (settings, devices)
     if key not in programs:
         programs[key] = _compile(partial(_alive, weak), settings, devices)
     return programs[key]

@@ -60,7 +60,8 @@ def evaluate(
         raise DataError(
             "there is nothing to evaluate: the split holds no samples", field="dataset.val_split"
         )
-    spec, start = samples.spec, time.perf_counter()
+    spec = samples.spec
+    start = time.perf_counter()
     if num_classes is not None:
         check_classes(num_classes, spec.name, len(spec.classes))
     count = min(pictures, len(samples))

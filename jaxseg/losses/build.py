@@ -22,10 +22,10 @@ from jaxseg.config.fields import (
     whole,
 )
 from jaxseg.errors import ConfigError
-from jaxseg.losses.pixels import cross_entropy, focal, point_cross_entropy, se_loss
+from jaxseg.losses.pixels import SAMPLERS, cross_entropy, focal, point_cross_entropy, se_loss
 from jaxseg.losses.regions import dice, lovasz, tversky
 from jaxseg.ops import resize_bilinear
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name, lookup
 
 LossFunction = Callable[..., jax.Array]
 Parts = dict[str, jax.Array]
@@ -91,7 +91,7 @@ OPTIONS: dict[str, Any] = {
         others=(AUTO,),
     ),
     "sampler": {
-        "name": name_of("", "ohem"),
+        "name": name_of(*SAMPLERS),
         "min_kept": whole(1, "a whole number of pixels a sample, 1 or more"),
         "threshold": PROBABILITY._replace(words="a probability, 0 (none) to 1"),
     },
@@ -190,7 +190,8 @@ def check_losses(
     """
     for label, entry in losses.items():
         values = _to_dict(entry)
-        name, field = values.get("name", ""), f"losses.{label}"
+        name = values.get("name", "")
+        field = f"losses.{label}"
         loss = find_loss(name, f"{field}.name")
         if loss.rank != 4 and (values.get("target") or label) in heads:
             raise ConfigError(
@@ -204,16 +205,18 @@ def check_losses(
 def _check_options(
     where: str, loss: Loss, name: Any, options: Mapping[str, Any], classes: int | None
 ) -> None:
-    known = dict.fromkeys(loss.options())
-    for option in () if loss.takes_any_option() else options:
-        lookup(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
+    known = loss.options()
+    if not loss.takes_any_option():
+        for option in options:
+            what = f"option at config.{where} of {name}:"
+            check_name(known, option, what, field=f"{where}.{option}")
     for option, choices in (("average", ("all", "valid")), ("classes", ("present", "all"))):
         if option in options and option in known:
             field = f"{where}.{option}"
-            lookup(dict.fromkeys(choices), options[option], f"config.{field}", field=field)
+            check_name(choices, options[option], f"config.{field}", field=field)
     if sampler := options.get("sampler"):
         field = f"{where}.sampler.name"
-        lookup({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
+        check_name(SAMPLERS, sampler["name"], f"config.{field}", field=field)
     for option in ("class_weight", "alpha"):
         _check_length(f"{where}.{option}", options.get(option, ()), classes)
 
@@ -305,7 +308,8 @@ def _term(label: str, entry: Any, settings: Mapping[str, Any], axis_name: str | 
     loss = find_loss(values["name"])
     given = {key: settings[key] for key in loss.settings}
     function = functools.partial(loss.function, axis_name=axis_name, **given, **_options(values))
-    target, weight = values.get("target") or label, values.get("weight", 1.0)
+    target = values.get("target") or label
+    weight = values.get("weight", 1.0)
     return _Term(f"losses.{label}", values["name"], target, weight, loss, function)
 
 

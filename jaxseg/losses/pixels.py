@@ -10,7 +10,9 @@ import optax
 from jaxseg.constants import IGNORE
 from jaxseg.losses.reduction import class_weights, mean_over_pixels, one_hot, total
 from jaxseg.ops import per_channel, sample_nearest
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
+
+SAMPLERS = ("", "ohem")  # names of samplers; "" for none
 
 
 def pixel_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -100,8 +102,10 @@ def cross_entropy(
     Raises:
         ConfigError: `class_weight`, `average` or the sampler's name is wrong.
     """
-    valid, classes = label != IGNORE, logits.shape[-1]
-    logits, weights = logits.astype(jnp.float32), class_weights(class_weight, classes)
+    valid = label != IGNORE
+    classes = logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    weights = class_weights(class_weight, classes)
     if sigmoid:
         positive = -jax.nn.log_sigmoid(logits)
         negative = positive + logits
@@ -110,12 +114,13 @@ def cross_entropy(
         loss = jnp.where(one_hot(label, classes), positive, negative)
         loss = jnp.where(valid[..., None], loss, 0)
     else:
-        loss = plain = pixel_cross_entropy(logits, label)
+        plain = pixel_cross_entropy(logits, label)
+        loss = plain
         if class_weight:
             loss = loss * jnp.where(valid, weights[jnp.where(valid, label, 0)], 0)
-    if sampler and lookup(
-        {"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy", field="sampler.name"
-    ):
+    if sampler:
+        check_name(SAMPLERS, sampler["name"], "sampler of cross_entropy", field="sampler.name")
+    if sampler and sampler["name"] == "ohem":
         ranked = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else loss)
         probability = jnp.exp(-ranked if sigmoid else -jax.lax.stop_gradient(plain))
         mask = ohem_mask(
@@ -221,7 +226,8 @@ def focal(
     Raises:
         ConfigError: `class_weight` or `average` is wrong.
     """
-    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    classes = logits.shape[-1]
     positive = one_hot(label, classes)
     signed = jnp.where(positive, logits, -logits)
     alphas, weights = (

@@ -45,7 +45,7 @@ from jaxseg.models.initializers import Initializer, recording
 from jaxseg.models.layers import Layers
 from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name, lookup, unknown_name
 
 BACKBONES = {
     "resnet": ResNet,
@@ -128,7 +128,7 @@ def create_model(config: ModelConfig | Mapping[str, Any] | str, **overrides: Any
         )
     norm = model.get("norm", {})
     for key in norm:
-        lookup(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
+        check_name(NORM_FIELDS, key, "field of model.norm", field=f"model.norm.{key}")
     layer = Layers(
         align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime
     )
@@ -186,9 +186,9 @@ def _constructor(
     """The module that a part of the config names, its arguments bound and checked."""
     arguments = dict(part)
     module = find_module(table, arguments.pop("name", None), kind)
-    known = dict.fromkeys(_parameters(module))
+    known = _parameters(module)
     for key in arguments:
-        lookup(known, key, f"argument of {_name_of(module)}")
+        check_name(known, key, f"argument of {_name_of(module)}")
     return functools.partial(module, **arguments, **common)
 
 
@@ -218,8 +218,7 @@ def _owner(model: dict[str, Any], key: str) -> dict[str, Any]:
         if key in fields:
             return part
         known += fields
-    names: dict[str, Any] = dict.fromkeys(known)
-    return lookup(names, key, "argument of create_model")  # which raises
+    raise unknown_name(dict.fromkeys(known), key, "argument of create_model")
 
 
 def declared_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from jaxseg.models.normalization import BatchNorm
 from jaxseg.models.pooling import adaptive_avg_pool
 from jaxseg.ops import normalize as normalize
 from jaxseg.ops import per_channel, resize_bilinear
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 Features = Sequence[jax.Array]  # a backbone's maps [B, h_i, w_i, C_i], finest first
 HeadOutput = tuple[jax.Array, dict[str, jax.Array]]  # scores [B, h, w, K], and what losses need
@@ -97,7 +97,7 @@ class Conv(nn.Module):
     ) -> list[tuple[int, int]]:
         """((top, bottom), (left, right)) in pixels."""
         if isinstance(self.padding, str):
-            lookup({"same": None}, self.padding, "padding of a convolution")
+            check_name(("same",), self.padding, "padding of a convolution")
             total = [
                 max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0)
                 for n, k in zip(image_size, kernel_size)

@@ -81,7 +81,8 @@ class BatchNorm(nn.Module):
     ) -> tuple[jax.Array, jax.Array, int]:
         """Mean and biased variance [C] of the values of all devices, and their number."""
         axis_name = None if self.is_initializing() else self.axis_name
-        axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+        axes = tuple(range(x.ndim - 1))
+        count = math.prod(x.shape[:-1])
         about = running_mean
         if count <= FEW_VALUES:
             about = x.astype(jnp.float32).mean(axes)

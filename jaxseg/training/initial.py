@@ -101,7 +101,8 @@ def _load_workdir(
     variables: Mapping[str, Any], source: str, classes: Classes | None
 ) -> tuple[dict[str, Any], MergeReport]:
     experiment, loaded = checkpoint.load_variables(expand(source))
-    theirs, rows = tuple(experiment.dataset.classes), ""
+    theirs = tuple(experiment.dataset.classes)
+    rows = ""
     if classes and _differ(theirs, classes.names):
         loaded = class_rows.carry_rows(loaded, variables, classes.axes(), theirs, classes.names)
         rows = class_rows.describe(theirs, classes.names)

@@ -164,7 +164,8 @@ def _status(row: Mapping[str, float], interval: Interval) -> str:
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Format `TrainLogger.summary` as one line."""
-    kind, peak = summary["peak_memory_kind"], summary["peak_memory_bytes"]
+    kind = summary["peak_memory_kind"]
+    peak = summary["peak_memory_bytes"]
     memory = kind if peak is None else f"{kind} {peak / 2**20:.0f} MiB"
     return (
         f"time to train {summary['seconds']:.1f} s ({format_seconds(summary['seconds'])}), "

@@ -120,12 +120,12 @@ def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
         _wait_for_devices(pending)
         logger.update(done)
         if run.logs_at(done):
-            rows, first = train_state.to_host(pending), done - len(pending)
-            is_last = done == steps
-            logger.log(
-                done,
-                check_finite_and_average(rows, first, batches.names, run.policy, last=is_last),
+            rows = train_state.to_host(pending)
+            first = done - len(pending)
+            averages = check_finite_and_average(
+                rows, first, batches.names, run.policy, last=done == steps
             )
+            logger.log(done, averages)
             pending.clear()
         if run.saves_at(done) and _evaluate_and_save(run, done, state, batches.position):
             break

@@ -66,7 +66,9 @@ class Timer:
 
     def start_interval(self) -> None:
         """Count throughput and waiting from now on."""
-        self._interval_began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+        self._interval_began = time.perf_counter()
+        self._paused = 0.0
+        self._waited = 0.0
 
     def finish_interval(self, step: int) -> Interval:
         """Return the speed since the interval began; call `start_interval` for the next one.

@@ -74,7 +74,8 @@ def carry_rows(
     for path, where in axes.items():
         if path not in old or path not in new:
             continue
-        taken, value = np.asarray(old.pop(path)), np.array(new[path])
+        taken = np.asarray(old.pop(path))
+        value = np.array(new[path])
         same_features = _without_classes(taken.shape, where, len(theirs)) == _without_classes(
             value.shape, where, len(ours)
         )

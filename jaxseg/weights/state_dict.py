@@ -70,7 +70,8 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     """
     path = expand(path)
     with about(file=path):
-        kind, averaged = file_kinds.sniff(path), False
+        kind = file_kinds.sniff(path)
+        averaged = False
         if kind == file_kinds.NPZ:
             tensors = _read_npz(path)
         elif kind == file_kinds.SAFETENSORS:

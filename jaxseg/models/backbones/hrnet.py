@@ -58,7 +58,8 @@ class HRModule(nn.Module):
 
     def _resized(self, x: jax.Array, j: int, target: jax.Array, i: int, train: bool) -> jax.Array:
         """Branch j's map x in the shape of branch i's map, `target`."""
-        name, features = f"fuse_layers.{i}.{j}", target.shape[-1]
+        name = f"fuse_layers.{i}.{j}"
+        features = target.shape[-1]
         if j == i:
             return x
         if j > i:

@@ -48,14 +48,19 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        layer, width, y, i = self.layer, x.shape[-1] * self.expansion, x, 0
+        layer = self.layer
+        width = x.shape[-1] * self.expansion
+        y = x
+        index = 0
         if self.expansion != 1:
             y = layer.conv_norm_act(width, 1, name="conv.0")(y, train=train)
-            i = 1
+            index = 1
         depthwise = layer.conv_norm_act(
-            width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}"
+            width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{index}"
         )
-        project = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")
+        project = layer.conv_norm_act(
+            self.features, 1, activation="identity", name=f"conv.{index + 1}"
+        )
         y = project(depthwise(y, train=train), train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 

@@ -67,7 +67,8 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to the same shape."""
-        layer, channels = self.layer, x.shape[-1]
+        layer = self.layer
+        channels = x.shape[-1]
         squeeze = layer.conv_norm_act(round_channels(channels // 4), 1, norm=False, name="conv1")
         excite = layer.conv_norm_act(
             channels, 1, norm=False, activation="hard_sigmoid", name="conv2"

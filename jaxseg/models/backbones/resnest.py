@@ -31,7 +31,8 @@ class SplitAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        layer, width = self.layer, self.features * self.radix
+        layer = self.layer
+        width = self.features * self.radix
         hidden = max(x.shape[-1] * self.radix // self.reduction, 32)
         conv = layer.conv(
             width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv"

@@ -40,7 +40,8 @@ class ASPPHead(nn.Module):
         self, features: Features, previous: jax.Array | None = None, *, train: bool
     ) -> HeadOutput:
         """Map features to class scores [B, h, w, K], of the fine map's size if there is one."""
-        layer, x = self.layer, features[self.in_index]
+        layer = self.layer
+        x = features[self.in_index]
         branches = [self._global_pool(x, train)]
         for i, dilation in enumerate(self.dilations):
             make = layer.separable_conv if self.separable and dilation > 1 else layer.conv_norm_act

@@ -23,7 +23,8 @@ class CrissCrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
-        height, channels = x.shape[1], x.shape[-1]
+        height = x.shape[1]
+        channels = x.shape[-1]
         query = project(self.layer, x, channels // 8, "query_conv")
         key = project(self.layer, x, channels // 8, "key_conv")
         value = project(self.layer, x, channels, "value_conv")

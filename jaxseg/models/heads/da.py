@@ -68,7 +68,8 @@ class DAHead(nn.Module):
         `pam` and `cam`, the branches' own scores [B, h, w, K], are further outputs for their
         losses.
         """
-        layer, x = self.layer, features[self.in_index]
+        layer = self.layer
+        x = features[self.in_index]
         attentions = {
             "pam": PositionAttention(layer, self.pam_channels, name="pam"),
             "cam": ChannelAttention(name="cam"),

@@ -47,7 +47,8 @@ class ContextBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
-        layer, channels = self.layer, x.shape[-1]
+        layer = self.layer
+        channels = x.shape[-1]
         # Kaiming for the fan in: with one output channel, the fan out would be 1.
         kaiming = Initializer("normal", (2 / channels) ** 0.5)
         scores = flatten_positions(project(layer, x, 1, "conv_mask", kernel_init=kaiming))

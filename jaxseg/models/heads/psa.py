@@ -103,7 +103,8 @@ class PSAHead(nn.Module):
         self, features: Features, previous: jax.Array | None = None, *, train: bool
     ) -> HeadOutput:
         """Map features [B, h, w, C] to class scores [B, h, w, K]."""
-        layer, x = self.layer, features[self.in_index]
+        layer = self.layer
+        x = features[self.in_index]
         height, width = x.shape[1:3]
         align_corners = layer.align_corners
         if self.shrink != 1:
