@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from jaxseg.errors import ConfigError
 from jaxseg.registry import lookup
@@ -40,7 +41,7 @@ class Policy:
     """
 
     name: str
-    dtype: Any
+    dtype: DTypeLike
     matmul: str | None = None
     uses_loss_scaling: bool = False
     static_scale: float = 0.0

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxseg import losses
 from jaxseg.config import checks
 from jaxseg.config.defaults import CROSS_ENTROPY
@@ -26,7 +28,7 @@ SCHEMA: dict[str, Any] = checks.SCHEMA | {
 }
 
 
-def check_alone(config: Config) -> Any:
+def check_alone(config: Config) -> ConfigDict:
     """Check all that can be checked of a config without its data set.
 
     Args:
@@ -78,7 +80,7 @@ def without_auto(entries: Any) -> dict[str, Any]:
     }
 
 
-def complete_modules(config: Any) -> Any:
+def complete_modules(config: ConfigDict) -> ConfigDict:
     """Fill in the defaults of modules' arguments, losses' options and multipliers, in place.
 
     Two configs of one meaning are then equal, no matter which version wrote them.

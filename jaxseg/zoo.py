@@ -72,7 +72,7 @@ def published() -> tuple[Row, ...]:
     MMSegmentation's own index has two experiments of one name, a row has the file and results of
     its own name.
     """
-    with open(Path(__file__).with_name("zoo.csv"), newline="") as file:
+    with open(Path(__file__).with_name("zoo.csv"), newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 

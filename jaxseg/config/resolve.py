@@ -79,7 +79,7 @@ def resolve(config: Config, spec: Spec) -> Experiment:
     return from_dict(Experiment, config)
 
 
-def check_fields(config: ConfigDict, schema: Any = checks.SCHEMA) -> ConfigDict:
+def check_fields(config: ConfigDict, schema: Mapping[str, Any] = checks.SCHEMA) -> ConfigDict:
     """Complete, tidy and check a config in place, as far as possible without its data set.
 
     Args:
@@ -140,7 +140,9 @@ def experiment_to_json(experiment: Experiment) -> dict[str, Any]:
     return {"schema": SCHEMA_VERSION, **to_dict(experiment)}
 
 
-def experiment_from_json(stored: Mapping[str, Any], schema: Any = checks.SCHEMA) -> Experiment:
+def experiment_from_json(
+    stored: Mapping[str, Any], schema: Mapping[str, Any] = checks.SCHEMA
+) -> Experiment:
     """Return the experiment of a config.json, of this or an earlier version.
 
     Fields that are newer than the file get their defaults; files of the first edition have no

@@ -325,11 +325,6 @@ class MultiplierConfig:
         "by them in training; None: exactly where `learning_rate` is 0.",
     )
 
-    @property
-    def freezes(self) -> bool:
-        """Whether matching batch norms keep their running statistics."""
-        return self.learning_rate == 0 if self.freeze_statistics is None else self.freeze_statistics
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

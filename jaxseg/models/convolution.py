@@ -109,8 +109,12 @@ def _varying_axes(x: jax.Array) -> frozenset[str]:
 
 def _vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x` marked as varying where `other` does, so that a shared kernel's gradient is summed."""
-    axes = _varying_axes(other) - _varying_axes(x)
-    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+    axes = tuple(_varying_axes(other) - _varying_axes(x))
+    if not axes:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)  # type: ignore[attr-defined] # before JAX 0.8
 
 
 # --- Forms ----------------------------------------------------------------------------------------

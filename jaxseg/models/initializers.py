@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 Drawn = dict[int, tuple[jax.Array, "Initializer"]]
 
@@ -82,7 +83,7 @@ class Initializer:
         draw = normal if self.kind in ("normal", "kaiming") else uniform
         return self._bound(shape) * draw(shape)
 
-    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(self, key: Any, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         """Draw with JAX, as Flax calls it; constants need no key."""
         drawn = _DRAWN.get()
         if drawn is not None:

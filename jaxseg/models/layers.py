@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.activations import ACTIVATIONS, PReLU
@@ -69,7 +70,7 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = KAIMING
     bias_init: Initializer = ZEROS
 
@@ -229,7 +230,7 @@ class Layers:
             leaves as they are.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5

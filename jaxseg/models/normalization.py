@@ -1,11 +1,11 @@
 """Batch normalisation with PyTorch's running statistics, across devices."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ONES, ZEROS, Initializer
@@ -47,7 +47,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scale_init: Initializer = ONES
     frozen: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
 from jaxseg.models.layers import (
@@ -44,7 +45,7 @@ class PointLinear(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     kernel_init: Initializer = KAIMING
 
     @nn.compact
