@@ -61,7 +61,8 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], align_corners: bool = Fal
     Args:
         x: Images [B, h, w, C], floating point.
         size: (H, W) in pixels.
-        align_corners: Whether the corner pixels' centres, and not the images' corners, coincide.
+        align_corners: Whether the centres of the corner pixels coincide, rather than the corners of
+            the images.
 
     Returns:
         Images [B, H, W, C] of the same dtype.
@@ -107,8 +108,8 @@ def normalize(
         image: Images [B, H, W, C], uint8, uint16 or float32, in the units of the data.
         mean: Mean per channel [C], in the same units.
         std: Standard deviation per channel [C], in the same units.
-        size: Valid heights and widths [B, 2], int, in pixels; what is below and to the right is
-            padding. None if there is none.
+        size: Heights and widths [B, 2], int, in pixels, of the images without the padding below
+            and to the right. None for images without padding.
 
     Returns:
         (image - mean) / std [B, H, W, C], float32.

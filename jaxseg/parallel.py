@@ -36,17 +36,20 @@ def ordered_map(
 ) -> Generator[Result]:
     """Yield function(item) of every item, in order, computed in threads.
 
-    Few results are computed ahead of the one that is yielded, so they may be large. The first error
-    of the function ends it.
+    Only a few results are computed ahead, so that large results do not fill the memory. The first
+    error of the function is raised and ends the iteration.
 
     Args:
         function: Called in several threads at once.
         items: Its arguments.
-        title: Of the progress bar.
+        title: Title of the progress bar.
         progress: Show a progress bar if standard error is a terminal.
         threads: Number of threads.
         ahead: Largest number of results computed or being computed ahead; None for twice the
-            threads.
+            number of threads.
+
+    Yields:
+        The results.
     """
     items = list(items)
     ahead = 2 * threads if ahead is None else ahead
@@ -81,14 +84,17 @@ def show_progress(
 ) -> Generator[Result]:
     """Yield results while a progress bar shows their number, rate and remaining time.
 
-    The bar is a single line that vanishes at the end; there is none unless standard error is a
+    The bar is a single line that vanishes at the end. It is shown only if standard error is a
     terminal.
 
     Args:
-        results: What is yielded.
-        title: Of the bar.
-        total: Number at the end.
-        size: The number that a result stands for.
+        results: The results.
+        title: Title of the bar.
+        total: Sum of all sizes.
+        size: How much a result advances the bar.
+
+    Yields:
+        The results.
     """
     console = Console(stderr=True)
     columns = [

@@ -15,7 +15,7 @@ def lookup(table: Mapping[Any, T], name: Any, what: str, field: str = "") -> T:
     Args:
         table: Entries by name.
         name: The name to look up.
-        what: What the name stands for, for the message ("head").
+        what: The kind of thing that has the name ("head"), for the message.
         field: The config field that has the name, for the error.
 
     Returns:
@@ -35,7 +35,7 @@ def check_name(known: Collection[Any], name: Any, what: str, field: str = "") ->
     Args:
         known: The known names.
         name: The name to check.
-        what: What the name stands for, for the message ("head").
+        what: The kind of thing that has the name ("head"), for the message.
         field: The config field that has the name, for the error.
 
     Raises:

@@ -13,13 +13,12 @@ Tree = TypeVar("Tree")
 def replicate(
     tree: Tree, devices: Sequence[jax.Device] | None = None, axis_name: str = "batch"
 ) -> Tree:
-    """Copy a pytree onto every device, laid out as a pmap over these devices returns it.
+    """Copy a pytree onto every device, in the layout of a pmap's replicated outputs.
 
-    A pmap whose `axis_name` is the same then compiles once for replicated inputs and for its own
-    outputs.
+    A pmap with the same `axis_name` then compiles once for these inputs and for its own outputs.
 
     Args:
-        tree: Arrays of the host, or of devices; of an array on several devices one copy is taken.
+        tree: Arrays on the host or on devices; of a replicated array one copy is used.
         devices: Where to put the copies; all devices of all processes by default.
         axis_name: Name of the mesh axis.
     """

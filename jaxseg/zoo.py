@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxseg.errors import ConfigError
 
 Row = dict[str, str]  # of the table of published experiments
-# The 25 methods of the model zoo: title -> (config file, beginning of the backbone's name); "" for
+# The 25 methods of the model zoo: title -> (config file, prefix of the backbone's name); "" matches
 # any.
 METHODS: dict[str, tuple[str, str]] = {
     "FCN": ("fcn", "r"),
@@ -69,8 +69,8 @@ def published() -> tuple[Row, ...]:
 
     The columns are name, source (MMSegmentation 1.x's config), parameters, parameters_inference,
     mIoU, mIoU_ms_flip, checkpoint, pretrained and url_path; "" where nothing was published. Where
-    MMSegmentation's own index has two experiments of one name, a row has the file and results of
-    its own name.
+    MMSegmentation's own index lists two experiments under one name, a row has the file and results
+    that belong to its name.
     """
     with open(Path(__file__).with_name("zoo.csv"), newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
@@ -82,7 +82,7 @@ def find(words: Sequence[str] = ()) -> list[Row]:
 
 
 def weights_path(name: str) -> str:
-    """Return where published weights are, below the download address.
+    """Return the path of published weights, relative to the download address.
 
     Args:
         name: An experiment, or an ImageNet backbone such as `resnet50_v1c`.
@@ -128,10 +128,10 @@ def rows_of(method: str) -> list[Row]:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Format experiments for a terminal.
+    """Format experiments as a table for a terminal.
 
-    Each line has name, parameters, published mIoU (single scale, then with scales and flips) and
-    checkpoint file; the last line is their number.
+    Each row has the name, parameters, published mIoU (single scale, then multi-scale with flips)
+    and checkpoint file; the last line counts the rows.
     """
     lines = [("name", "parameters", "mIoU", "ms+flip", "checkpoint")]
     for row in rows:
@@ -147,9 +147,9 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table() -> str:
-    """Format README's overview, with its markers.
+    """Format README's overview of the methods in Markdown, between its markers.
 
-    Each method has a row with config files, backbones, parameters and published mIoU.
+    Each method has a row with its config files, backbones, parameters and published mIoU.
     """
     titles = " | ".join(f"mIoU {title}" for title in COLUMNS)
     lines = [
