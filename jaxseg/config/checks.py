@@ -1,8 +1,8 @@
 """Checks of a config against its declaration (`jaxseg.config.schema`).
 
-`complete` fills in what a config leaves out, `tidy` brings values into their one form, and `check`
-refuses fields that do not exist and values out of range. Every function takes the nodes to check
-against, so that a higher floor can add the arguments of models and losses
+`complete` fills in missing fields, `tidy` normalises values, and `check` refuses fields that do not
+exist and values out of range. Every function takes the nodes to check against, so that a higher
+floor can add the arguments of models and losses
 (`jaxseg.validation.SCHEMA`).
 """
 
@@ -24,7 +24,7 @@ from jaxseg.config.schema import CONCAT, DEFAULTS, LOSS, PATHS, SCHEMA
 from jaxseg.errors import ConfigError
 from jaxseg.registry import unknown_name
 
-# What other trainers call a field: their word -> ours, suggested where ours is a field.
+# Names of fields in other libraries -> ours, which error messages suggest.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "lr_mult", "base_lr", "rate"), ("learning_rate",)),
     **dict.fromkeys(("wd", "decay_mult", "wd_mult", "decay"), ("weight_decay",)),
@@ -69,10 +69,13 @@ class UnknownField(ConfigError):  # noqa: N818 - a ConfigError like the others
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Fill in the defaults of fields that a config leaves out, in place, and return it.
+    """Fill in the defaults of missing fields, in place.
 
     Args:
         config: A config of this or an earlier version.
+
+    Returns:
+        The same config.
     """
     with config.unlocked(), config.ignore_type():
         fill(config, DEFAULTS)
@@ -89,7 +92,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def fill(config: ConfigDict, defaults: Mapping[str, Any]) -> None:
-    """Put `defaults` in place of missing fields of `config`, also in the dicts within."""
+    """Add `defaults` for missing fields of `config`, including those of nested dicts."""
     for key, value in defaults.items():
         if key not in config:
             config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
@@ -98,16 +101,24 @@ def fill(config: ConfigDict, defaults: Mapping[str, Any]) -> None:
 
 
 def entries(part: Any) -> list[ConfigDict]:
-    """Return the dicts within a dict, [] of anything else."""
+    """Return the values of a dict that are dicts themselves; [] for anything else."""
     if not isinstance(part, ConfigDict):
         return []
     return [entry for entry in part.values() if isinstance(entry, ConfigDict)]
 
 
 def tidy(config: ConfigDict, path: str = "") -> ConfigDict:
-    """Bring values into their one form, in place, and return the config.
+    """Normalise values, in place.
 
-    Lists become tuples, paths text with `~` expanded, and class_weight 'auto' the tuple ('auto',).
+    Lists become tuples, paths become strings with `~` expanded, and class_weight 'auto' becomes the
+    tuple ('auto',).
+
+    Args:
+        config: The config, or a part of it.
+        path: Field of the part; "" for the whole config.
+
+    Returns:
+        The same config.
     """
     with config.unlocked(), config.ignore_type():
         for key in list(config):
@@ -116,7 +127,7 @@ def tidy(config: ConfigDict, path: str = "") -> ConfigDict:
             if isinstance(value, ConfigDict):
                 tidy(value, where)
             elif (better := _tidied(value, where)) is not value:
-                del config[key]  # else ConfigDict would cast a tuple to the list that was there
+                del config[key]  # otherwise ConfigDict would cast a tuple back to a list
                 config[key] = better
     return config
 
@@ -140,9 +151,9 @@ def _tidied(value: Any, path: str) -> Any:
 
 
 def _nodata(value: Any) -> Any:
-    """Return a value of dataset.nodata as it is kept: a number, or the text 'nan'."""
+    """Return a value of dataset.nodata in its stored form: a number, or the text 'nan'."""
     if isinstance(value, bool):
-        return value  # not a number here: the check refuses it
+        return value  # refused by the check
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -173,7 +184,7 @@ def check(
 
 
 def problems(value: Any, node: Any, path: str = "") -> Iterator[ConfigError]:
-    """Yield every problem of a config, or of the part at `path` that `node` describes."""
+    """Yield the problems of a config, or of its part at `path`, whose declaration is `node`."""
     if node is None:
         return
     if isinstance(node, Field):
@@ -258,7 +269,7 @@ def _is_shaped(value: Any, several: bool, field: Field) -> bool:
 
 
 def describe(node: Any) -> str:
-    """Return what a field or part must be, in words."""
+    """Return the words that complete "it must be ..." for a field or part."""
     if isinstance(node, Field):
         return node.words
     if isinstance(node, Each):
@@ -271,7 +282,7 @@ def describe(node: Any) -> str:
 
 
 def nodes(node: Any, part: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return {field: node} of the dict `part` at `path`, {} of what has no fields.
+    """Return {field: node} of the dict `part` at `path`, {} if it has no fields.
 
     Raises:
         ConfigError: No module or loss has the name that the part gives.
@@ -284,7 +295,7 @@ def nodes(node: Any, part: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def find(config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEMA) -> Any:
-    """Return the node of the field `path` ('dataset.root') of a config, None if there is none."""
+    """Return the node of a field ('dataset.root') of a config, None if there is no such field."""
     node: Any = schema
     part: Any = config
     where = ""
@@ -301,7 +312,7 @@ def find(config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEM
 def known_fields(
     config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEMA
 ) -> tuple[str, ...]:
-    """Return the fields that the part of `config` at `path` may have, () for free labels."""
+    """Return the fields that the part of `config` at `path` may have, () if labels are free."""
     part: Any = functools.reduce(lambda part, key: part[key], filter(None, path.split(".")), config)
     node = find(config, path, schema)
     try:

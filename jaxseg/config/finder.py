@@ -1,4 +1,4 @@
-"""Finding configs: files by path, experiments and models by name."""
+"""Find configs: files by path, experiments and models by name."""
 
 import contextlib
 import importlib.machinery
@@ -18,14 +18,14 @@ from jaxseg.zoo import published
 
 
 def configs_folder() -> Path:
-    """Return configs/: beside the package in a checkout, inside it when installed."""
+    """Return configs/, which is next to the package in a checkout and inside it when installed."""
     package = Path(__file__).resolve().parent.parent
     return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
 
 
 @contextlib.contextmanager
 def _locate_errors(file: Path) -> Iterator[None]:
-    """Turn an error of a config file's own code into a ConfigError that names the line."""
+    """Turn an error in a config file's own code into a ConfigError with the line number."""
     try:
         yield
     except (JaxsegError, KeyboardInterrupt):
@@ -73,13 +73,15 @@ def build(file: str | Path, variant: str = "") -> ConfigDict:
     """Return the config of a file in configs/ and a variant, before overrides.
 
     Args:
-        file: Its `get_config(variant)`, or `get_config()` for a method without variants, returns a
-            ConfigDict.
-        variant: "" for the file's own default.
+        file: A Python file with a function `get_config(variant)`, or `get_config()` for a method
+            without variants, that returns a ConfigDict.
+        variant: The variant; "" for the file's default.
+
+    Returns:
+        The config.
 
     Raises:
-        ConfigError: There is no such file or variant, or the file's own code fails; the error names
-            the line.
+        ConfigError: There is no such file or variant, or the file's own code fails.
     """
     get_config = load_builder(file)
     file = expand(file)
@@ -118,7 +120,7 @@ def published_models() -> list[str]:
 
 
 def model_config(name: str) -> ConfigDict:
-    """Return `config.model` of a short name such as 'pspnet_r50-d8', published or not.
+    """Return the model config of a short name such as 'pspnet_r50-d8', published or not.
 
     The model has 19 classes, those of Cityscapes, and `align_corners` is False.
 
