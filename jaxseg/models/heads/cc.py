@@ -11,8 +11,8 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 class CrissCrossAttention(nn.Module):
     """Attention from every position to its own column and row, added to the input.
 
-    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix is built. A position counts once: its
-    column leaves it out.
+    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix is built. Each position counts only once,
+    since it is left out of its column.
 
     Attributes:
         layer: The model's settings.

@@ -11,15 +11,15 @@ from jaxseg.ops import resize_concat
 
 
 class OCRHead(nn.Module):
-    """Attention from every pixel to K class descriptions.
+    """Attention from every pixel to K class representations.
 
-    A class is described by the average of its pixels, weighted by the previous stage's scores.
+    A class is represented by the mean of all features, weighted by the previous stage's scores.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the features.
         layer: The model's settings.
-        in_index: The feature map to read, or several, joined at the finest one's resolution.
+        in_index: The feature map to read, or several, concatenated at the finest resolution.
         ocr_channels: Channels of queries, keys and values.
     """
 
