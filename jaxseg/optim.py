@@ -1,8 +1,8 @@
 """Optimisers and learning-rate schedules from optax pieces, with PyTorch's arithmetic.
 
-SGD and Adam add the weight decay to the gradient (coupled), AdamW to the update (decoupled); the
-learning rate multiplies last, as in torch.optim, so settings published for PyTorch carry over
-unchanged.
+SGD and Adam add the weight decay to the gradient (coupled), AdamW adds it to the update
+(decoupled). As in torch.optim, the learning rate multiplies last, so that settings published for
+PyTorch can be used unchanged.
 """
 
 import functools
@@ -54,11 +54,11 @@ def make_optimizer(
 
 
 def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
-    """Make a schedule, equal to MMEngine's curves.
+    """Make a learning-rate schedule with the curves of MMEngine.
 
     The warm-up is linear from `warmup_factor * learning_rate` at step 0 to the full rate at step
-    `warmup_steps - 1`. Everything after it is counted from its end, `boundaries` too: with a
-    warm-up of 1000 steps the boundary 60000 falls on step 61000. With L = steps - warmup_steps - 1
+    `warmup_steps - 1`. Later steps, including `boundaries`, are counted from its end: with a
+    warm-up of 1000 steps, the boundary 60000 is step 61000. With L = steps - warmup_steps - 1
     and t steps after the warm-up:
 
         poly      (learning_rate - end_value) * (1 - t / L) ** power + end_value
@@ -67,12 +67,12 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
         constant  learning_rate
 
     Args:
-        schedule: The curve.
+        schedule: `experiment.schedule`.
         learning_rate: Peak learning rate.
         steps: Training steps of the run.
 
     Returns:
-        A function of the update count (int scalar) that gives the learning rate.
+        A function of the update count (int scalar) that returns the learning rate.
 
     Raises:
         ConfigError: The schedule has an unknown name.
@@ -100,14 +100,14 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
 
 
 def _poly(count: jax.Array, *, start: float, end: float, power: float, length: int) -> jax.Array:
-    # Not optax's: its 1 - count / length, compiled, can end just below 0, and a fractional power of
-    # that is nan.
+    # Not optax's schedule: its 1 - count / length, once compiled, can end just below 0, and a
+    # fractional power of that is NaN.
     remaining = (length - jnp.clip(count, 0, length)) / length
     return (start - end) * remaining**power + end
 
 
 def parameter_paths(params: Any) -> list[str]:
-    """Return the path 'a/b/c' of every leaf, in tree order; patterns are searched in these."""
+    """Return the path 'a/b/c' of every leaf, in tree order, to search patterns in."""
     return [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
@@ -167,9 +167,10 @@ def _scale_by_multipliers(
 def frozen_statistics(
     multipliers: Mapping[str, MultiplierConfig], variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Find the modules whose running statistics stay as they are.
+    """Find the modules whose running statistics are frozen.
 
-    These are the modules whose parameters stay as they are, and those that a rule names.
+    These are the modules whose parameters are all frozen (learning rate factor 0), and those for
+    which a rule sets `freeze_statistics`.
 
     Args:
         multipliers: `experiment.optimizer.multipliers`. A rule's `freeze_statistics`, if not None,

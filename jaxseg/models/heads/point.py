@@ -60,8 +60,8 @@ class PointHead(nn.Module):
     """A small network that classifies points from their fine features and their coarse scores.
 
     In evaluation, the previous stage's scores are doubled in size `subdivision_steps` times, and
-    each time the least certain pixels are reclassified. In training, the previous stage's scores are
-    returned unchanged, with points and their scores as further outputs. The random stream is
+    each time the least certain pixels are reclassified. In training, the previous stage's scores
+    are returned unchanged, with points and their scores as further outputs. The random stream is
     'points'.
 
     Attributes:
