@@ -270,7 +270,7 @@ def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, count: int)
             if not -count <= i < count:
                 raise ConfigError(
                     f"model.heads.{head}.{field} is {index}, but the backbone '{backbone}' has "
-                    f"{count} feature maps",
+                    f"{count} maps",
                     field=f"model.heads.{head}.{field}",
                     hint=f"choose from {-count} to {count - 1}",
                 )
