@@ -1,4 +1,4 @@
-"""Between MMSegmentation's checkpoints and ours: state dicts, weight files, whole workdirs.
+"""Conversion between MMSegmentation's checkpoints and ours: state dicts, files, whole workdirs.
 
 State dicts and weight files need JAX and Flax only. `convert_checkpoint` and `export_checkpoint`
 also read data sets and workdirs, so they are imported on first use.
@@ -44,8 +44,9 @@ __all__ = [
     "write_state_dict",
 ]
 
-Report = MergeReport  # its earlier name
-StateDictError = WeightsError  # its earlier name
+# Names in the first edition.
+Report = MergeReport
+StateDictError = WeightsError
 
 
 def __getattr__(name: str) -> Any:
