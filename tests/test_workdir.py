@@ -214,7 +214,10 @@ def test_another_experiment_is_refused_by_field(tmp_path):
     add_step(tmp_path, 10)
     with pytest.raises(CheckpointError) as error:
         workdirs.check_experiment(tmp_path, wider)
-    assert error.value.field == "steps" and "at step 10; config.steps=9" in error.value.problem
+    assert (
+        error.value.field == "steps"
+        and "at step 10, but config.steps is only 9" in error.value.problem
+    )
     wider = dataclasses.replace(wider, steps=10)
     with pytest.raises(CheckpointError) as error:
         workdirs.check_experiment(tmp_path, wider)

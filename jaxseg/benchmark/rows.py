@@ -1,4 +1,4 @@
-"""Rows of measurements: their conditions, and the file that collects them."""
+"""Conditions of measurements, and the file that collects the measurements."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ VARIABLES = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
 def conditions(timing: Timing) -> dict[str, Any]:
-    """Return what a row was measured with: device, versions, flags, load of the machine."""
+    """Return the conditions of a measurement: device, versions, flags, load of the machine."""
     device = jax.devices()[0]
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     return {
@@ -34,7 +34,7 @@ def conditions(timing: Timing) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.import_module(name).__version__ for name in LIBRARIES},
         "environment": {key: os.environ[key] for key in VARIABLES if os.environ.get(key)},
-        # With a cache, compile_seconds may be the time of a lookup.
+        # With a cache, compile_seconds may be the time of a cache lookup.
         "compilation_cache": bool(jax.config.jax_compilation_cache_dir),  # type: ignore[attr-defined]
         "timing": dataclasses.asdict(timing),
         "date": time.strftime("%Y-%m-%d %H:%M"),
