@@ -135,7 +135,8 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
                 if nested and _is_left_out(entry.name, SYSTEM_FOLDERS):
                     tree.left_out.append(Path(entry.path))
                 elif nested:
-                    (links if entry.is_symlink() else folders).append(entry.path)
+                    waiting = links if entry.is_symlink() else folders
+                    waiting.append(entry.path)
             elif _is_left_out(entry.name):
                 tree.left_out.append(Path(entry.path))
             elif _is_broken_link(entry):

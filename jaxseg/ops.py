@@ -177,6 +177,7 @@ def sample_bilinear(x: jax.Array, points: jax.Array, align_corners: bool = False
     total = jnp.zeros((), x.dtype)
     for right in (0, 1):
         for down in (0, 1):
-            share = jnp.abs(1 - right - weight[..., :1]) * jnp.abs(1 - down - weight[..., 1:])
-            total += share * _take(x, column + right, row + down)
+            x_share = weight[..., :1] if right else 1 - weight[..., :1]
+            y_share = weight[..., 1:] if down else 1 - weight[..., 1:]
+            total += x_share * y_share * _take(x, column + right, row + down)
     return total

@@ -128,5 +128,6 @@ def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> Lo
         larger = jnp.where(grow, jnp.minimum(scale * 2.0, LARGEST_SCALE), scale)
         scale = jnp.where(finite, larger, jnp.maximum(scale / 2.0, SMALLEST_SCALE))
         good = jnp.where(grow, 0, good)
-    missed = jnp.where(finite, 0, 1)
-    return LossScale(scale, good, (state.skipped + 1) * missed, state.total_skipped + missed)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    total_skipped = jnp.where(finite, state.total_skipped, state.total_skipped + 1)
+    return LossScale(scale, good, skipped, total_skipped)

@@ -126,7 +126,8 @@ def cross_entropy(
         mask = ohem_mask(
             ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None
         )
-        loss = loss * (mask[..., None] if sigmoid else mask)
+        kept = mask.astype(jnp.float32)  # a product with it, unlike jnp.where, does not hide NaN
+        loss = loss * (kept[..., None] if sigmoid else kept)
     return mean_over_pixels(loss, label, average, axis_name) / (classes if sigmoid else 1)
 
 

@@ -266,7 +266,9 @@ def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, count: int)
     """Raise if a head reads a feature map that is not among the backbone's `count`."""
     for field in ("in_index", "low_level_index"):
         index = fields.get(field)
-        for i in (index,) if isinstance(index, int) else index or ():
+        if index is None:
+            continue
+        for i in (index,) if isinstance(index, int) else index:
             if not -count <= i < count:
                 raise ConfigError(
                     f"model.heads.{head}.{field} is {index}, but the backbone '{backbone}' has "
