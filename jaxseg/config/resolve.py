@@ -57,7 +57,7 @@ def resolve(config: Config, spec: Spec) -> Experiment:
 
     Returns:
         The experiment, with `model.num_classes` and `dataset.classes` of the data set.
-        `data.measure.measure` fills in the measured fields: dtype, mean and std, class weights.
+        `data.measure.measure` fills in the dtype, mean and std, and class weights.
 
     Raises:
         ConfigError: A field is unknown or out of range, or fields contradict each other or the data
