@@ -111,6 +111,9 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
         nested: List subfolders too; otherwise they appear in none of the lists.
         without: A folder to skip silently, for instance the output folder.
 
+    Returns:
+        The files, and what was skipped.
+
     Raises:
         DataError: A folder cannot be listed.
     """

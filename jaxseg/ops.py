@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """Reshape a vector [C] to broadcast against the last of `ndim` axes."""
+    """Return a vector [C] as [1, ..., 1, C] with `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -91,7 +91,15 @@ def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def resize_concat(features: Sequence[jax.Array], align_corners: bool) -> jax.Array:
-    """Resize feature maps bilinearly to the size of the first and concatenate their channels."""
+    """Resize feature maps bilinearly to the size of the first, and concatenate their channels.
+
+    Args:
+        features: Feature maps [B, h_i, w_i, C_i].
+        align_corners: See `resize_bilinear`.
+
+    Returns:
+        Features [B, h_0, w_0, sum of C_i].
+    """
     size = features[0].shape[1:3]
     return jnp.concatenate([resize_bilinear(f, size, align_corners) for f in features], axis=-1)
 

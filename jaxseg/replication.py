@@ -21,13 +21,16 @@ def replicate(
         tree: Arrays on the host or on devices; of a replicated array one copy is used.
         devices: Where to put the copies; all devices of all processes by default.
         axis_name: Name of the mesh axis.
+
+    Returns:
+        The pytree with replicated arrays.
     """
     mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), (axis_name,))
     return jax.device_put(to_host(tree), NamedSharding(mesh, PartitionSpec()))
 
 
 def to_host(tree: Tree) -> Tree:
-    """Copy a replicated pytree to the host as NumPy arrays; processes do not communicate."""
+    """Return a replicated pytree on the host as NumPy arrays; processes do not communicate."""
 
     def local(leaf: Any) -> Any:
         return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf

@@ -132,6 +132,12 @@ def text_table(rows: Sequence[Row]) -> str:
 
     Each row has the name, parameters, published mIoU (single scale, then multi-scale with flips)
     and checkpoint file; the last line counts the rows.
+
+    Args:
+        rows: Experiments, from `published` or `find`.
+
+    Returns:
+        The table, without a final newline.
     """
     lines = [("name", "parameters", "mIoU", "ms+flip", "checkpoint")]
     for row in rows:

@@ -16,7 +16,7 @@ from jaxseg.errors import ConfigError
 
 
 def fcn_auxiliary(**changes: Any) -> dict[str, Any]:
-    """Return the standard auxiliary head: one convolution on the backbone's third feature map."""
+    """Return the standard auxiliary head: one convolution on the backbone's third map."""
     return dict(name="fcn", in_index=2, num_convs=1, concat_input=False) | changes
 
 

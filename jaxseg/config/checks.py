@@ -184,7 +184,16 @@ def check(
 
 
 def problems(value: Any, node: Any, path: str = "") -> Iterator[ConfigError]:
-    """Yield the problems of a config, or of its part at `path`, whose declaration is `node`."""
+    """Yield the problems of a config or a part of it.
+
+    Args:
+        value: The config, or a value in it.
+        node: Declaration of the value.
+        path: Field of the value, "" for the whole config.
+
+    Yields:
+        An error for each problem.
+    """
     if node is None:
         return
     if isinstance(node, Field):
@@ -282,7 +291,15 @@ def describe(node: Any) -> str:
 
 
 def nodes(node: Any, part: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return {field: node} of the dict `part` at `path`, {} if it has no fields.
+    """Return the nodes of the fields of a dict.
+
+    Args:
+        node: Declaration of the dict.
+        part: The dict.
+        path: Field of the dict in the config.
+
+    Returns:
+        {field: node}, {} if the dict has no fields of its own.
 
     Raises:
         ConfigError: No module or loss has the name that the part gives.

@@ -90,12 +90,30 @@ class Open(NamedTuple):
 
 
 def declare(default: Any, field: Field, meaning: str) -> Any:
-    """Declare a dataclass field: its default, its type and range, and its meaning."""
+    """Declare a dataclass field.
+
+    Args:
+        default: Default of the field.
+        field: Type and range of the field.
+        meaning: One sentence for docs/config.md.
+
+    Returns:
+        The field of the dataclass.
+    """
     return dataclasses.field(default=default, metadata={"node": field, "meaning": meaning})
 
 
 def declare_entries(entry: type, node: Each, meaning: str) -> Any:
-    """Declare a dataclass field that maps labels to instances of the dataclass `entry`."""
+    """Declare a dataclass field that maps labels to instances of a dataclass.
+
+    Args:
+        entry: The dataclass of the entries.
+        node: Description of the dict.
+        meaning: One sentence for docs/config.md.
+
+    Returns:
+        The field of the dataclass.
+    """
     metadata = {"node": node, "meaning": meaning, "entry": entry}
     return dataclasses.field(default_factory=FrozenDict, metadata=metadata)
 
@@ -104,12 +122,12 @@ def declare_entries(entry: type, node: Each, meaning: str) -> Any:
 
 
 def whole(low: int, words: str = "", high: int = LARGEST_INT) -> Field:
-    """A whole number from `low` to `high`, both included."""
+    """Return the field of a whole number from `low` to `high`, both included."""
     return Field(int, words or f"a whole number, {low} or more", lambda n: low <= n <= high)
 
 
 def name_of(*names: str) -> Field:
-    """One of these names."""
+    """Return the field of a name, one of `names`."""
     return Field(str, "one of " + ", ".join(repr(name) for name in names), names=names)
 
 

@@ -11,13 +11,13 @@ from jaxseg.ops import per_channel
 
 
 def total(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Sum all elements to a scalar, over the devices of `axis_name` if it is not None."""
+    """Return the sum of all elements, over the devices of `axis_name` if it is not None."""
     x = jnp.sum(x)
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def one_hot(label: jax.Array, classes: int) -> jax.Array:
-    """Encode labels [...] as bool [..., K]; all False where ignored."""
+    """Return labels int [...] as bool [..., K], all False where ignored."""
     return label[..., None] == per_channel(jnp.arange(classes), label.ndim + 1)
 
 

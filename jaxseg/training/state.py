@@ -53,7 +53,15 @@ class TrainState(struct.PyTreeNode):
     def from_items(
         cls, variables: Mapping[str, Any], optimizer_items: Mapping[str, Any]
     ) -> "TrainState":
-        """Make a state from its `variables` and `optimizer_items`."""
+        """Make a state, the inverse of `variables` and `optimizer_items`.
+
+        Args:
+            variables: The model's variables.
+            optimizer_items: All other fields by name.
+
+        Returns:
+            The state.
+        """
         model_state = dict(variables)
         return cls(params=model_state.pop("params"), model_state=model_state, **optimizer_items)
 

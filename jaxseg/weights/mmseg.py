@@ -294,7 +294,19 @@ def _is_of_backbone(name: str) -> bool:
 def load_model(
     state_dict: StateDict, model: nn.Module, image_channels: int = 3
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Return (variables, report) of a state dict of MMSegmentation; see `from_mmseg`."""
+    """Convert a state dict of MMSegmentation to variables of `model`; see `from_mmseg`.
+
+    Args:
+        state_dict: {PyTorch name: array}, as in a .pth.
+        model: The architecture, from `create_model`.
+        image_channels: Number of channels of the model's images.
+
+    Returns:
+        The variables, float32, and the report of the merge.
+
+    Raises:
+        WeightsError: See `from_mmseg`.
+    """
     shapes = variable_shapes(model, (1, 512, 512, image_channels))
     variables, report = to_variables(current_names(strip_prefix(state_dict, shapes)), shapes)
     report.raise_if_incomplete()
