@@ -109,7 +109,7 @@ def get_experiment(name: str) -> ConfigDict:
     files = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
-        raise unknown_name(sorted(files), name.split("_")[0], "method", "name")
+        raise unknown_name(sorted(files), name.split("_")[0], "method")
     return build(folder / f"{method}.py", name[len(method) + 1 :])
 
 

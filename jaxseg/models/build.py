@@ -129,7 +129,7 @@ def create_model(config: ModelConfig | Mapping[str, Any] | str, **overrides: Any
         )
     norm = model.get("norm", {})
     for key in norm:
-        check_name(NORM_FIELDS, key, "field of model.norm", field=f"model.norm.{key}")
+        check_name(NORM_FIELDS, key, "field of model.norm")
     layer = Layers(
         align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime
     )
