@@ -4,14 +4,14 @@
 images, training, evaluation and prediction need the extra: pip install 'jaxseg[train]'.
 """
 
-import importlib
 from typing import Any
 
 from jaxseg.errors import JaxsegError as JaxsegError
+from jaxseg.lazy import import_name
 
 __version__ = "0.1.0"
 
-# Names outside of the models, imported on first use: some need more libraries than the models do.
+# Imported on first use: some need more libraries than the models do.
 _LAZY_MODULES = (
     "benchmark",
     "checkpoint",
@@ -35,24 +35,15 @@ _LAZY_MODULES = (
 _LAZY_NAMES = {
     "Predictor": "jaxseg.inference.predictor",
     "load_experiment": "jaxseg.experiments",
+    **{name: f"jaxseg.{name}" for name in _LAZY_MODULES},
 }
 
-__all__ = ["JaxsegError", "__version__", *_LAZY_NAMES, *_LAZY_MODULES]
+__all__ = ["JaxsegError", "__version__", *_LAZY_NAMES]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name or a submodule (`jaxseg.losses`, ...) on first use."""
-    if name not in _LAZY_NAMES and name not in _LAZY_MODULES:
-        raise AttributeError(f"module 'jaxseg' has no attribute '{name}'")
-    try:
-        if name in _LAZY_NAMES:
-            return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
-        return importlib.import_module(f"jaxseg.{name}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("jaxseg"):
-            raise
-        problem = f"jaxseg.{name} needs {error.name}: pip install 'jaxseg[train]'"
-        raise ModuleNotFoundError(problem, name=error.name) from error
+    return import_name("jaxseg", _LAZY_NAMES, name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of training samples as the network sees them: image and label side by side."""
+"""Pictures of training samples after augmentation: image and label side by side."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -45,12 +45,12 @@ def browse(
     *,
     raw: bool = False,
 ) -> list[Path]:
-    """Write pictures of the first training samples, and sheet.png of all of them.
+    """Write a picture of each of the first training samples, and sheet.png with all of them.
 
     Args:
-        experiment: Its training batches are shown, without their padding. It must be measured.
+        experiment: A measured experiment, whose training batches are drawn without padding.
         spec: The spec of `experiment.dataset` (`catalog.load_spec`).
-        output: Folder to write into; made if it is missing.
+        output: Folder to write into; created if it does not exist.
         count: Number of samples.
         raw: Show the same images without augmentation.
 
@@ -60,7 +60,8 @@ def browse(
     Raises:
         DataError: The data cannot be read.
     """
-    output, crop = expand(output), tuple(experiment.dataset.crop_size)
+    output = expand(output)
+    crop = tuple(experiment.dataset.crop_size)
     files, cells, labels = [], [], []
     samples = itertools.islice(_samples(experiment, spec, raw), count)
     for number, (name, image, label) in enumerate(samples):
@@ -111,8 +112,8 @@ def panel(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, title: str) -
     Args:
         photo: RGB uint8 [h, w, 3].
         label: Class indices and 255, integer [h, w].
-        spec: Gives names and colours of the classes.
-        title: Text above.
+        spec: Provides names and colours of the classes.
+        title: Text above the pictures.
 
     Returns:
         RGB uint8 [H, W, 3].
@@ -125,7 +126,7 @@ def panel(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, title: str) -
 def _side_by_side(photo: np.ndarray, label: np.ndarray, spec: DatasetSpec, side: int) -> np.ndarray:
     """Draw [image | label over image], the longer side of each at most `side` pixels.
 
-    Small ones are enlarged by a whole factor, so that pixels stay visible as squares.
+    Small images are enlarged by a whole factor, so that pixels stay visible as squares.
     """
     longest = max(label.shape)
     scale = side // longest if longest <= side else side / longest
@@ -144,7 +145,8 @@ def _title(text: str, width: int) -> np.ndarray:
     bar = Image.new("RGB", (width, TITLE_HEIGHT), visualize.BACKGROUND)
     font = choose_font(text, TITLE_SIZE)
     if font is None:
-        text, font = text.encode("ascii", "replace").decode(), ImageFont.load_default(TITLE_SIZE)
+        text = text.encode("ascii", "replace").decode()
+        font = ImageFont.load_default(TITLE_SIZE)
     place = (4, TITLE_HEIGHT // 2)
     ImageDraw.Draw(bar).text(place, text, visualize.INK, font, anchor="lm")
     return np.asarray(bar)
@@ -158,7 +160,7 @@ def sheet(
     Args:
         cells: RGB uint8 [h, w, 3] each.
         labels: Their labels, whose classes the legend lists.
-        spec: Gives names and colours of the classes.
+        spec: Provides names and colours of the classes.
 
     Returns:
         RGB uint8 [H, W, 3].

@@ -1,11 +1,11 @@
-"""Checkpoints: written so that a kill at any moment loses new steps only.
+"""Checkpoints, written so that a run killed at any moment loses only its latest steps.
 
     workdir/checkpoints/<step>/{variables, optimizer, position, metrics}   best.json
 
-`variables` are the model's; a converted checkpoint has nothing else. Orbax writes a step under a
-temporary name and renames it when it is complete. Arrays are saved from host memory, so that any
-number of devices can read them. The JSON files beside checkpoints/ are read and written by
-`jaxseg.workdir`, whose functions are importable from here.
+`variables` are the model's; a converted checkpoint has only these. Orbax writes a step under a
+temporary name and renames it when it is complete. Arrays are saved from host memory, so that they
+can be restored on any number of devices. `jaxseg.workdir` reads and writes the JSON files next to
+checkpoints/; its functions can also be imported from here.
 """
 
 from collections.abc import Mapping
@@ -63,12 +63,15 @@ __all__ = [
 def open_manager(
     workdir: str | Path, *, keep: int = 2, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Open the orbax manager of a workdir; it is a context manager.
+    """Open the orbax manager of a workdir.
 
     Args:
-        workdir: Created if it is missing.
-        keep: Latest steps to keep, in addition to the best by mIoU.
-        read_only: Do not remove the leftovers of a killed save.
+        workdir: The workdir; created if it does not exist.
+        keep: Number of latest steps to keep, in addition to the best by mIoU.
+        read_only: Whether to leave the folder as it is, including leftovers of a killed save.
+
+    Returns:
+        The manager, which is a context manager.
     """
     policy = preservation_policy.AnyPreservationPolicy(
         [
@@ -85,7 +88,7 @@ def open_manager(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
-    # Registered by hand: a reader (and a converted checkpoint) need not have every item.
+    # Registered explicitly, since converted checkpoints do not have every item.
     handlers = ocp.DefaultCheckpointHandlerRegistry()
     for item in ("variables", "optimizer"):
         handlers.add(item, ocp.args.StandardSave)
@@ -109,30 +112,27 @@ def save(
     position: Mapping[str, Any],
     miou: float | None = None,
 ) -> None:
-    """Save a training state; returns while files are being written. Every process calls it.
+    """Save a training state in the background. Every process must call this function.
 
     Args:
-        manager: Of the run's workdir.
+        manager: Manager of the run's workdir.
         step: Number of the step.
-        variables: The model's, replicated or on the host.
-        optimizer_items: Everything else of the training state, replicated or on the host.
-        position: Where the data and the clock stand (JSON).
-        miou: Makes the step a candidate for the best.
+        variables: The model's variables, replicated or on the host.
+        optimizer_items: The rest of the training state, replicated or on the host.
+        position: Position of the data and the clock (JSON values).
+        miou: Validation mIoU of the step; None if it was not evaluated.
 
     Raises:
         NonFiniteError: A variable holds a NaN or an infinity; nothing is saved.
     """
-    write_best(
-        manager
-    )  # of what is complete by now: saving waits for the previous save in any case
+    write_best(manager)  # which waits for the previous save, as `manager.save` would in any case
     variables = to_host(dict(variables))
     if broken := not_finite(variables):
         raise NonFiniteError(
             f"step {step}: {len(broken)} variables are not finite ({', '.join(broken[:3])})",
             hint="not saved",
         )
-    # Variables apart from the rest, so that evaluation neither reads nor needs the optimiser's
-    # state.
+    # Variables are a separate item, so that evaluation does not need the optimiser's state.
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -153,15 +153,15 @@ def restore(
     """Restore the latest step.
 
     Args:
-        manager: Of the run's workdir.
-        variables_template: Variables of the same structure, shapes and dtypes.
-        optimizer_template: Optimizer items, likewise.
+        manager: Manager of the run's workdir.
+        variables_template: Variables with the same structure, shapes and dtypes.
+        optimizer_template: Optimizer items with the same structure, shapes and dtypes.
 
     Returns:
-        (variables, optimizer items, position), on the host; None if there is no checkpoint yet.
+        (variables, optimizer items, position) on the host; None if there is no checkpoint yet.
 
     Raises:
-        CheckpointError: The checkpoint has another structure or other shapes, or cannot be read.
+        CheckpointError: The checkpoint has a different structure or shapes, or cannot be read.
     """
     step = manager.latest_step()
     if step is None:
@@ -175,10 +175,9 @@ def restore(
         found = manager.restore(step, args=args)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"it does not hold a state of this model and optimiser ({str(error).splitlines()[0]})",
+            f"it does not fit this model and optimiser ({str(error).splitlines()[0]})",
             file=manager.directory / str(step),
-            hint="to start from its weights only, set config.init_from to it and choose another "
-            "workdir",
+            hint="to use only its weights, set config.init_from to it and choose another workdir",
         ) from error
     return dict(found["variables"]), dict(found["optimizer"]), found["position"]
 
@@ -197,11 +196,12 @@ def find_step(path: str | Path) -> int:
 
 
 def _select_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
-    """Return the step that `path` names; of a workdir the best, else the latest."""
-    (workdir, step), steps = find_workdir(path), sorted(manager.all_steps())
+    """Return the step that `path` names; for a workdir the best step, else the latest."""
+    workdir, step = find_workdir(path)
+    steps = sorted(manager.all_steps())
     if not steps:
         raise CheckpointError(
-            "it holds no checkpoint yet", file=workdir, hint="train first or give another workdir"
+            "it has no checkpoint yet", file=workdir, hint="train first, or give another workdir"
         )
     if step is None:
         best_step = manager.best_step()
@@ -210,7 +210,7 @@ def _select_step(manager: ocp.CheckpointManager, path: str | Path) -> int:
         raise CheckpointError(
             "it is not a complete checkpoint",
             file=path,
-            hint=f"complete ones here: {', '.join(map(str, steps))}",
+            hint=f"complete checkpoints are: {', '.join(map(str, steps))}",
         )
     return int(step)
 
@@ -222,7 +222,7 @@ def load_variables(path: str | Path) -> tuple[Experiment, dict[str, Any]]:
         path: A workdir (its best step, else its latest), or WORKDIR/checkpoints/STEP.
 
     Returns:
-        (experiment, variables as NumPy arrays).
+        The experiment, and the variables as NumPy arrays.
 
     Raises:
         CheckpointError: There is no complete checkpoint.
@@ -250,12 +250,12 @@ def save_variables(
     variables: Mapping[str, Any],
     dataset: Mapping[str, Any] | str,
 ) -> None:
-    """Write a workdir that holds weights only, as step 0, as conversion does.
+    """Write a workdir that has only weights, as step 0.
 
     Args:
-        workdir: Created if it is missing.
-        experiment: What the weights were trained for.
-        variables: The model's, replicated or on the host.
+        workdir: The workdir; created if it does not exist.
+        experiment: The experiment of the weights.
+        variables: The model's variables, replicated or on the host.
         dataset: Content of dataset.json (`DatasetSpec.to_json`), as a dict or JSON.
     """
     write_experiment(workdir, experiment, dataset)
@@ -273,7 +273,7 @@ def best(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
 
 
 def write_best(manager: ocp.CheckpointManager) -> None:
-    """Wait for saves under way, and bring best.json up to date (process 0 writes)."""
+    """Wait for pending saves, then update best.json, in process 0 only."""
     manager.wait_until_finished()
     found = best(manager)
     if found and jax.process_index() == 0:

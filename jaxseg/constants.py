@@ -1,3 +1,3 @@
-"""Values that several packages share and none of them owns."""
+"""Constants that several packages share."""
 
-IGNORE = 255  # in labels: pixels that belong to no class and count nowhere
+IGNORE = 255  # label of pixels without a class, which losses and metrics ignore

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 
 class JaxsegError(Exception):
-    """An argument or a file cannot be used; the text says what, where and what to do.
+    """An argument or a file cannot be used; the message names the problem, its place and a fix.
 
     Attributes:
-        problem: What is wrong, without the file and the hint.
+        problem: The problem, without the file and the hint.
         file: The file, folder or address, "" for none.
         field: The config field ("dataset.root"), parameter or flag ("--output"), "" for none.
-        hint: What to do about it, "" where `problem` says it.
+        hint: How to fix it, "" where `problem` implies it.
     """
 
     def __init__(self, problem: str = "", *, file: object = "", field: str = "", hint: str = ""):
@@ -38,11 +38,11 @@ class DataError(JaxsegError, ValueError):
 
 
 class ImageTypeError(DataError, TypeError):
-    """An image is not an array, or has a dtype that the model was not trained on."""
+    """An image is not an array, or its dtype differs from that of the training images."""
 
 
 class CheckpointError(JaxsegError, ValueError):
-    """A workdir or a checkpoint in it cannot be used."""
+    """A workdir or one of its checkpoints cannot be used."""
 
 
 class WeightsError(JaxsegError, ValueError):
@@ -60,11 +60,14 @@ def first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def about(*, file: object = "", field: str = "") -> Iterator[None]:
-    """Fill in the file and field of errors that the block raises without them.
+    """Add a file and a field to errors raised in a `with` block, where they have none.
 
     Args:
-        file: The file, folder or address.
-        field: The config field, parameter or flag.
+        file: The file, folder or address, "" for none.
+        field: The config field, parameter or flag, "" for none.
+
+    Raises:
+        JaxsegError: The error of the block.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""From a config to an experiment: checked, its data set read, its facts measured."""
+"""From a config to an experiment: check the config, load its data set, measure statistics."""
 
 from jaxseg import losses
 from jaxseg.config.resolve import Config, resolve
@@ -10,12 +10,16 @@ from jaxseg.validation import check_alone, without_auto
 
 
 def open_experiment(config: Config, *, measured: bool = True) -> tuple[Experiment, DatasetSpec]:
-    """Load the experiment of a config, and its data set's spec, which later steps take.
+    """Load the experiment of a config together with the spec of its data set.
 
     Args:
-        config: It is not changed.
-        measured: Measure what the config leaves to the data: dtype, mean and std, class weights.
-            With several processes each calls this, process 0 measures.
+        config: The config, after overrides; it is not changed.
+        measured: Whether to measure the dtype, mean and std, and class weights that the config
+            leaves open. With several processes all of them call this function, and process 0
+            measures.
+
+    Returns:
+        The experiment and the spec.
 
     Raises:
         ConfigError: A field is unknown, missing or out of range, or fields contradict each other or
@@ -30,12 +34,12 @@ def open_experiment(config: Config, *, measured: bool = True) -> tuple[Experimen
 
 
 def load_experiment(config: Config, *, measured: bool = True) -> Experiment:
-    """Return the experiment of a config: `open_experiment` without the data set's spec.
+    """Load the experiment of a config.
 
     Args:
-        config: The config (`jaxseg.config.get_experiment`), after overrides; it is
-            not changed.
-        measured: Measure what the config leaves to the data: dtype, mean and std, class weights.
+        config: The config, for instance from `jaxseg.config.get_experiment`; it is not changed.
+        measured: Whether to measure the dtype, mean and std, and class weights that the config
+            leaves open.
 
     Returns:
         The experiment.

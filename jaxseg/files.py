@@ -24,7 +24,7 @@ MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
-# Folders that systems create. Names that begin with a dot are left out as well.
+# Folders that operating systems create. Names that begin with a dot are also left out.
 SYSTEM_FOLDERS = (
     "__MACOSX",
     "@eaDir",
@@ -37,7 +37,7 @@ SYSTEM_FOLDERS = (
 
 
 def expand(path: str | Path) -> Path:
-    """Replace a leading `~` or `~user` by the home folder, as shells do not after `--flag=`."""
+    """Expand a leading `~` or `~user`, which shells leave alone inside `flag=~/path`."""
     return Path(os.path.expanduser(path))
 
 
@@ -70,6 +70,9 @@ def read_text(file: str | Path) -> str:
 def read_json(file: str | Path) -> Any:
     """Read a JSON file, in any encoding that `read_text` reads.
 
+    Returns:
+        The value.
+
     Raises:
         DataError: The file cannot be read as text, or is not JSON.
     """
@@ -88,7 +91,7 @@ class Tree(NamedTuple):
     Attributes:
         files: The files.
         left_out: Files and folders that were skipped.
-        broken: Links that lead nowhere.
+        broken: Broken symbolic links.
     """
 
     files: list[Path]
@@ -97,21 +100,25 @@ class Tree(NamedTuple):
 
 
 def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -> Tree:
-    """List the files of a folder as its owner sees them.
+    """List the files of a folder, without hidden and system files.
 
-    Hidden files and folders, those of SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out.
-    Links are followed. A folder is listed once, by its own path if that is inside, so links to a
-    folder above, or to one that is already listed, are left out.
+    Hidden files and folders, SYSTEM_FOLDERS and editors' backups (`x.png~`) are left out. Links are
+    followed. Each folder is listed once, under its own path if that is inside `folder`, so links to
+    a parent folder or to one that is already listed are left out.
 
     Args:
         folder: The folder.
-        nested: List the folders in it too; otherwise they are neither files nor left out.
-        without: A folder to skip silently, for instance the one that results are written to.
+        nested: List subfolders too; otherwise they appear in none of the lists.
+        without: A folder to skip silently, for instance the output folder.
+
+    Returns:
+        The files, and what was skipped.
 
     Raises:
         DataError: A folder cannot be listed.
     """
-    tree, real = Tree([], [], []), Path(os.path.realpath(folder))
+    tree = Tree([], [], [])
+    real = Path(os.path.realpath(folder))
     seen = {str(path) for path in (real, *real.parents)}
     skipped = os.path.realpath(without) if without else None
     folders: list[str] = [str(folder)]
@@ -131,7 +138,8 @@ def walk(folder: str | Path, *, nested: bool = True, without: str | Path = "") -
                 if nested and _is_left_out(entry.name, SYSTEM_FOLDERS):
                     tree.left_out.append(Path(entry.path))
                 elif nested:
-                    (links if entry.is_symlink() else folders).append(entry.path)
+                    waiting = links if entry.is_symlink() else folders
+                    waiting.append(entry.path)
             elif _is_left_out(entry.name):
                 tree.left_out.append(Path(entry.path))
             elif _is_broken_link(entry):
@@ -174,12 +182,13 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
     """Check, before any work, that a folder or a file can be written; nothing is created.
 
     Args:
-        path: What will be written.
+        path: The file or folder that will be written.
         field: The parameter or flag that names it, for the error.
         is_file: Whether it will be a file; otherwise a folder.
 
     Raises:
-        ConfigError: Something else is at this path or above it, or there is no write permission.
+        ConfigError: A file is in the way of a folder or a folder of a file, or there is no
+            permission to write.
     """
     path = expand(path)
     if os.path.exists(path) and os.path.isdir(path) == is_file:
@@ -191,7 +200,7 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
     if nearest != absolute and not nearest.is_dir():
         raise ConfigError(f"cannot be written, since {nearest} is a file", file=path, field=field)
     if not os.access(nearest, os.W_OK):
-        problem = f"cannot be written: there is no permission to write {nearest}"
+        problem = f"cannot be written: no write permission for {nearest}"
         raise ConfigError(problem, file=path, field=field)
 
 
@@ -199,18 +208,21 @@ def check_output(path: str | Path, field: str, *, is_file: bool = False) -> None
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Write a file that appears complete or not at all.
 
-    Yields a temporary path in the same folder with the same suffix; it is renamed to `path` when
-    the block ends without an error. Readers see the old file or the new one. Several processes may
-    write the same file at once, and the last one wins. The folder is made if it is missing.
+    Readers see either the old file or the new one. Several processes may write the same file at
+    once; the last one wins. The folder is created if it does not exist.
 
     Args:
         path: The file.
+
+    Yields:
+        A temporary path in the same folder with the same suffix, which is renamed to `path` when
+        the block ends without an error.
 
     Raises:
         JaxsegError: The file cannot be written.
     """
     path = Path(path)
-    # Only the end of a long name, so that the prefix does not make it too long for the file system.
+    # Only the end of the name, since the full name with a prefix could exceed the system's limit.
     part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name[-48:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,21 +235,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-# What locking raises on network storage that has no locks.
+# Error codes of file systems, mostly network storage, that do not support locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold a lock on making a file or folder: one process or thread makes it, the others wait.
+    """Lock the creation of a file or folder: one process or thread creates it, the others wait.
 
-    The block must first check whether `path` exists by now. The lock is the file `.NAME.lock`
-    beside it, which is removed once `path` exists; the lock of a process that dies is released. The
-    folder is made if it is missing.
+    The block must first check whether `path` exists by then. The lock is the file `.NAME.lock`
+    next to `path`; it is removed once `path` exists, and released if its process dies. The folder
+    is created if it does not exist.
 
     Args:
-        path: The file or folder to make.
-        waiting: Message to log once if the lock is held elsewhere.
+        path: The file or folder to create.
+        waiting: Message to log once if another process holds the lock.
         wait: Wait for the lock; otherwise raise an error.
 
     Raises:
@@ -259,8 +271,8 @@ def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterato
     try:
         yield
     finally:
-        # A process that opened the lock file before it is removed may get its lock together with
-        # one that makes a new lock file; both find that `path` exists.
+        # A process that opened the lock file before its removal may hold the lock at the same time
+        # as a process that creates a new lock file; both then find that `path` exists.
         if path.exists():
             with contextlib.suppress(OSError):  # Windows removes it with the release
                 Path(lock.lock_file).unlink(missing_ok=True)
@@ -268,7 +280,7 @@ def locked(path: str | Path, *, waiting: str = "", wait: bool = True) -> Iterato
 
 
 def _acquire(lock: filelock.BaseFileLock, path: Path, waiting: str, wait: bool) -> None:
-    """Acquire a lock on making `path`; see `locked`."""
+    """Acquire the lock on creating `path`; see `locked`."""
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:

@@ -1,7 +1,7 @@
 """Fonts for class names in any script.
 
-English letters need Pillow's own font alone. For others Matplotlib is used, which comes with the
-`train` extra: its fonts, and its list of the system's.
+English letters need only Pillow's own font. Other letters need Matplotlib, part of the `train`
+extra, for its fonts and its list of system fonts.
 """
 
 import io
@@ -16,8 +16,8 @@ from PIL import ImageFont
 
 log = logging.getLogger(__name__)
 
-ENGLISH = frozenset(map(chr, range(0x21, 0x7F)))  # all of which Pillow's font has
-# Fonts in which every letter is a box or blank.
+ENGLISH = frozenset(map(chr, range(0x21, 0x7F)))  # characters that Pillow's font always has
+# Fonts that draw every letter as a box or not at all.
 PLACEHOLDERS = ("lastresort", "adobeblank")
 # Fonts with these words in their names are tried last.
 STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed", "serif")
@@ -29,19 +29,18 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # Pillow without FreeType h
 def choose_font(text: str, size: int) -> Font | None:
     """Choose a font that can show every letter of a text.
 
-    Pillow's own font has the English letters; Matplotlib's those of European languages, Greek,
-    Cyrillic and Arabic. For other scripts the fonts of the system are searched, once for each set
-    of letters.
+    Pillow's own font covers English, Matplotlib's fonts cover European languages, Greek, Cyrillic
+    and Arabic. For other scripts the system's fonts are searched, once for each set of letters.
 
     Args:
         text: The text to show.
         size: Size of the letters in pixels.
 
     Returns:
-        The font, or None if no font has all the letters, or if Matplotlib is needed and not
-        installed.
+        The font, or None if no font has all letters, or if Matplotlib is needed but not installed.
     """
-    default, letters = ImageFont.load_default(size), _letters(text)
+    default = ImageFont.load_default(size)
+    letters = _letters(text)
     if letters <= ENGLISH:
         return default
     try:
@@ -57,7 +56,7 @@ def choose_font(text: str, size: int) -> Font | None:
 @cache
 def _log_missing(error: str) -> None:
     """Log, once, why names are not shown."""
-    log.warning("class names with non-English letters are shown as numbers: %s", error)
+    log.warning("names with non-English letters are shown as numbers: %s", error)
 
 
 def _letters(text: str) -> frozenset[str]:
@@ -105,7 +104,7 @@ def _find_font(letters: frozenset[str]) -> str | None:
 
 
 def _can_draw(file: str, letters: frozenset[str]) -> bool:
-    """Return whether Pillow can use a font: fonts of coloured pictures have one size only."""
+    """Whether Pillow can draw a font at any size, which bitmap fonts of emoji do not allow."""
     try:
         return ImageFont.truetype(file, 16).getmask("".join(letters)).getbbox() is not None
     except (OSError, ValueError):

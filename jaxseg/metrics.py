@@ -1,8 +1,8 @@
 """Metrics of semantic segmentation: count first, divide at the end.
 
-Pixels are counted in integers on the device, summed in int64 on the host, and divided once. Every
-figure follows from one confusion matrix [K, K] (row: the truth, column: the prediction), so images
-may come in any order and on any number of devices.
+Pixels are counted in integers on the device, summed in int64 on the host, and divided once. All
+metrics are computed from one confusion matrix [K, K] (row: the truth, column: the prediction), so
+the order of images and the number of devices do not matter.
 """
 
 import math
@@ -21,9 +21,9 @@ def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) 
 
     Args:
         prediction: Class ids, integers [...].
-        label: True class ids, integers [...], 255 = ignore. Pixels with a label below 0, or of K
-            and above, do not count.
-        num_classes: K.
+        label: True class ids, integers [...], 255 = ignore. Pixels with a label below 0 or above
+            K - 1 do not count.
+        num_classes: Number of classes K.
 
     Returns:
         int32 [K, K]: entry (t, p) is the number of pixels of true class t predicted as p.
@@ -32,8 +32,8 @@ def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) 
     prediction = prediction.reshape(-1).astype(jnp.int32)
     counted = (label >= 0) & (label < num_classes)
     cells = num_classes * num_classes
-    # Pixels that do not count go to one cell more, which is dropped: cheaper than weights, and
-    # still integers.
+    # Ignored pixels go to an extra cell that is dropped, which is cheaper than weights and keeps
+    # integers.
     cell = jnp.where(counted, label * num_classes + prediction, cells)
     return jnp.bincount(cell, length=cells + 1)[:cells].reshape(num_classes, num_classes)
 
@@ -41,9 +41,9 @@ def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) 
 def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Compute the metrics of a confusion matrix.
 
-    As in MMSegmentation, means leave out undefined classes only: one absent from the truth but
-    predicted has IoU 0 and counts, one absent from both does not; the F-score (not Dice) of a class
-    without a single hit is undefined.
+    As in MMSegmentation, means leave out only the classes whose value is undefined. A class that is
+    predicted but absent from the truth has IoU 0 and counts; a class absent from both does not. The
+    F-score (unlike Dice) of a class without a single hit is undefined.
 
     Args:
         confusion: Counts, integers [K, K].
@@ -55,7 +55,7 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         last two are pixel counts of the truth and of the prediction.
 
     Raises:
-        DataError: The matrix does not fit the number of classes.
+        DataError: The shape of the matrix does not match the number of classes.
     """
     confusion = np.asarray(confusion, np.int64)
     if confusion.shape != (len(classes), len(classes)):
@@ -98,6 +98,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
 
     Args:
         summary: The result of `summarize`; fractions are shown in percent.
+
+    Returns:
+        The table, without a final newline.
     """
     rows = [("class", "IoU", "Acc", "pixels", "")]
     for name, row in summary["per_class"].items():

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """Reshape a vector [C] to broadcast against the last of `ndim` axes."""
+    """Return a vector [C] as [1, ..., 1, C] with `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -61,7 +61,8 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], align_corners: bool = Fal
     Args:
         x: Images [B, h, w, C], floating point.
         size: (H, W) in pixels.
-        align_corners: Whether the corner pixels' centres, and not the images' corners, coincide.
+        align_corners: Whether the centres of the corner pixels coincide, rather than the corners of
+            the images.
 
     Returns:
         Images [B, H, W, C] of the same dtype.
@@ -90,7 +91,15 @@ def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def resize_concat(features: Sequence[jax.Array], align_corners: bool) -> jax.Array:
-    """Resize feature maps bilinearly to the size of the first and concatenate their channels."""
+    """Resize feature maps bilinearly to the size of the first, and concatenate their channels.
+
+    Args:
+        features: Feature maps [B, h_i, w_i, C_i].
+        align_corners: See `resize_bilinear`.
+
+    Returns:
+        Features [B, h_0, w_0, sum of C_i].
+    """
     size = features[0].shape[1:3]
     return jnp.concatenate([resize_bilinear(f, size, align_corners) for f in features], axis=-1)
 
@@ -107,8 +116,8 @@ def normalize(
         image: Images [B, H, W, C], uint8, uint16 or float32, in the units of the data.
         mean: Mean per channel [C], in the same units.
         std: Standard deviation per channel [C], in the same units.
-        size: Valid heights and widths [B, 2], int, in pixels; what is below and to the right is
-            padding. None if there is none.
+        size: Heights and widths [B, 2], int, in pixels, of the images without the padding below
+            and to the right. None for images without padding.
 
     Returns:
         (image - mean) / std [B, H, W, C], float32.
@@ -176,6 +185,7 @@ def sample_bilinear(x: jax.Array, points: jax.Array, align_corners: bool = False
     total = jnp.zeros((), x.dtype)
     for right in (0, 1):
         for down in (0, 1):
-            share = jnp.abs(1 - right - weight[..., :1]) * jnp.abs(1 - down - weight[..., 1:])
-            total += share * _take(x, column + right, row + down)
+            x_share = weight[..., :1] if right else 1 - weight[..., :1]
+            y_share = weight[..., 1:] if down else 1 - weight[..., 1:]
+            total += x_share * y_share * _take(x, column + right, row + down)
     return total

@@ -1,8 +1,8 @@
 """Optimisers and learning-rate schedules from optax pieces, with PyTorch's arithmetic.
 
-SGD and Adam add the weight decay to the gradient (coupled), AdamW to the update (decoupled); the
-learning rate multiplies last, as in torch.optim, so settings published for PyTorch carry over
-unchanged.
+SGD and Adam add the weight decay to the gradient (coupled), AdamW adds it to the update
+(decoupled). As in torch.optim, the learning rate multiplies last, so that settings published for
+PyTorch can be used unchanged.
 """
 
 import functools
@@ -16,7 +16,7 @@ import optax
 
 from jaxseg.config.schema import MultiplierConfig, OptimizerConfig, ScheduleConfig
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("poly", "step", "cosine", "constant")
@@ -39,9 +39,7 @@ def make_optimizer(
     Raises:
         ConfigError: The optimiser or the schedule has an unknown name.
     """
-    name = lookup(
-        dict(zip(OPTIMIZERS, OPTIMIZERS)), optimizer.name, "optimizer", field="optimizer.name"
-    )
+    check_name(OPTIMIZERS, optimizer.name, "optimizer", field="optimizer.name")
     rate = make_schedule(schedule, optimizer.learning_rate, steps)
     decay = _add_decay(optimizer.weight_decay, optimizer.multipliers)
     adam = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
@@ -49,18 +47,18 @@ def make_optimizer(
         "sgd": (decay, optax.trace(decay=optimizer.momentum)),
         "adam": (decay, adam),
         "adamw": (adam, decay),
-    }[name]
+    }[optimizer.name]
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     scale = [_scale_by_multipliers(optimizer.multipliers), optax.scale_by_learning_rate(rate)]
     return optax.chain(*clip, *direction, *scale), rate
 
 
 def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) -> optax.Schedule:
-    """Make a schedule, equal to MMEngine's curves.
+    """Make a learning-rate schedule with the curves of MMEngine.
 
     The warm-up is linear from `warmup_factor * learning_rate` at step 0 to the full rate at step
-    `warmup_steps - 1`. Everything after it is counted from its end, `boundaries` too: with a
-    warm-up of 1000 steps the boundary 60000 falls on step 61000. With L = steps - warmup_steps - 1
+    `warmup_steps - 1`. Later steps, including `boundaries`, are counted from its end: with a
+    warm-up of 1000 steps, the boundary 60000 is step 61000. With L = steps - warmup_steps - 1
     and t steps after the warm-up:
 
         poly      (learning_rate - end_value) * (1 - t / L) ** power + end_value
@@ -69,26 +67,26 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
         constant  learning_rate
 
     Args:
-        schedule: The curve.
+        schedule: `experiment.schedule`.
         learning_rate: Peak learning rate.
         steps: Training steps of the run.
 
     Returns:
-        A function of the update count (int scalar) that gives the learning rate.
+        A function of the update count (int scalar) that returns the learning rate.
 
     Raises:
         ConfigError: The schedule has an unknown name.
     """
-    name = lookup(dict(zip(SCHEDULES, SCHEDULES)), schedule.name, "schedule", field="schedule.name")
+    check_name(SCHEDULES, schedule.name, "schedule", field="schedule.name")
     length = max(steps - schedule.warmup_steps - 1, 1)
-    if name == "poly":
+    if schedule.name == "poly":
         main = functools.partial(
             _poly, start=learning_rate, end=schedule.end_value, power=schedule.power, length=length
         )
-    elif name == "step":
+    elif schedule.name == "step":
         drops = {int(boundary): schedule.decay for boundary in schedule.boundaries}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
-    elif name == "cosine":
+    elif schedule.name == "cosine":
         alpha = schedule.end_value / learning_rate
         main = optax.cosine_decay_schedule(learning_rate, length + 1, alpha=alpha)
     else:
@@ -102,14 +100,14 @@ def make_schedule(schedule: ScheduleConfig, learning_rate: float, steps: int) ->
 
 
 def _poly(count: jax.Array, *, start: float, end: float, power: float, length: int) -> jax.Array:
-    # Not optax's: its 1 - count / length, compiled, can end just below 0, and a fractional power of
-    # that is nan.
+    # Not optax's schedule: its 1 - count / length, once compiled, can end just below 0, and a
+    # fractional power of that is NaN.
     remaining = (length - jnp.clip(count, 0, length)) / length
     return (start - end) * remaining**power + end
 
 
 def parameter_paths(params: Any) -> list[str]:
-    """Return the path 'a/b/c' of every leaf, in tree order; patterns are searched in these."""
+    """Return the path 'a/b/c' of every leaf, in tree order, to search patterns in."""
     return [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
@@ -169,9 +167,10 @@ def _scale_by_multipliers(
 def frozen_statistics(
     multipliers: Mapping[str, MultiplierConfig], variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Find the modules whose running statistics stay as they are.
+    """Find the modules whose running statistics are frozen.
 
-    These are the modules whose parameters stay as they are, and those that a rule names.
+    These are the modules whose parameters are all frozen (learning rate factor 0), and those for
+    which a rule sets `freeze_statistics`.
 
     Args:
         multipliers: `experiment.optimizer.multipliers`. A rule's `freeze_statistics`, if not None,

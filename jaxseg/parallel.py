@@ -41,17 +41,20 @@ def ordered_map(
 ) -> Generator[Result]:
     """Yield function(item) for every item, in order, computed in threads.
 
-    Few results are computed ahead of the one that is yielded, so they may be large. The first error
-    that the function raises ends the iteration.
+    Only a few results are computed ahead, so that large results do not fill the memory. The first
+    error of the function is raised and ends the iteration.
 
     Args:
         function: Called in several threads at once.
-        items: The arguments, one for each call.
+        items: Its arguments.
         title: Title of the progress bar.
         progress: Show a progress bar if standard error is a terminal.
         threads: Number of threads.
         ahead: Largest number of results computed or being computed ahead; None for twice the
-            threads.
+            number of threads.
+
+    Yields:
+        The results.
     """
     items = list(items)
     ahead = 2 * threads if ahead is None else ahead
@@ -86,14 +89,17 @@ def show_progress(
 ) -> Generator[Result]:
     """Yield results while a progress bar shows their number, rate and remaining time.
 
-    The bar is a single line that vanishes at the end; there is none unless standard error is a
+    The bar is a single line that vanishes at the end. It is shown only if standard error is a
     terminal.
 
     Args:
-        results: The results to yield.
+        results: The results.
         title: Title of the bar.
-        total: Value of the bar at the end.
-        size: Returns how much a result adds to the bar.
+        total: Sum of all sizes.
+        size: How much a result advances the bar.
+
+    Yields:
+        The results.
     """
     console = Console(stderr=True)
     columns = [
@@ -106,7 +112,8 @@ def show_progress(
     hidden = not console.is_terminal
     with bars.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=total, rate=0.0)
-        start, done = time.perf_counter(), 0
+        start = time.perf_counter()
+        done = 0
         for result in results:
             done += size(result)
             bar.update(task, completed=done, rate=done / (time.perf_counter() - start))

@@ -1,8 +1,8 @@
 """Mixed precision: the type that a model computes in, and the loss scale that float16 needs.
 
 Parameters, optimiser state, statistics, softmax, losses and metrics are always float32. With
-float16 a step whose gradients overflow is not applied: parameters, optimiser state and statistics
-stay as they were, and only the scale changes (a static scale stays as well; the step is counted).
+float16 a step whose gradients overflow is skipped: parameters, optimiser state and statistics do
+not change, a dynamic scale falls, and the step is counted.
 
 `float32` means float32: XLA's default on recent GPUs multiplies in TF32 (10 bits of mantissa), so
 the policy requests full precision unless JAX_DEFAULT_MATMUL_PRECISION (for instance
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from jaxseg.errors import ConfigError
 from jaxseg.registry import lookup
@@ -32,15 +33,16 @@ class Policy:
 
     Attributes:
         name: Key of PRECISIONS.
-        dtype: Type of activations and of the parameters as they are used.
-        matmul: Precision to request for products where JAX has no default, None to leave it to XLA.
+        dtype: Type of activations, to which parameters are cast when they are used.
+        matmul: Precision to request for matrix products if the user has set no default in JAX;
+            None to leave it to XLA.
         uses_loss_scaling: Overflow is expected: the loss is scaled, and steps that overflow are
             skipped.
         static_scale: Loss scale that never changes; 0 for a dynamic one.
     """
 
     name: str
-    dtype: Any
+    dtype: DTypeLike
     matmul: str | None = None
     uses_loss_scaling: bool = False
     static_scale: float = 0.0
@@ -104,11 +106,9 @@ def initial_scale(policy: Policy) -> LossScale:
 def all_finite(tree: Any) -> jax.Array:
     """Return whether all leaves are finite, as a bool scalar; True for a tree without leaves."""
     leaves = jax.tree.leaves(tree)
-    return (
-        jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-        if leaves
-        else jnp.bool_(True)
-    )
+    if not leaves:
+        return jnp.bool_(True)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> LossScale:
@@ -119,7 +119,7 @@ def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> Lo
     Args:
         state: The loss scale of the step.
         finite: bool scalar, whether the step's loss and gradients were finite.
-        policy: The run's.
+        policy: The run's policy.
     """
     good = jnp.where(finite, state.good_steps + 1, 0)
     scale = state.scale
@@ -128,5 +128,6 @@ def update_loss_scale(state: LossScale, finite: jax.Array, policy: Policy) -> Lo
         larger = jnp.where(grow, jnp.minimum(scale * 2.0, LARGEST_SCALE), scale)
         scale = jnp.where(finite, larger, jnp.maximum(scale / 2.0, SMALLEST_SCALE))
         good = jnp.where(grow, 0, good)
-    missed = jnp.where(finite, 0, 1)
-    return LossScale(scale, good, (state.skipped + 1) * missed, state.total_skipped + missed)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    total_skipped = jnp.where(finite, state.total_skipped, state.total_skipped + 1)
+    return LossScale(scale, good, skipped, total_skipped)

@@ -1,7 +1,9 @@
-"""Checks of a whole config, the arguments of its modules and losses included."""
+"""Checks of a whole config, including the arguments of its modules and losses."""
 
 import logging
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxseg import losses
 from jaxseg.config import checks
@@ -14,7 +16,7 @@ from jaxseg.models.build import BACKBONES, HEADS, NECKS, declared_fields
 
 log = logging.getLogger(__name__)
 
-# The declaration of every field, the arguments of modules and losses included.
+# The declaration of every field, including the arguments of modules and losses.
 SCHEMA: dict[str, Any] = checks.SCHEMA | {
     "model": checks.SCHEMA["model"]
     | {
@@ -26,14 +28,14 @@ SCHEMA: dict[str, Any] = checks.SCHEMA | {
 }
 
 
-def check_alone(config: Config) -> Any:
-    """Check all that can be checked of a config without its data set.
+def check_alone(config: Config) -> ConfigDict:
+    """Check a config as far as possible without its data set.
 
     Args:
-        config: It is not changed.
+        config: The config; it is not changed.
 
     Returns:
-        A complete and tidy copy of the config, unlocked.
+        An unlocked copy of the config, with all defaults filled in and values normalised.
 
     Raises:
         ConfigError: A field is unknown, missing or out of range, or fields contradict each other.
@@ -52,14 +54,14 @@ def _fit_losses(entries: Any) -> None:
     """Remove the options of a cross entropy where another loss was chosen."""
     for key, loss in entries.items() if hasattr(entries, "items") else ():
         if not hasattr(loss, "items") or loss.get("name") not in losses.LOSSES:
-            continue  # the check says what is wrong with it
+            continue  # `check_fields` reports it
         options = losses.options_of(loss.name)
         extra = [field for field in CROSS_ENTROPY if field in loss and field not in options]
         for field in extra:
             del loss[field]
         if extra:
             log.info(
-                "config.losses.%s: %s has no %s; what the config says of them is left out",
+                "config.losses.%s: %s has no option %s; the config's values are dropped",
                 key,
                 loss.name,
                 ", ".join(extra),
@@ -67,7 +69,7 @@ def _fit_losses(entries: Any) -> None:
 
 
 def without_auto(entries: Any) -> dict[str, Any]:
-    """Return the losses with () for class weights that are still to be measured."""
+    """Return the losses as plain dicts, with () for class weights that are not measured yet."""
     plain = {
         key: (e if isinstance(e, LossConfig) else from_dict(LossConfig, e)).to_dict()
         for key, e in entries.items()
@@ -78,13 +80,16 @@ def without_auto(entries: Any) -> dict[str, Any]:
     }
 
 
-def complete_modules(config: Any) -> Any:
+def complete_modules(config: ConfigDict) -> ConfigDict:
     """Fill in the defaults of modules' arguments, losses' options and multipliers, in place.
 
-    Two configs of one meaning are then equal, no matter which version wrote them.
+    Configs with the same meaning then compare equal, whichever version wrote them.
 
     Args:
-        config: A complete config, unlocked or not.
+        config: A complete config, locked or not.
+
+    Returns:
+        The same config.
     """
     model = config.model
     parts: list[tuple[Any, Any]] = [(BACKBONES, model.backbone), (NECKS, model.neck)]

@@ -1,6 +1,6 @@
-"""Pictures of label maps: colours over the photo with a legend, panels for logs, palette PNGs.
+"""Pictures of label maps: overlays with a legend, panels for logs, palette PNGs.
 
-Pictures are RGB uint8 [H, W, 3]. Masks are integers [H, W], 255 for pixels without class.
+Pictures are RGB uint8 [H, W, 3]. Masks are integers [H, W], 255 for pixels without a class.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ Palette = Sequence[Sequence[int]]
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """Convert an image of any dtype and number of channels to RGB.
 
-    The first three channels are shown, or the first one alone. 8 bits stay as they are. Other
-    dtypes are stretched between the 2nd and the 98th percentile: of all channels together, or of
-    each channel if there are more than three.
+    The first three channels are shown, or only the first if there are fewer. 8-bit images are not
+    changed. Other dtypes are stretched between the 2nd and the 98th percentile of all channels
+    together, or of each channel if there are more than three.
 
     Args:
         image: [H, W, C].
@@ -58,20 +58,20 @@ def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
         RGB uint8 [H, W, 3].
 
     Raises:
-        DataError: The mask is not integers [H, W], or holds a number that is not a class.
+        DataError: The mask is not an integer array [H, W], or holds a number that is not a class.
     """
     return _color_table(palette)[_ids(mask, len(palette))]
 
 
 def _color_table(palette: Palette) -> np.ndarray:
-    """Return the RGB of the values 0 to 255: uint8 [256, 3]; black where there is no class."""
+    """The colour of each label 0 to 255, uint8 [256, 3]; black for numbers that are no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.asarray(palette, np.uint8)
     return table
 
 
 def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return a mask as uint8; raise DataError unless it is one."""
+    """Check a mask and return it as uint8; raise DataError."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise DataError(
@@ -89,7 +89,7 @@ def _ids(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """Return which pixels differ from one of their four neighbours: bool [H, W]."""
+    """The pixels on both sides of class borders, bool [H, W]."""
     edge = np.zeros(mask.shape, bool)
     down = mask[1:] != mask[:-1]
     right = mask[:, 1:] != mask[:, :-1]
@@ -101,7 +101,7 @@ def _borders(mask: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(size: tuple[int, ...], smallest: int) -> tuple[int, int]:
-    """Multiply height and width by the whole factor that brings both to at least `smallest`."""
+    """Height and width, times the smallest whole factor that makes both at least `smallest`."""
     factor = max(1, -(-smallest // min(size)))
     return size[0] * factor, size[1] * factor
 
@@ -116,7 +116,7 @@ def _resized(array: np.ndarray, size: tuple[int, int], method: Image.Resampling)
 def blend(
     image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> np.ndarray:
-    """Mix an image and its mask: class borders in full colour, pixels without class dimmed.
+    """Blend an image with its mask, with strong class borders and dimmed pixels without a class.
 
     Args:
         image: RGB uint8 [H, W, 3].
@@ -143,10 +143,10 @@ def overlay(
     classes: Sequence[str],
     opacity: float = 0.5,
 ) -> np.ndarray:
-    """Draw a mask over its image, and a legend of its classes below.
+    """Draw a mask over its image, with a legend below.
 
-    The legend lists the largest class first, with their shares of the picture. Small pictures are
-    enlarged by a whole factor.
+    The legend lists the classes and their shares of the picture, the largest first. Small pictures
+    are enlarged by a whole factor.
 
     Args:
         image: RGB uint8 [h, w, 3]; it is resized to the mask.
@@ -171,7 +171,7 @@ def overlay(
 def _blended(
     image: np.ndarray, mask: np.ndarray, palette: Palette, size: tuple[int, int], opacity: float
 ) -> np.ndarray:
-    """Resize an image and its mask to (height, width), and mix them."""
+    """Image and mask, resized to (height, width) and blended."""
     ids = _resized(_ids(mask, len(palette)), size, Image.Resampling.NEAREST)
     photo = _resized(np.asarray(image, np.uint8), size, Image.Resampling.BICUBIC)
     return blend(photo, ids, palette, opacity)
@@ -244,10 +244,10 @@ def legend(
     size: int = 14,
     shares: bool = False,
 ) -> np.ndarray:
-    """Draw colour and name of every class in some masks.
+    """Draw the colour and the name of every class in some masks.
 
-    The most frequent class is first, and there are as many columns as fit. A name that no font can
-    show is written as "class" and its number.
+    The most frequent class comes first, in as many columns as fit. If no font can show a name, it
+    is written as "class" and its number.
 
     Args:
         masks: Integers [H, W] each.
@@ -255,7 +255,7 @@ def legend(
         classes: Name of each class.
         width: Width of the legend in pixels.
         size: Size of the letters in pixels.
-        shares: Write which share of the masks each class takes.
+        shares: Whether to show each class's share of the masks.
 
     Returns:
         RGB uint8 [h, width, 3].
@@ -277,7 +277,7 @@ def legend(
 def _make_entry(
     k: int, share: float, palette: Palette, classes: Sequence[str], size: int, shares: bool
 ) -> _Entry:
-    """Make the entry of class k, which takes this share of the pixels."""
+    """The entry of class k, with its share of the pixels."""
     text = f"{100 * share:.1f}%" if shares else ""
     if k == IGNORE:
         return _Entry("no class", ImageFont.load_default(size), text, (0, 0, 0))
@@ -291,7 +291,9 @@ def _make_entry(
 def _draw_legend(entries: Sequence[_Entry], width: int, size: int) -> np.ndarray:
     """Draw the entries in columns, letters `size` pixels high."""
     plain = ImageFont.load_default(size)
-    box, pad, line = size, size // 2, int(size * 1.6)
+    box = size
+    pad = size // 2
+    line = int(size * 1.6)
     lengths = [
         entry.font.getlength(entry.name) + pad + plain.getlength(entry.share) for entry in entries
     ]
@@ -313,10 +315,10 @@ def _draw_legend(entries: Sequence[_Entry], width: int, size: int) -> np.ndarray
 
 
 def save_label_png(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
-    """Write a mask as a palette PNG: pixel values are class indices, viewers show the colours.
+    """Write a mask as a palette PNG, whose pixel values are class indices shown in colours.
 
     Args:
-        path: The file; its folder is made if it is missing.
+        path: The file; its folder is created if it does not exist.
         mask: Integers [H, W].
         palette: RGB of each class, 0..255.
 
@@ -334,8 +336,8 @@ def save_picture(folder: str | Path, name: str, picture: np.ndarray) -> Path:
     """Write a picture as PNG.
 
     Args:
-        folder: The folder; made if it is missing.
-        name: Name of the file without suffix; slashes in it become dashes.
+        folder: The folder; created if it does not exist.
+        name: Name of the file without suffix; slashes become dashes.
         picture: RGB uint8 [H, W, 3].
 
     Returns:

@@ -1,9 +1,9 @@
-"""The JSON files of a workdir: its experiment, its classes, and whether a run may be resumed.
+"""The JSON files of a workdir, and the checks before a run is resumed.
 
     workdir/config.json  dataset.json  best.json  metrics.json  checkpoints/<step>/
 
-config.json is the experiment. Files of the first edition have no "schema" in them and are read as
-well. dataset.json says what the checkpoints' classes mean, and so is written once.
+config.json is the experiment; files of the first edition, which have no "schema", are read too.
+dataset.json describes the classes of the checkpoints, so it does not change once there are any.
 `jaxseg.checkpoint` reads and writes the checkpoints.
 """
 
@@ -25,11 +25,11 @@ from jaxseg.config.resolve import (
     has_auto_weights,
 )
 from jaxseg.config.schema import Experiment
-from jaxseg.errors import CheckpointError, ConfigError
-from jaxseg.files import expand, read_text, write_json
+from jaxseg.errors import CheckpointError, ConfigError, DataError
+from jaxseg.files import expand, read_json, write_json
 from jaxseg.validation import SCHEMA, complete_modules
 
-# Fields that may change when a run is resumed: none of them alters what the state means.
+# Fields that may change when a run is resumed, since they do not affect the meaning of the state.
 FIELDS_ALLOWED_TO_CHANGE = (
     "name",
     "steps",
@@ -46,13 +46,10 @@ FIELDS_ALLOWED_TO_CHANGE = (
     "dataset.classes",  # checked by restore_classes
     "dataset.match_classes",
 )
-CONCAT_ROOT = re.compile(r"dataset\.concat\.[^.]+\.root")  # which may change too
-MEASURED_FIELDS = (
-    "dtype",
-    "image_mean",
-    "image_std",
-)  # of config.dataset, where it leaves them open
-# Warnings of orbax that a run expects: it saves more often than it evaluates, and reads with a
+CONCAT_ROOT = re.compile(r"dataset\.concat\.[^.]+\.root")  # may change too
+# Fields of config.dataset that are measured where the config leaves them open.
+MEASURED_FIELDS = ("dtype", "image_mean", "image_std")
+# Expected warnings of orbax: a run saves more often than it evaluates, and reads checkpoints with a
 # read-only manager.
 IGNORED_ORBAX_WARNINGS = (
     "did not provide metrics",
@@ -71,10 +68,10 @@ def find_workdir(path: str | Path) -> tuple[Path, str | None]:
         path: A workdir, or WORKDIR/checkpoints/STEP.
 
     Returns:
-        (absolute path of the workdir, name of the step, or None for the workdir itself).
+        The absolute path of the workdir, and the name of the step or None.
 
     Raises:
-        CheckpointError: It is neither.
+        CheckpointError: The path is neither.
     """
     path = expand(path).absolute()
     workdir, step = path, None
@@ -88,7 +85,7 @@ def find_workdir(path: str | Path) -> tuple[Path, str | None]:
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
-    """Return the steps of all complete checkpoints in a workdir, in no order."""
+    """Return the steps of all complete checkpoints in a workdir, in any order."""
     folders = (Path(workdir) / "checkpoints").glob("*")
     return [int(folder.name) for folder in folders if folder.name.isdigit()]
 
@@ -99,10 +96,10 @@ def saved_steps(workdir: str | Path) -> list[int]:
 def write_experiment(
     workdir: str | Path, experiment: Experiment, dataset: Mapping[str, Any] | str
 ) -> None:
-    """Write config.json, and dataset.json unless checkpoints are there, whose classes it describes.
+    """Write config.json, and also dataset.json unless there are checkpoints, which it describes.
 
     Args:
-        workdir: Created if it is missing.
+        workdir: The workdir; created if it does not exist.
         experiment: The resolved and measured experiment.
         dataset: Content of dataset.json (`DatasetSpec.to_json`), as a dict or JSON.
     """
@@ -113,18 +110,13 @@ def write_experiment(
 
 
 def read_experiment(workdir: str | Path) -> Experiment:
-    """Read the experiment of a workdir; fields that are newer than the run get their defaults.
+    """Read the experiment of a workdir; fields that were added later get their defaults.
 
     Raises:
         CheckpointError: config.json is damaged, or has fields that this version does not know.
     """
     file = Path(workdir) / "config.json"
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read ({error})", file=file) from None
-    if not isinstance(stored, dict):
-        raise CheckpointError("does not hold a config", file=file)
+    stored = _read_dict(file)
     try:
         return experiment_from_json(stored, SCHEMA)
     except ConfigError as error:
@@ -142,38 +134,44 @@ def read_classes(workdir: str | Path) -> tuple[str, ...]:
     file = Path(workdir) / "dataset.json"
     if not file.is_file():
         return ()
-    try:
-        return tuple(json.loads(file.read_text(encoding="utf-8")).get("classes", ()))
-    except ValueError as error:
-        raise CheckpointError(
-            f"is damaged ({error})", file=file, hint="take it from a copy of the run"
-        ) from None
+    return tuple(_read_dict(file).get("classes", ()))
 
 
 def load_dataset_metadata(path: str | Path) -> dict[str, Any]:
-    """Read dataset.json (classes, palette, ...) of a workdir or of one of its steps.
+    """Read dataset.json (classes, palette, ...) of a workdir or one of its steps.
 
     Raises:
-        CheckpointError: There is none, or it is not JSON.
+        CheckpointError: There is none, or it is damaged.
     """
     path = expand(path).absolute()
     for folder in (path, *path.parents[:2]):
         file = folder / "dataset.json"
         if file.is_file():
-            try:
-                return json.loads(read_text(file))
-            except json.JSONDecodeError as error:
-                raise CheckpointError(
-                    f"is not JSON ({error})", file=file, hint="restore it, or train or convert anew"
-                ) from None
+            return _read_dict(file)
     hint = "give the workdir of a run, or one of its steps"
-    raise CheckpointError("there is no dataset.json in it or above it", file=path, hint=hint)
+    raise CheckpointError("there is no dataset.json in it or its parents", file=path, hint=hint)
 
 
 def read_training(workdir: str | Path) -> dict[str, Any] | None:
-    """Return the training summary in metrics.json, None if there is none."""
+    """Return the training summary in metrics.json, None if there is none.
+
+    Raises:
+        CheckpointError: metrics.json is damaged.
+    """
     file = Path(workdir) / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
+    return _read_dict(file).get("training") if file.is_file() else None
+
+
+def _read_dict(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a workdir; raise CheckpointError if the file is damaged."""
+    try:
+        content = read_json(file)
+    except DataError as error:
+        hint = "restore it from a copy of the run"
+        raise CheckpointError(error.problem, file=file, hint=hint) from None
+    if not isinstance(content, dict):
+        raise CheckpointError("does not hold a JSON object", file=file)
+    return content
 
 
 # --- Resuming -------------------------------------------------------------------------------------
@@ -188,11 +186,14 @@ def with_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
 def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
     """When resuming, return `experiment` with the classes of the run, in the run's order.
 
-    Data in another order is then refused, or mapped by name (`data.catalog.load_spec`).
+    `data.catalog.load_spec` then refuses data in another order, or maps it by name.
 
     Args:
-        workdir: Of a run to resume, or of a new one, which leaves the experiment as it is.
-        experiment: With `dataset.classes` of the data set or of the config.
+        workdir: Workdir of the run. For a new run, the experiment is returned unchanged.
+        experiment: The experiment, with the classes of the data set or of the config.
+
+    Returns:
+        The experiment with the classes of the run.
 
     Raises:
         CheckpointError: The experiment has other classes, or has them in another order and
@@ -211,7 +212,7 @@ def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
                 "choose another workdir"
             )
         raise CheckpointError(
-            f"holds a run with the classes {classes}, and config.dataset.classes is {ours}",
+            f"holds a run with the classes {classes}, but config.dataset.classes is {ours}",
             file=workdir,
             field="dataset.classes",
             hint=hint,
@@ -222,9 +223,18 @@ def restore_classes(workdir: str | Path, experiment: Experiment) -> Experiment:
 def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Experiment:
     """When resuming, return `experiment` with the measured fields of the run.
 
-    Dtype, mean and std, and class weights stay as they were measured at the run's start, also if
-    the data has been corrected since. Fields that the experiment states itself stay as they are,
-    and so does the experiment of a new run.
+    Dtype, mean and std, and class weights keep the values measured at the start of the run, even if
+    the data has changed since. Fields that the experiment sets itself do not change.
+
+    Args:
+        workdir: Workdir of the run. For a new run, the experiment is returned unchanged.
+        experiment: The experiment.
+
+    Returns:
+        The experiment with the measured fields.
+
+    Raises:
+        CheckpointError: config.json is damaged.
     """
     if not (Path(workdir) / "config.json").is_file() or not saved_steps(workdir):
         return experiment
@@ -248,18 +258,22 @@ def restore_measured_fields(workdir: str | Path, experiment: Experiment) -> Expe
 def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
     """Check that a workdir has no checkpoints of another experiment or of later steps.
 
-    FIELDS_ALLOWED_TO_CHANGE may differ. A start that failed before its first checkpoint is not
-    compared.
+    FIELDS_ALLOWED_TO_CHANGE may differ. Workdirs without checkpoints are not compared.
+
+    Args:
+        workdir: The workdir.
+        experiment: The experiment to train in it.
 
     Raises:
-        CheckpointError: The fields that differ.
+        CheckpointError: The experiment differs, or has fewer steps than the checkpoints; the error
+            lists the differences.
     """
     steps = saved_steps(workdir)
     if not steps or not (Path(workdir) / "config.json").is_file():
         return
     if max(steps) > experiment.steps:
         raise CheckpointError(
-            f"{workdir} is at step {max(steps)}; config.steps={experiment.steps} is below it",
+            f"{workdir} is at step {max(steps)}, but config.steps is only {experiment.steps}",
             field="steps",
             hint="choose another workdir, or more steps",
         )
@@ -287,7 +301,7 @@ def check_experiment(workdir: str | Path, experiment: Experiment) -> None:
 
 
 def _with_defaults(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment as JSON holds it, with defaults for the arguments that it leaves out."""
+    """Return an experiment as JSON values, with the defaults of all arguments."""
     return _plain(complete_modules(complete(copy_config(experiment))).to_dict())
 
 
@@ -313,7 +327,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON holds of a value; a class in place of a module's name becomes its path."""
+    """Return a value after a round trip through JSON, in which classes become their paths."""
     return json.loads(json.dumps(value, default=_describe))
 
 

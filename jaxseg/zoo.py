@@ -10,8 +10,8 @@ from jaxseg.registry import find_nearest
 
 CLOSE = 0.6  # similarity of a suggestion: the names share most of their parts
 
-Row = dict[str, str]  # a row of the table of published experiments
-# The 25 methods of the model zoo: title -> (config file, beginning of the backbone's name); "" for
+Row = dict[str, str]  # of the table of published experiments
+# The 25 methods of the model zoo: title -> (config file, prefix of the backbone's name); "" matches
 # any.
 METHODS: dict[str, tuple[str, str]] = {
     "FCN": ("fcn", "r"),
@@ -71,8 +71,8 @@ def published() -> tuple[Row, ...]:
 
     The columns are name, source (MMSegmentation 1.x's config), parameters, parameters_inference,
     mIoU, mIoU_ms_flip, checkpoint, pretrained and url_path; "" where nothing was published. Where
-    MMSegmentation's own index lists two experiments under one name, the row has the file and the
-    results of the one that the name describes.
+    MMSegmentation's own index lists two experiments under one name, a row has the file and results
+    that belong to its name.
     """
     with open(Path(__file__).with_name("zoo.csv"), newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
@@ -84,7 +84,7 @@ def find(words: Sequence[str] = ()) -> list[Row]:
 
 
 def weights_path(name: str) -> str:
-    """Return the path of published weights below the download address.
+    """Return the path of published weights, relative to the download address.
 
     Args:
         name: An experiment, or an ImageNet backbone such as `resnet50_v1c`.
@@ -130,10 +130,16 @@ def rows_of(method: str) -> list[Row]:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Format experiments for a terminal.
+    """Format experiments as a table for a terminal.
 
-    Each line has name, parameters, published mIoU (single scale, then with scales and flips) and
-    checkpoint file; the last line is their number.
+    Each row has the name, parameters, published mIoU (single scale, then multi-scale with flips)
+    and checkpoint file; the last line counts the rows.
+
+    Args:
+        rows: Experiments, from `published` or `find`.
+
+    Returns:
+        The table, without a final newline.
     """
     lines = [("name", "parameters", "mIoU", "ms+flip", "checkpoint")]
     for row in rows:
@@ -149,9 +155,9 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table() -> str:
-    """Format README's overview, with its markers.
+    """Format README's overview of the methods in Markdown, between its markers.
 
-    Each method has a row with config files, backbones, parameters and published mIoU.
+    Each method has a row with its config files, backbones, parameters and published mIoU.
     """
     titles = " | ".join(f"mIoU {title}" for title in COLUMNS)
     lines = [

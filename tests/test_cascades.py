@@ -9,6 +9,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.losses import cross_entropy, point_cross_entropy
 from jaxseg.models import create_model, init_variables
 from jaxseg.models.heads.lraspp import LRASPPHead, window_averages
+from jaxseg.models.heads.ocr import OCRHead
 from jaxseg.models.heads.point import PointHead, sample_bilinear, uncertainty
 from jaxseg.models.layers import Layers
 from jaxseg.ops import sample_nearest
@@ -55,6 +56,16 @@ def test_nearest_samples_are_pixels_and_stay_within_the_map():
     np.testing.assert_array_equal(
         sample_nearest(label, jnp.asarray([[[0.0, 0.0], [1.0, 1.0]]])), [[0, 34]]
     )
+
+
+@pytest.mark.parametrize("head", [OCRHead, PointHead])
+def test_a_second_stage_without_a_first_names_the_heads(head):
+    module = head(num_classes=3, channels=4, layer=Layers())
+    with pytest.raises(ConfigError) as error:
+        jax.eval_shape(
+            lambda x: module.init(jax.random.key(0), [x], train=False), _random(1, 4, 4, 2)
+        )
+    assert error.value.field == "model.heads"
 
 
 def _point_head(**fields):

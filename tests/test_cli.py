@@ -187,6 +187,16 @@ def test_faults_of_a_config_file_are_reported_with_their_line(parse, tmp_path, s
     assert error.value.file == str(file) and decisive in str(error.value)
 
 
+def test_errors_of_builders_called_while_a_config_file_loads_stay_as_they_are(parse, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from jaxseg.config import parse_variant\nVARIANT = parse_variant('fcn', 'r18')"
+    )
+    with pytest.raises(ConfigError) as error:
+        parse(f"--config={file}")
+    assert error.value.field == "variant" and "r18" in error.value.problem
+
+
 def test_a_bug_behind_a_config_file_keeps_its_traceback(parse, tmp_path, monkeypatch):
     (tmp_path / "ours_with_a_bug.py").write_text("def helper():\n    return int('low')")
     (tmp_path / "mine.py").write_text(

@@ -98,7 +98,7 @@ def test_published_weights_start_a_model_of_other_channels(fields, tmp_path):
     np.savez(tmp_path / "rgb.npz", **to_mmseg(rgb))
     variables, report = initial_variables(experiment, model, str(tmp_path / "rgb.npz"))
     stem, published = (tree["params"]["backbone"]["stem.0"]["kernel"] for tree in (variables, rgb))
-    assert stem.shape[2] == 5 and "of RGB, now reads 5 channels" in report
+    assert stem.shape[2] == 5 and "from RGB to 5 channels" in report
     expected = published[:, :, [0, 1, 2, 0, 1]] / np.float32([2, 2, 1, 2, 2])[:, None]
     np.testing.assert_allclose(stem, expected, rtol=1e-6)
     np.savez(tmp_path / "five.npz", **to_mmseg(variables))

@@ -230,7 +230,7 @@ def test_published_weights_start_a_model_of_other_channels(tmp_path):
     np.savez(tmp_path / "rgb.npz", **convert.to_mmseg(rgb))
     variables, text = initial.initial_variables(experiment, model, str(tmp_path / "rgb.npz"))
     stem, published = (tree["params"]["backbone"]["stem.0"]["kernel"] for tree in (variables, rgb))
-    assert stem.shape[2] == 5 and "first convolution, of RGB, now reads 5 channels" in text
+    assert stem.shape[2] == 5 and "first convolution was adapted from RGB to 5 channels" in text
     share = np.float32([2, 2, 1, 2, 2])[:, None]
     np.testing.assert_allclose(stem, published[:, :, [0, 1, 2, 0, 1]] / share, rtol=1e-6)
     np.savez(tmp_path / "five.npz", **convert.to_mmseg(variables))

@@ -122,6 +122,11 @@ def test_training_summary(tmp_path):
     assert workdirs.read_training(tmp_path) is None
     (tmp_path / "metrics.json").write_text('{"training": {"seconds": 2}}')
     assert workdirs.read_training(tmp_path) == {"seconds": 2}
+    for damaged in ("{", "[]"):
+        (tmp_path / "metrics.json").write_text(damaged)
+        with pytest.raises(CheckpointError) as error:
+            workdirs.read_training(tmp_path)
+        assert error.value.file == str(tmp_path / "metrics.json")
 
 
 # --- Resuming -------------------------------------------------------------------------------------
@@ -209,7 +214,10 @@ def test_another_experiment_is_refused_by_field(tmp_path):
     add_step(tmp_path, 10)
     with pytest.raises(CheckpointError) as error:
         workdirs.check_experiment(tmp_path, wider)
-    assert error.value.field == "steps" and "at step 10; config.steps=9" in error.value.problem
+    assert (
+        error.value.field == "steps"
+        and "at step 10, but config.steps is only 9" in error.value.problem
+    )
     wider = dataclasses.replace(wider, steps=10)
     with pytest.raises(CheckpointError) as error:
         workdirs.check_experiment(tmp_path, wider)

@@ -1,10 +1,9 @@
 """Speed of training, inference and the data pipeline.
 
-`measure` times training and inference on synthetic images and needs jax, flax, optax and
-ml_collections and nothing else; `benchmark.data.measure_data` times the data pipeline. Both return
-a row: median and spread of the time after warm-up, images per second, time to compile, FLOPs as XLA
-counts them, memory, and the conditions they hold under. Fields that MMSegmentation's timing has as
-well have the same names in both.
+`measure` times training and inference on synthetic images and needs none of the `train` extra;
+`benchmark.data.measure_data` times the data pipeline. Both return a row with the median and spread
+of the time after warm-up, images per second, compile time, FLOPs counted by XLA, memory, and the
+conditions of the measurement. Fields have the same names as in the timing of MMSegmentation.
 """
 
 from jaxseg.benchmark.cases import SyntheticSpec, without_measurements

@@ -1,4 +1,4 @@
-"""The cases of `measure`, on synthetic images: training step, whole images, sliding windows."""
+"""The cases that `measure` times on synthetic images: training, whole images, sliding windows."""
 
 import dataclasses
 import functools
@@ -26,13 +26,13 @@ from jaxseg.training import state as train_state
 from jaxseg.training.build import Components
 from jaxseg.training.step import AXIS
 
-WINDOW, STRIDE = (769, 769), (513, 513)  # in pixels, where the experiment evaluates whole images
-IGNORED = 0.05  # share of synthetic pixels without a class
+WINDOW, STRIDE = (769, 769), (513, 513)  # in pixels, if the experiment evaluates whole images
+IGNORED = 0.05  # share of ignored pixels in synthetic labels
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSpec:
-    """A data set of nameless classes, for `config.resolve.resolve`.
+    """A data set with numbered classes, for `config.resolve.resolve`.
 
     Attributes:
         name: Name of the data set.
@@ -44,16 +44,19 @@ class SyntheticSpec:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names: their numbers."""
+        """Class names: '0', '1', ..."""
         return tuple(map(str, range(self.num_classes)))
 
 
 def without_measurements(experiment: Experiment) -> Experiment:
-    """Fill in neutral values for what would be measured on the data: synthetic images have none.
+    """Fill in neutral values for fields that would otherwise be measured on the data.
 
     Args:
-        experiment: Without statistics, dtype or class weights, where its config leaves them to the
-            data.
+        experiment: An experiment that is not measured.
+
+    Returns:
+        The experiment with a mean of 0, a standard deviation of 1 and equal class weights, where
+        its config leaves them open.
     """
     data, count = experiment.dataset, experiment.model.num_classes
     if not data.image_mean:
@@ -76,10 +79,13 @@ def train_case(
     """Prepare the training step: forward and backward pass, losses, optimiser.
 
     Args:
-        experiment: Gives model, losses and optimiser.
-        batch: Images a device.
+        experiment: Provides model, losses and optimiser.
+        batch: Number of images per device.
         size: (height, width) of a crop in pixels.
-        devices: Where to train.
+        devices: The devices to train on.
+
+    Returns:
+        The case, compiled.
     """
     components = _components(experiment)
     channels, seed = experiment.dataset.channels, experiment.seed
@@ -110,7 +116,7 @@ def train_case(
 
 
 def _components(experiment: Experiment) -> Components:
-    """Build what the step needs; nothing is frozen, so that every experiment does the same work."""
+    """Build the components of the step, without frozen statistics."""
     policy = precision.make_policy(experiment.precision, experiment.loss_scale)
     optimizer, schedule = optim.make_optimizer(
         experiment.optimizer, experiment.schedule, experiment.steps
@@ -136,9 +142,12 @@ def infer_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Cas
     It covers normalisation, the model, resizing the logits and the argmax.
 
     Args:
-        experiment: Gives the model.
-        batch: Images in a run.
+        experiment: Provides the model.
+        batch: Number of images per run.
         size: (height, width) of an image in pixels.
+
+    Returns:
+        The case, compiled.
     """
     settings = make_settings(experiment)._replace(mode="whole", scales=(1.0,), flip=False)
     model, variables = _inference_model(experiment, size)
@@ -156,15 +165,18 @@ def infer_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Cas
 
 
 def slide_case(experiment: Experiment, batch: int, size: tuple[int, int]) -> Case:
-    """Prepare inference by sliding windows on one device, from pixels on the host to class ids.
+    """Prepare inference with sliding windows on one device, from images on the host to class ids.
 
     The windows are the experiment's, or WINDOW and STRIDE if it evaluates whole images;
     `eval.batch_size` of them share a forward pass.
 
     Args:
-        experiment: Gives the model and the windows.
-        batch: Images in a run, one after the other.
+        experiment: Provides the model and the windows.
+        batch: Number of images per run, one after the other.
         size: (height, width) of an image in pixels.
+
+    Returns:
+        The case, compiled.
     """
     settings = make_settings(experiment)
     if settings.mode != "slide":
@@ -202,7 +214,7 @@ def _photos(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _inference_model(experiment: Experiment, size: tuple[int, int]) -> tuple[nn.Module, Any]:
-    """Return the model for inference, and random variables on the default device."""
+    """Return the model for inference, and random variables for it on the default device."""
     policy = precision.make_policy(experiment.precision)
     model = create_model(experiment.model, dtype=policy.dtype)
     shape = (1, *size, experiment.dataset.channels)
@@ -212,7 +224,7 @@ def _inference_model(experiment: Experiment, size: tuple[int, int]) -> tuple[nn.
 def _compile(
     experiment: Experiment, function: Any, *arguments: Any
 ) -> tuple[jax.stages.Compiled, float]:
-    """Compile a jitted function; returns the program and the seconds that it took."""
+    """Compile a jitted function; return the program and the compile time in seconds."""
     start = time.perf_counter()
     with precision.make_policy(experiment.precision).matmul_precision():
         compiled = function.lower(*arguments).compile()

@@ -1,4 +1,4 @@
-"""Throughput of the data pipeline; needs the libraries that read images and data sets."""
+"""Throughput of the data pipeline, which needs the `train` extra."""
 
 import contextlib
 import dataclasses
@@ -28,18 +28,18 @@ def measure_data(
 ) -> dict[str, Any]:
     """Time the loading of augmented training crops.
 
-    The speed is over all timed batches, not their median: worker processes deliver in bursts.
+    The speed is the mean over all batches, not their median, since worker processes deliver in
+    bursts.
 
     Args:
-        experiment: Gives data set and augmentation.
-        spec: Its data set.
-        batch: Images in a batch; 0 for the experiment's batch size.
-        timing: How often to load a batch.
+        experiment: Provides data set and augmentation.
+        spec: The spec of the data set.
+        batch: Images per batch; 0 for the experiment's batch size.
+        timing: Number of batches to load.
 
     Returns:
-        A row of figures and conditions, JSON values by name. `resident_mb` is the memory of this
-        process after the warm-up, half-way and at the end; it stays constant unless something
-        leaks.
+        Measurements and conditions, JSON values by name. `resident_mb` is the memory of this
+        process after the warm-up, half-way and at the end, to detect leaks.
     """
     dataset, batch = experiment.dataset, batch or experiment.batch_size
     batches = pipeline.train_batches(
@@ -70,7 +70,7 @@ def measure_data(
         **summarize(seconds),
         "images_per_second": 1 / mean,
         "ms_per_image": 1000 * mean,
-        # The work of worker processes is not this process's.
+        # The CPU time of this process does not include worker processes.
         "cpu_ms_per_image": None if dataset.num_workers else 1000 * used,
         "resident_mb": [resident[0], resident[len(resident) // 2], resident[-1]],
         **conditions(timing),

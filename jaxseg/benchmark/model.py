@@ -12,13 +12,13 @@ from jaxseg.benchmark.rows import conditions
 from jaxseg.benchmark.timing import Case, Timing, summarize, time_runs
 from jaxseg.config.schema import Experiment
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
-TF32 = "tf32"  # float32 whose products a GPU may round to TF32
+TF32 = "tf32"  # float32, but matrix products may use TF32 on GPU
 PRECISIONS = (*precision.PRECISIONS, TF32)
 INFERENCE = {"infer": infer_case, "slide": slide_case}
 WHATS = ("train", *INFERENCE)
-TRAIN_BATCH, INFERENCE_BATCH = 2, 1  # default images a device
+TRAIN_BATCH, INFERENCE_BATCH = 2, 1  # default number of images per device
 INFERENCE_SIZE = (1024, 2048)  # default (height, width)
 DEFAULT_TIMING = Timing()
 
@@ -36,27 +36,25 @@ def measure(
     """Time an experiment's training step or inference on synthetic images.
 
     Args:
-        experiment: What to time.
+        experiment: The experiment.
         what: 'train', 'infer' (whole images) or 'slide' (sliding windows).
-        precision_name: One of PRECISIONS, '' for the experiment's; 'tf32' is float32 whose products
-            a GPU may round to TF32.
-        batch: Images a device; 0 for 2 (train) or 1 (infer, slide).
+        precision_name: One of PRECISIONS, '' for the experiment's; 'tf32' is float32 with matrix
+            products that may use TF32 on GPU.
+        batch: Images per device; 0 for 2 (train) or 1 (infer, slide).
         size: (height, width) in pixels; None for the experiment's crop (train) or 1024 x 2048
             (infer, slide).
-        devices: Number of devices that train.
-        timing: How often to run.
+        devices: Number of devices to train on.
+        timing: Number of runs.
 
     Returns:
-        A row of figures and conditions, JSON values by name.
+        Measurements and conditions, JSON values by name.
 
     Raises:
         ConfigError: A name is unknown, or there are fewer devices.
     """
-    lookup(dict.fromkeys(WHATS), what, "benchmark", field="what")
-    names = dict(zip(PRECISIONS, PRECISIONS))
-    name = lookup(
-        names, precision_name or experiment.precision, "precision", field="precision_name"
-    )
+    check_name(WHATS, what, "benchmark", field="what")
+    name = precision_name or experiment.precision
+    check_name(PRECISIONS, name, "precision", field="precision_name")
     if devices > len(jax.devices()):
         raise ConfigError(
             f"devices is {devices}, but JAX sees {len(jax.devices())}", field="devices"
@@ -103,23 +101,23 @@ def _speed(case: Case, seconds: float) -> dict[str, float | None]:
 
 
 def _flops(case: Case) -> float | None:
-    """Return the floating-point operations of a run on one device, None if XLA does not count them.
+    """Return the floating-point operations of a run on one device, None if XLA reports none.
 
-    XLA counts the body of a loop once.
+    XLA counts the body of a loop only once.
     """
     analysis: Any = {} if case.compiled is None else case.compiled.cost_analysis() or {}
     return case.programs * float(analysis["flops"]) if analysis.get("flops", 0) > 0 else None
 
 
 def _allocator_peak() -> int:
-    """Return the peak bytes in use on the first device; 0 if it does not count them (CPU)."""
+    """Return the peak memory of the first device in bytes; 0 if it is not reported (CPU)."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def _memory(compiled: Any, before: int) -> dict[str, Any]:
     """Return the peak memory of a device in GiB.
 
-    It is the allocator's if this case set a new peak in this process, else what the program plans.
+    This is the allocator's peak if this case raised it, else the plan of the compiled program.
     """
     plan = compiled.memory_analysis()
     parts = ("argument", "output", "temp")

@@ -1,4 +1,4 @@
-"""Rows of measurements: their conditions, and the file that collects them."""
+"""Conditions of measurements, and the file that collects the measurements."""
 
 import dataclasses
 import importlib
@@ -14,14 +14,14 @@ import jax
 
 from jaxseg.benchmark.timing import Timing
 from jaxseg.errors import ConfigError
-from jaxseg.files import expand
+from jaxseg.files import atomic_path, expand
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 VARIABLES = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
 def conditions(timing: Timing) -> dict[str, Any]:
-    """Return what a row was measured with: device, versions, flags, load of the machine."""
+    """Return the conditions of a measurement: device, versions, flags, load of the machine."""
     device = jax.devices()[0]
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     return {
@@ -34,7 +34,7 @@ def conditions(timing: Timing) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.import_module(name).__version__ for name in LIBRARIES},
         "environment": {key: os.environ[key] for key in VARIABLES if os.environ.get(key)},
-        # With a cache, compile_seconds may be the time of a lookup.
+        # With a cache, compile_seconds may be the time of a cache lookup.
         "compilation_cache": bool(jax.config.jax_compilation_cache_dir),  # type: ignore[attr-defined]
         "timing": dataclasses.asdict(timing),
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -42,10 +42,15 @@ def conditions(timing: Timing) -> dict[str, Any]:
 
 
 def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to the JSON list in a file, which is made if it is missing.
+    """Add rows to the JSON list in a file, which is created if it does not exist.
+
+    Args:
+        path: The file.
+        rows: Rows of JSON values by name.
 
     Raises:
         ConfigError: The file holds something else.
+        JaxsegError: The file cannot be written.
     """
     path = expand(path)
     try:
@@ -55,5 +60,5 @@ def append(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     if not isinstance(old, list):
         problem = "does not hold a JSON list of earlier measurements"
         raise ConfigError(problem, file=path, field="path", hint="choose another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*old, *rows], indent=1) + "\n", encoding="utf-8")
+    with atomic_path(path) as part:
+        part.write_text(json.dumps([*old, *rows], indent=1) + "\n", encoding="utf-8")

@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How often to run.
+    """The number of runs to time.
 
     Attributes:
         warmup: Runs before the first timing.
-        repeats: Timings.
-        steps: Runs in a timing, one after the other without waiting.
+        repeats: Number of timings.
+        steps: Runs per timing, started one after the other without waiting.
     """
 
     warmup: int = 10
@@ -26,15 +26,15 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Something to time.
+    """A function to time.
 
     Attributes:
-        run: Does it once and returns arrays to wait for.
-        images: Number of images in a run.
+        run: The function, which returns arrays to wait for.
+        images: Number of images per run.
         facts: Further fields of the row.
-        compiled: The program of the run, None if there is none.
-        programs: Calls of `compiled` in a run.
-        compile_seconds: Seconds to compile it.
+        compiled: The compiled program of the function, None if there is none.
+        programs: Number of calls of `compiled` per run.
+        compile_seconds: Compile time in seconds.
     """
 
     run: Callable[[], Any]
@@ -46,7 +46,15 @@ class Case:
 
 
 def time_runs(run: Callable[[], Any], timing: Timing) -> list[float]:
-    """Return the seconds of a run for each repeat, each the mean over `timing.steps` runs."""
+    """Time a function repeatedly.
+
+    Args:
+        run: The function, which returns arrays to wait for.
+        timing: Number of runs.
+
+    Returns:
+        Seconds per run for each repeat, as means over `timing.steps` runs.
+    """
     for _ in range(timing.warmup):
         jax.block_until_ready(run())
     found = []
@@ -60,7 +68,7 @@ def time_runs(run: Callable[[], Any], timing: Timing) -> list[float]:
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
-    """Return median, 10th and 90th percentile, smallest and largest of several times in seconds."""
+    """Return the median, 10th and 90th percentile, minimum and maximum of times in seconds."""
     low, median, high = np.percentile(seconds, (10, 50, 90))
     return {
         "seconds": float(median),

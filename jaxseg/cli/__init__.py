@@ -1,6 +1,6 @@
 """The command line of every script: flags, help, logging, exit status, process set-up.
 
-A JaxsegError says what to change and is shown as one message; any other exception is a bug and
+A JaxsegError is a user's mistake and is shown as one message; any other exception is a bug and
 keeps its traceback. JAXSEG_TRACEBACK=1 shows every traceback.
 """
 
@@ -49,9 +49,9 @@ def run_main(
     Args:
         main: Called with the script's name and its positional arguments.
         needs_config: Without --config, explain the grammar and exit.
-        of_run: The script works with the trained run that --checkpoint or --workdir names. Without
-            --config, overrides apply to the run's config; those that a trained model does not read
-            are refused.
+        of_run: Whether the script works on the trained run that --checkpoint or --workdir names.
+            Without --config, overrides apply to the run's config. Overrides that a trained model
+            does not read are refused.
         positional: Whether the script takes positional arguments.
     """
     module = sys.modules["__main__"]
@@ -93,7 +93,8 @@ def _set_up_logging() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # jaxseg reports unreadable files itself
     absl_logging.get_absl_logger().addFilter(_is_unexpected)
     logging.getLogger("tifffile").addFilter(silence_nodata)
-    ours, handler = logging.getLogger("jaxseg"), logging.StreamHandler()
+    ours = logging.getLogger("jaxseg")
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
@@ -101,14 +102,14 @@ def _set_up_logging() -> None:
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Drop orbax's warnings about what a run does on purpose."""
+    """Whether a log record is not one of the orbax warnings that every run causes."""
     return not any(phrase in str(record.msg) for phrase in IGNORED_ORBAX_WARNINGS)
 
 
 def enable_compilation_cache() -> None:
     """Turn on JAX's persistent compilation cache, so that a second start compiles nothing.
 
-    A folder that JAX was already given (JAX_COMPILATION_CACHE_DIR) is kept.
+    A folder that is already configured (JAX_COMPILATION_CACHE_DIR) is kept.
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -140,7 +141,7 @@ def parse(argv: Sequence[str], *, needs_config: bool = False, of_run: bool = Fal
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if isinstance(flag.value, str) and flag.value.startswith("~"):
-            flag.value = str(expand(flag.value))  # shells leave it alone after --flag=
+            flag.value = str(expand(flag.value))  # shells do not expand it after --flag=
     if of_run and config is not None:
         _check_overrides(config, argv, bool(given))
     return rest
@@ -160,14 +161,10 @@ def _parse(argv: list[str], config: ConfigDict | None) -> list[str]:
 def _load_config(
     given: str, argv: Sequence[str], needs_config: bool, of_run: bool
 ) -> ConfigDict | None:
-    """Return the config that overrides apply to: --config's, else the run's, else None."""
+    """Return the config that overrides apply to: from --config, else the run's, else None."""
     file, _, variant = given.partition(":")
     if file:
-        parameter = inspect.signature(load_builder(file)).parameters.get("variant")
-        if parameter and not variant:
-            example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
-            raise ConfigError("needs a variant", file=file, field="--config", hint=example)
-        return complete(build(file, variant))
+        return _build_config(file, variant)
     if needs_config:
         raise ConfigError(f"give --config=configs/FILE.py:VARIANT\n\n{grammar()}", field="--config")
     named = overrides.named(argv)
@@ -181,6 +178,20 @@ def _load_config(
         else "--config, which it overrides"
     )
     raise ConfigError(f"--config.{named[0]} needs {needed}", field=named[0])
+
+
+def _build_config(file: str, variant: str) -> ConfigDict:
+    """Return the config of a file and a variant; errors about the file name the flag."""
+    try:
+        parameter = inspect.signature(load_builder(file)).parameters.get("variant")
+        if parameter and not variant:
+            example = f"for example --config={file}:{parameter.default}\n\n{grammar()}"
+            raise ConfigError("needs a variant", file=file, field="--config", hint=example)
+        return complete(build(file, variant))
+    except ConfigError as error:
+        if error.field == "file":
+            error.field = "--config"
+        raise
 
 
 def _run_path(argv: Sequence[str]) -> Path | None:
@@ -206,14 +217,14 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str], has_file: bool) ->
 
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> ConfigError:
-    """Turn absl's error about a flag into one sentence that says what its value must be."""
+    """Turn absl's error about a flag into one sentence with the values that it accepts."""
     text = str(error).removeprefix("flag ")
     if isinstance(error, flags.UnrecognizedFlagError):
         near = text.partition("Did you mean: ")[2].rstrip(" ?")
         hint = f"did you mean --{near.replace(', ', ' or --')}?" if near else ""
         name = f"--{error.flagname}"
         return ConfigError(f"there is no flag {name}", field=name, hint=hint)
-    # absl puts the values of all flags of a validator before its message, whole configs too.
+    # Before a validator's message absl prints the values of all its flags, including whole configs.
     validators = [validator for name in flags.FLAGS for validator in flags.FLAGS[name].validators]
     if messages := dict.fromkeys(v.message for v in validators if f": {v.message}" in text):
         return _explain_validators(list(messages))
@@ -232,7 +243,7 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
 
 
 def _explain_validators(messages: Sequence[str]) -> ConfigError:
-    """Name the required flags that are missing, else repeat what the validators say."""
+    """Name the required flags that are missing, else repeat the validators' messages."""
     pattern = re.compile(r"Flag --(\w+) must have a value")
     missing = [found[1] for found in map(pattern.match, messages) if found]
     lines = [f"--{name} is missing ({str(flags.FLAGS[name].help).rstrip('.')})" for name in missing]

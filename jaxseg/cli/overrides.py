@@ -1,4 +1,4 @@
-"""Overrides on the command line, --config.FIELD=VALUE: do they exist, are they read?"""
+"""Overrides on the command line, --config.FIELD=VALUE: check that they exist and have an effect."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.validation import SCHEMA, complete_modules
 
 PATTERN = re.compile(r"--?(?:no)?config\.([^=]+)")
-# Fields of config.dataset that only training reads -> what evaluation reads in their place.
+# Fields of config.dataset that only training reads -> the field that evaluation reads instead.
 READ_BY_TRAINING = {
     "train_split": "dataset.val_split",
     "crop_size": "eval.crop_size",
@@ -49,7 +49,11 @@ def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def check_names(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Check that overridden fields exist, and fill in those that `config` leaves to a default.
+    """Check that overridden fields exist, and add those that `config` leaves to a default.
+
+    Args:
+        config: The config; missing fields are added in place.
+        argv: Arguments of the command line.
 
     Raises:
         ConfigError: There is no such field; the error names the nearest.
@@ -71,11 +75,11 @@ def _part_at(config: ConfigDict, path: str) -> Any:
 
 
 def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool:
-    """State the default of a field that the part at `above` leaves out; False if it has none."""
+    """Add a field with its default to the part at `above`; return False if it has no default."""
     full = config.copy_and_resolve_references()
     name = take(argv, f"config.{above}.name")[0] if above.startswith("losses.") else None
     if name:
-        _part_at(full, above).name = name  # whose options can be overridden together with it
+        _part_at(full, above).name = name  # a new loss may come with options of its own
     complete_modules(full)
     complete, part = _part_at(full, above), _part_at(config, above)
     if key not in complete:
@@ -89,7 +93,7 @@ def _fill(config: ConfigDict, argv: Sequence[str], above: str, key: str) -> bool
 def _unknown(
     config: ConfigDict, part: Mapping[str, Any], above: str, key: str, path: str
 ) -> ConfigError:
-    """Make the error for an override of a missing field; it says how to add entries and options."""
+    """Make the error for an override of a missing field; its hint shows how to add entries."""
     node = checks.find(config, above, SCHEMA) if above else SCHEMA
     if isinstance(node, Each):
         known = f" (it has {', '.join(part)})" if len(part) else ""
@@ -126,7 +130,7 @@ def check_read(values: Mapping[str, Any], trained: ConfigDict, script: str) -> N
         script: Name of the script, for the message.
 
     Raises:
-        ConfigError: It is about the first such field and names them all.
+        ConfigError: Overrides are not read; the error names all of them.
     """
     refused = {}
     for path, value in _flatten(values).items():
@@ -134,7 +138,7 @@ def check_read(values: Mapping[str, Any], trained: ConfigDict, script: str) -> N
             refused[path] = reason
     if refused:
         listing = "; ".join(f"--config.{path}: {reason}" for path, reason in refused.items())
-        hint = f"{script} reads config.dataset (of the data), config.eval and config.precision"
+        hint = f"{script} reads config.dataset, config.eval and config.precision only"
         raise ConfigError(listing, field=next(iter(refused)), hint=hint)
 
 
@@ -147,15 +151,14 @@ def _why_unread(path: str) -> str:
         field = rest.split(".")[0]
         if field in KEPT_WHEN_TRAINED:
             return (
-                "the network keeps the channels, dtype, mean, std and classes that it was "
-                "trained with"
+                "a trained model keeps the channels, dtype, mean, std and classes of its training"
             )
         if field not in READ_BY_TRAINING:
             return ""
         instead = READ_BY_TRAINING[field]
         return "only training reads it" + (f"; use config.{instead}" if instead else "")
     if top == "model":
-        return "the model is that of the run"
+        return "the run determines the model"
     return "only training reads it" + (
         "; use config.eval.batch_size" if path == "batch_size" else ""
     )

@@ -1,6 +1,6 @@
-"""Builders of configs: a file states one method's facts, the variant implies the rest.
+"""Builders of configs: a config file states what is specific to a method, the variant the rest.
 
-Hyper-parameters are MMSegmentation's.
+Hyper-parameters are those of MMSegmentation.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from jaxseg.errors import ConfigError
 
 
 def fcn_auxiliary(**changes: Any) -> dict[str, Any]:
-    """Return the usual auxiliary head: one convolution on the backbone's third map."""
+    """Return the standard auxiliary head: one convolution on the backbone's third map."""
     return dict(name="fcn", in_index=2, num_convs=1, concat_input=False) | changes
 
 
 def joined_fcn() -> dict[str, Any]:
-    """Return HRNet's decode head: a 1x1 convolution on its four maps joined, equally wide."""
+    """Return HRNet's decode head: a 1x1 convolution, as wide as its four concatenated maps."""
     return dict(
         name="fcn",
         in_index=(0, 1, 2, 3),
@@ -38,20 +38,20 @@ def cross_entropy(weight: float = 1.0, **changes: Any) -> dict[str, Any]:
 
 
 def aspp(variant: Variant, **changes: Any) -> dict[str, Any]:
-    """Return DeepLab's decode head: rates 12, 24, 36 at output stride 8, else half of them."""
+    """Return DeepLab's decode head: dilations 12, 24, 36 at output stride 8, else half as large."""
     rate = 12 if variant.output_stride == 8 else 6
     return dict(name="aspp", dilations=(1, rate, 2 * rate, 3 * rate)) | changes
 
 
 def ohem_if_multi_grid(variant: Variant) -> dict[str, Any]:
-    """Return the losses of published DeepLabs with multi-grid: hard example mining."""
-    return (
-        dict(decode=dict(sampler=dict(name="ohem"))) if variant.backbone.endswith("mg124") else {}
-    )
+    """Return losses with hard example mining for multi-grid backbones, as published for DeepLab."""
+    if not variant.backbone.endswith("mg124"):
+        return {}
+    return dict(decode=dict(sampler=dict(name="ohem")))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a deep copy of `base` with `changes` merged into it, dict by dict."""
+    """Return a deep copy of `base` with `changes` merged into its nested dicts."""
     merged = {
         key: merge(value, {}) if isinstance(value, Mapping) else value
         for key, value in base.items()
@@ -79,8 +79,8 @@ def _optimization(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
 def _data(variant: Variant, table: Mapping[str, Any]) -> dict[str, Any]:
     """Return `dataset` and `eval`.
 
-    An odd crop (769) scales images to one pixel more and is evaluated in windows, as are some data
-    sets.
+    With an odd crop size (769), images are scaled to one pixel more and evaluated in sliding
+    windows; some data sets are always evaluated in windows.
     """
     odd = variant.crop_size[0] % 2
     resize = tuple(n + odd if n else 0 for n in table["resize"])
@@ -129,14 +129,18 @@ def experiment(
     Args:
         method: Name of the config file.
         variant: The variant, parsed or not.
-        decode: The decode head: {'name': ..., arguments}. `channels` defaults to 512 (of auxiliary
-            heads: 256), a quarter of it on ResNet-18.
-        backbone: For a method that brings its own.
-        neck: The neck, where there is one.
-        losses: Merged into one cross entropy per head, of weight 1 (auxiliary heads: 0.4).
-        changes: Merged into the result last.
-        batch_size: The method's own default of the global batch size.
+        decode: The decode head: {'name': ..., arguments}. `channels` defaults to 512 (auxiliary
+            heads: 256), or a quarter of it on ResNets shallower than 50 layers.
+        backbone: The backbone of a method that has its own.
+        neck: The neck, if the model has one.
+        losses: Changes to the default losses: one cross entropy per head with weight 1 (auxiliary
+            heads: 0.4).
+        changes: Changes to the result, merged last.
+        batch_size: The method's default global batch size; 0 for the data set's.
         **heads: Further heads: aux_0, aux_1, ..., stage_0, ...
+
+    Returns:
+        The config.
 
     Raises:
         ConfigError: The variant cannot be read, or does not fit the method.
@@ -172,7 +176,7 @@ def experiment(
     }
     config = ConfigDict(merge(merge(DEFAULTS, fields), changes or {}))
     tidy(config)
-    # The learning rate goes with the batch where the variant names one.
+    # The learning rate scales with a batch size that the variant names.
     factor = (variant.batch_size or default_batch) / default_batch
     config.optimizer.learning_rate *= factor
     config.schedule.end_value *= factor

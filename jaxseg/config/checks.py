@@ -1,9 +1,9 @@
 """Checks of a config against its declaration (`jaxseg.config.schema`).
 
-`complete` fills in what a config leaves out, `tidy` brings values into their one form, and `check`
-refuses fields that do not exist and values out of range. Every function takes the nodes to check
-against, so that a higher floor can add the arguments of models and losses
-(`jaxseg.experiments.SCHEMA`).
+`complete` fills in missing fields, `tidy` normalises values, and `check` refuses fields that do not
+exist and values out of range. Every function takes the nodes to check against, so that a higher
+floor can add the arguments of models and losses
+(`jaxseg.validation.SCHEMA`).
 """
 
 import functools
@@ -21,10 +21,10 @@ from jaxseg.config.defaults import AUTO, CROSS_ENTROPY, LOSS_ALIASES
 from jaxseg.config.fields import TYPES, Each, Field, Open, Part
 from jaxseg.config.schema import CONCAT, DEFAULTS, LOSS, PATHS, SCHEMA
 from jaxseg.errors import ConfigError
-from jaxseg.registry import find_nearest, lookup
+from jaxseg.registry import find_nearest, unknown_name
 
 CLOSE = 0.5  # similarity of a field that is suggested
-# What other trainers call a field: their word -> ours, suggested where ours is a field.
+# Names of fields in other libraries -> ours, which error messages suggest.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "lr_mult", "base_lr", "rate"), ("learning_rate",)),
     **dict.fromkeys(("wd", "decay_mult", "wd_mult", "decay"), ("weight_decay",)),
@@ -69,10 +69,13 @@ class UnknownField(ConfigError):  # noqa: N818 - a ConfigError like the others
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Fill in the defaults of fields that a config leaves out, in place, and return it.
+    """Fill in the defaults of missing fields, in place.
 
     Args:
         config: A config of this or an earlier version.
+
+    Returns:
+        The same config.
     """
     with config.unlocked(), config.ignore_type():
         fill(config, DEFAULTS)
@@ -89,7 +92,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def fill(config: ConfigDict, defaults: Mapping[str, Any]) -> None:
-    """Put `defaults` in place of missing fields of `config`, also in the dicts within."""
+    """Add `defaults` for missing fields of `config`, including those of nested dicts."""
     for key, value in defaults.items():
         if key not in config:
             config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
@@ -98,24 +101,33 @@ def fill(config: ConfigDict, defaults: Mapping[str, Any]) -> None:
 
 
 def entries(part: Any) -> list[ConfigDict]:
-    """Return the dicts within a dict, [] of anything else."""
+    """Return the values of a dict that are dicts themselves; [] for anything else."""
     if not isinstance(part, ConfigDict):
         return []
     return [entry for entry in part.values() if isinstance(entry, ConfigDict)]
 
 
 def tidy(config: ConfigDict, path: str = "") -> ConfigDict:
-    """Bring values into their one form, in place, and return the config.
+    """Normalise values, in place.
 
-    Lists become tuples, paths text with `~` expanded, and class_weight 'auto' the tuple ('auto',).
+    Lists become tuples, paths become strings with `~` expanded, and class_weight 'auto' becomes the
+    tuple ('auto',).
+
+    Args:
+        config: The config, or a part of it.
+        path: Field of the part; "" for the whole config.
+
+    Returns:
+        The same config.
     """
     with config.unlocked(), config.ignore_type():
         for key in list(config):
-            value, where = config[key], f"{path}.{key}".lstrip(".")
+            value = config[key]
+            where = f"{path}.{key}".lstrip(".")
             if isinstance(value, ConfigDict):
                 tidy(value, where)
             elif (better := _tidied(value, where)) is not value:
-                del config[key]  # else ConfigDict would cast a tuple to the list that was there
+                del config[key]  # otherwise ConfigDict would cast a tuple back to a list
                 config[key] = better
     return config
 
@@ -139,9 +151,9 @@ def _tidied(value: Any, path: str) -> Any:
 
 
 def _nodata(value: Any) -> Any:
-    """Return a value of dataset.nodata as it is kept: a number, or the text 'nan'."""
+    """Return a value of dataset.nodata in its stored form: a number, or the text 'nan'."""
     if isinstance(value, bool):
-        return value  # not a number here: the check refuses it
+        return value  # refused by the check
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -172,7 +184,16 @@ def check(
 
 
 def problems(value: Any, node: Any, path: str = "") -> Iterator[ConfigError]:
-    """Yield every problem of a config, or of the part at `path` that `node` describes."""
+    """Yield the problems of a config or a part of it.
+
+    Args:
+        value: The config, or a value in it.
+        node: Declaration of the value.
+        path: Field of the value, "" for the whole config.
+
+    Yields:
+        An error for each problem.
+    """
     if node is None:
         return
     if isinstance(node, Field):
@@ -238,11 +259,8 @@ def _value_problems(value: Any, field: Field, path: str) -> Iterator[ConfigError
     if not good:
         hint = f"it must be {field.words}{reason}"
         yield ConfigError(f"config.{path} is {value!r}", field=path, hint=hint)
-    elif field.names:
-        try:
-            lookup(dict.fromkeys(field.names), value, f"config.{path}", field=path)
-        except ConfigError as error:
-            yield error
+    elif field.names and value not in field.names:
+        yield unknown_name(field.names, value, f"config.{path}", path)
 
 
 def _is_typed(values: tuple[Any, ...], field: Field) -> bool:
@@ -260,7 +278,7 @@ def _is_shaped(value: Any, several: bool, field: Field) -> bool:
 
 
 def describe(node: Any) -> str:
-    """Return what a field or part must be, in words."""
+    """Return the words that complete "it must be ..." for a field or part."""
     if isinstance(node, Field):
         return node.words
     if isinstance(node, Each):
@@ -273,7 +291,15 @@ def describe(node: Any) -> str:
 
 
 def nodes(node: Any, part: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return {field: node} of the dict `part` at `path`, {} of what has no fields.
+    """Return the nodes of the fields of a dict.
+
+    Args:
+        node: Declaration of the dict.
+        part: The dict.
+        path: Field of the dict in the config.
+
+    Returns:
+        {field: node}, {} if the dict has no fields of its own.
 
     Raises:
         ConfigError: No module or loss has the name that the part gives.
@@ -286,7 +312,7 @@ def nodes(node: Any, part: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def find(config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEMA) -> Any:
-    """Return the node of the field `path` ('dataset.root') of a config, None if there is none."""
+    """Return the node of a field ('dataset.root') of a config, None if there is no such field."""
     node: Any = schema
     part: Any = config
     where = ""
@@ -303,7 +329,7 @@ def find(config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEM
 def known_fields(
     config: Mapping[str, Any], path: str, schema: Mapping[str, Any] = SCHEMA
 ) -> tuple[str, ...]:
-    """Return the fields that the part of `config` at `path` may have, () for free labels."""
+    """Return the fields that the part of `config` at `path` may have, () if labels are free."""
     part: Any = functools.reduce(lambda part, key: part[key], filter(None, path.split(".")), config)
     node = find(config, path, schema)
     try:
@@ -321,18 +347,15 @@ def unknown_field(path: str, key: str, known: Iterable[str], name: str = "") -> 
         known: Fields that this part may have.
         name: The part's own name ('resnet'), if its fields depend on it.
     """
-    known, key = [str(field) for field in known], str(key)
+    known = [str(field) for field in known]
+    key = str(key)
     meant = [field for field in SYNONYMS.get(key, ()) if field in known]
     meant += filter(None, [find_nearest(key, known, CLOSE)])
     near = f"did you mean '{meant[0]}'? " if meant else ""
     part = ".".join(filter(None, ("config", path))) + (f", '{name}'" if name else "")
-    replaced = (
-        name and not meant and path.startswith("model.")
-    )  # a field of the module that was there before
-    whole = (
-        f'; to choose another name, give all of it: --config.{path}="{{...}}"' if replaced else ""
-    )
-    hint = f"{near}Known: {', '.join(known)}{whole}"
+    hint = f"{near}Known: {', '.join(known)}"
+    if name and not meant and path.startswith("model."):  # a field of the module it replaces
+        hint += f"; to choose another name, replace config.{path} as a whole"
     return UnknownField(
         f"unknown field '{key}' of {part}", field=f"{path}.{key}".lstrip("."), hint=hint
     )

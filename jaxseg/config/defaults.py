@@ -5,8 +5,8 @@ from typing import Any
 # Mean and standard deviation of ImageNet's RGB channels, 0 to 255.
 IMAGENET = {"image_mean": (123.675, 116.28, 103.53), "image_std": (58.395, 57.12, 57.375)}
 
-NO_NODATA = ("none",)  # dataset.nodata if every value was measured, no matter what files declare
-AUTO = ("auto",)  # class_weight as measured on the training labels
+NO_NODATA = ("none",)  # dataset.nodata to ignore the nodata values that files declare
+AUTO = ("auto",)  # class_weight to be measured on the training labels
 # Options of a cross entropy in config.losses, and of its sampler.
 SAMPLER: dict[str, Any] = {"name": "", "min_kept": 100000, "threshold": 0.0}
 CROSS_ENTROPY: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _resnets() -> dict[str, dict[str, Any]]:
 
 
 def _resnests() -> dict[str, dict[str, Any]]:
-    """Return s101-d8 and the others: ResNeSt, for every depth and output stride."""
+    """Return ResNeSts (s101-d8, ...) of every depth and output stride."""
     return {
         f"s{depth}{suffix}": {
             "name": "resnest",

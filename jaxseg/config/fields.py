@@ -1,9 +1,9 @@
 """How a config field is declared: its type, range, default and meaning, in one place.
 
-`declare` puts a `Field` beside the default of a dataclass field of `jaxseg.config.schema`; checks
-and the reference in docs/config.md are made from it. The other nodes describe dicts: `Each` one of
-labelled entries, `Part` one whose fields depend on its own name, `Open` one whose further fields a
-higher floor knows.
+`declare` attaches a `Field` to a dataclass field of `jaxseg.config.schema`; the checks and the
+reference in docs/config.md are generated from it. The other nodes describe dicts: `Each` a dict of
+labelled entries, `Part` a dict whose fields depend on its own name, `Open` a dict whose further
+fields are declared by a higher floor.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.core import FrozenDict
 
-LARGEST = 1e9  # of weights and factors: far from what float32 holds
+LARGEST = 1e9  # of weights and factors, well within the range of float32
 LARGEST_INT = 2**31 - 1
 TYPES: dict[type, Any] = {
     bool: (bool, np.bool_),
@@ -26,7 +26,7 @@ TYPES: dict[type, Any] = {
 
 
 class Field(NamedTuple):
-    """What one field may hold.
+    """The values that a field may hold.
 
     Attributes:
         kind: Type of the value, or of each element of a tuple. `float` accepts whole numbers and
@@ -35,9 +35,9 @@ class Field(NamedTuple):
         holds: Called with the value, or with the elements of a tuple; returns whether they are in
             range.
         length: None for a single value, n for a tuple of n elements, 0 for a tuple of any length.
-        single: A single value may stand in place of a tuple.
-        others: Further values that are accepted as they are.
-        names: For a name, the accepted ones.
+        single: Whether a single value is accepted instead of a tuple.
+        others: Further accepted values.
+        names: The accepted names, () for any.
     """
 
     kind: type
@@ -56,7 +56,7 @@ class Each(NamedTuple):
         node: Describes each entry.
         example: One entry as Python source, for messages.
         labels: A regular expression that the labels must match.
-        words: The accepted labels in words, where not every label is.
+        words: Describes the accepted labels, "" if every label is accepted.
     """
 
     node: Any
@@ -78,7 +78,7 @@ class Part(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A dict of which only some fields are known here.
+    """A dict of which only some fields are declared here.
 
     Attributes:
         nodes: {field: node} of the known fields; others pass unchecked.
@@ -90,12 +90,30 @@ class Open(NamedTuple):
 
 
 def declare(default: Any, field: Field, meaning: str) -> Any:
-    """Declare a dataclass field: its default, its type and range, and its meaning."""
+    """Declare a dataclass field.
+
+    Args:
+        default: Default of the field.
+        field: Type and range of the field.
+        meaning: One sentence for docs/config.md.
+
+    Returns:
+        The field of the dataclass.
+    """
     return dataclasses.field(default=default, metadata={"node": field, "meaning": meaning})
 
 
 def declare_entries(entry: type, node: Each, meaning: str) -> Any:
-    """Declare a dataclass field that maps labels to instances of the dataclass `entry`."""
+    """Declare a dataclass field that maps labels to instances of a dataclass.
+
+    Args:
+        entry: The dataclass of the entries.
+        node: Description of the dict.
+        meaning: One sentence for docs/config.md.
+
+    Returns:
+        The field of the dataclass.
+    """
     metadata = {"node": node, "meaning": meaning, "entry": entry}
     return dataclasses.field(default_factory=FrozenDict, metadata=metadata)
 
@@ -104,12 +122,12 @@ def declare_entries(entry: type, node: Each, meaning: str) -> Any:
 
 
 def whole(low: int, words: str = "", high: int = LARGEST_INT) -> Field:
-    """A whole number from `low` to `high`, both included."""
+    """Return the field of a whole number from `low` to `high`, both included."""
     return Field(int, words or f"a whole number, {low} or more", lambda n: low <= n <= high)
 
 
 def name_of(*names: str) -> Field:
-    """One of these names."""
+    """Return the field of a name, one of `names`."""
     return Field(str, "one of " + ", ".join(repr(name) for name in names), names=names)
 
 

@@ -1,4 +1,4 @@
-"""Finding configs: files by path, experiments and models by name."""
+"""Find configs: files by path, experiments and models by name."""
 
 import contextlib
 import importlib.machinery
@@ -13,32 +13,33 @@ from ml_collections import ConfigDict
 
 from jaxseg.errors import ConfigError, JaxsegError
 from jaxseg.files import expand
-from jaxseg.registry import lookup
+from jaxseg.registry import unknown_name
 from jaxseg.zoo import published
 
 
 def configs_folder() -> Path:
-    """Return configs/: beside the package in a checkout, inside it when installed."""
+    """Return configs/, which is next to the package in a checkout and inside it when installed."""
     package = Path(__file__).resolve().parent.parent
     return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
 
 
 @contextlib.contextmanager
-def _blaming(file: Path) -> Iterator[None]:
-    """Turn an error of a config file's own code into a ConfigError that names the line."""
+def _locate_errors(file: Path) -> Iterator[None]:
+    """Turn an error in a config file's own code into a ConfigError with the line number."""
     try:
         yield
     except (JaxsegError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
-        problem = f"line {error.lineno}: {error.msg}"
-        raise ConfigError(problem, file=error.filename or file, field="--config") from error
+        line = f"line {error.lineno}: " if error.lineno else ""
+        problem = f"{line}{error.msg}"
+        raise ConfigError(problem, file=error.filename or file, field="file") from error
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if frame.filename != str(file):
             raise
         problem = f"line {frame.lineno}: {type(error).__name__}: {error}"
-        raise ConfigError(problem, file=file, field="--config") from error
+        raise ConfigError(problem, file=file, field="file") from error
 
 
 def load_builder(file: str | Path) -> Callable[..., ConfigDict]:
@@ -50,22 +51,21 @@ def load_builder(file: str | Path) -> Callable[..., ConfigDict]:
     file = expand(file)
     if not file.is_file():
         hint = "the methods are the files of configs/"
-        raise ConfigError("there is no such file", file=file, field="--config", hint=hint)
+        raise ConfigError("there is no such file", file=file, field="file", hint=hint)
     loader = importlib.machinery.SourceFileLoader(f"configs.{file.stem}", str(file))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None  # a loader is given
     module = importlib.util.module_from_spec(spec)
-    with _blaming(file):
+    with _locate_errors(file):
         try:
-            loader.exec_module(module)
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            if traceback.extract_tb(error.__traceback__)[-1].filename == str(file):
-                raise
+            loader.get_code(loader.name)
+        except (OSError, ValueError) as error:
             problem = f"cannot be read as Python ({error})"
-            raise ConfigError(problem, file=file, field="--config") from error
+            raise ConfigError(problem, file=file, field="file") from error
+        loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         problem = "is not a config file: it has no function get_config"
-        raise ConfigError(problem, file=file, field="--config")
+        raise ConfigError(problem, file=file, field="file")
     return module.get_config
 
 
@@ -73,23 +73,26 @@ def build(file: str | Path, variant: str = "") -> ConfigDict:
     """Return the config of a file in configs/ and a variant, before overrides.
 
     Args:
-        file: Its `get_config(variant)`, or `get_config()` for a method without variants, returns a
-            ConfigDict.
-        variant: "" for the file's own default.
+        file: A Python file with a function `get_config(variant)`, or `get_config()` for a method
+            without variants, that returns a ConfigDict.
+        variant: The variant; "" for the file's default.
+
+    Returns:
+        The config.
 
     Raises:
-        ConfigError: There is no such file or variant, or the file's own code fails; the error names
-            the line.
+        ConfigError: There is no such file or variant, or the file's own code fails.
     """
-    get_config, file = load_builder(file), expand(file)
+    get_config = load_builder(file)
+    file = expand(file)
     if variant and not inspect.signature(get_config).parameters:
         problem = f"takes no variant, but '{variant}' is given"
-        raise ConfigError(problem, file=file, field="--config", hint=f"use --config={file}")
-    with _blaming(file):
+        raise ConfigError(problem, file=file, field="file", hint="leave the variant out")
+    with _locate_errors(file):
         config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
         problem = f"get_config returns {type(config).__name__}, not a ConfigDict"
-        raise ConfigError(problem, file=file, field="--config")
+        raise ConfigError(problem, file=file, field="file")
     return config
 
 
@@ -106,7 +109,7 @@ def get_experiment(name: str) -> ConfigDict:
     files = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
     method = next((f for f in files if name == f or name.startswith(f"{f}_")), None)
     if method is None:
-        return lookup(dict.fromkeys(sorted(files)), name.split("_")[0], "method")  # which raises
+        raise unknown_name(sorted(files), name.split("_")[0], "method")
     return build(folder / f"{method}.py", name[len(method) + 1 :])
 
 
@@ -117,9 +120,12 @@ def published_models() -> list[str]:
 
 
 def model_config(name: str) -> ConfigDict:
-    """Return `config.model` of a short name such as 'pspnet_r50-d8', published or not.
+    """Return the model config of a short name such as 'pspnet_r50-d8', published or not.
 
-    It has Cityscapes' 19 classes and `align_corners` False.
+    The model has 19 classes, those of Cityscapes, and `align_corners` is False.
+
+    Raises:
+        ConfigError: There is no such method or backbone.
     """
     if name == "quickstart":
         return get_experiment(name).model

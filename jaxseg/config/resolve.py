@@ -1,4 +1,4 @@
-"""From a ConfigDict to an Experiment: completed, checked, joined with its data set."""
+"""From a ConfigDict to an Experiment: complete it, check it, add the classes of its data set."""
 
 import logging
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ from jaxseg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 READ_WHEN_TRAINED = ("precision", "dataset", "eval")  # parts that evaluation and prediction read
-# Fields of config.dataset that belong to the trained network, no matter what data it is shown.
+# Fields of config.dataset that belong to the trained model and not to the data it is applied to.
 KEPT_WHEN_TRAINED = ("channels", "dtype", "image_mean", "image_std", "classes")
 
 
-Config: TypeAlias = ConfigDict | Experiment  # what functions that take a config accept
+Config: TypeAlias = ConfigDict | Experiment
 
 
 class Spec(Protocol):
-    """What `resolve` reads of a `jaxseg.data.spec.DatasetSpec`."""
+    """The part of a `jaxseg.data.spec.DatasetSpec` that `resolve` reads."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels' numbers."""
+        """Class names, by class index."""
 
 
 def copy_config(config: Config) -> ConfigDict:
@@ -47,23 +47,25 @@ def copy_config(config: Config) -> ConfigDict:
 def resolve(config: Config, spec: Spec) -> Experiment:
     """Make the Experiment of a config and its data set.
 
-    Pure: reads no file and leaves the config as it is. Arguments of modules and losses are checked
-    by `models.create_model` and `losses.make_loss` (`jaxseg.load_experiment` checks them first).
+    This function is pure: it reads no files and does not change the config. Arguments of modules
+    and losses are checked by `models.create_model` and `losses.make_loss`
+    (`jaxseg.load_experiment` checks them first).
 
     Args:
-        config: The config, after overrides. Fields that it leaves out get their defaults.
+        config: The config, after overrides. Missing fields get their defaults.
         spec: The data set that `config.dataset` names (`data.catalog.load_spec`).
 
     Returns:
-        The experiment, with `model.num_classes` and `dataset.classes` of the data set. What is to
-        be measured (dtype, mean and std, class weights) is left to `data.measure.measure`.
+        The experiment, with `model.num_classes` and `dataset.classes` of the data set.
+        `data.measure.measure` fills in the dtype, mean and std, and class weights.
 
     Raises:
         ConfigError: A field is unknown or out of range, or fields contradict each other or the data
             set.
     """
     config = check_fields(copy_config(config))
-    data, count = config.dataset, len(spec.classes)
+    data = config.dataset
+    count = len(spec.classes)
     if config.model.num_classes not in (None, count):
         other = not config.name.endswith(f"_{data.name}")
         variant = f"choose the variant that ends in _{data.name}, or " if other else ""
@@ -71,19 +73,22 @@ def resolve(config: Config, spec: Spec) -> Experiment:
             f"config.model.num_classes is {config.model.num_classes}, but the data set "
             f"'{data.name}' has {count}",
             field="model.num_classes",
-            hint=f"{variant}set --config.model.num_classes={count}",
+            hint=f"{variant}set config.model.num_classes={count}",
         )
     config.model.num_classes = count
     data.classes = spec.classes
     return from_dict(Experiment, config)
 
 
-def check_fields(config: ConfigDict, schema: Any = checks.SCHEMA) -> ConfigDict:
+def check_fields(config: ConfigDict, schema: Mapping[str, Any] = checks.SCHEMA) -> ConfigDict:
     """Complete, tidy and check a config in place, as far as possible without its data set.
 
     Args:
-        config: Unlocked.
+        config: An unlocked config.
         schema: Nodes to check against.
+
+    Returns:
+        The same config.
 
     Raises:
         ConfigError: A field is unknown, missing or out of range, or fields contradict each other.
@@ -93,7 +98,7 @@ def check_fields(config: ConfigDict, schema: Any = checks.SCHEMA) -> ConfigDict:
     _check_images(config.dataset)
     check_eval(config.eval)
     if "decode" not in config.model.heads:
-        hint = "the model's scores are those of this head"
+        hint = "this head computes the model's scores"
         raise ConfigError("config.model.heads has no decode", field="model.heads.decode", hint=hint)
     _check_concat(config.dataset.concat)
     _check_schedule(config)
@@ -107,9 +112,12 @@ def override_trained(trained: Experiment, config: Config) -> Experiment:
 
     Args:
         trained: The run's experiment.
-        config: Gives `dataset`, `eval` and, optionally, `precision`. Without `dataset.root`, root
-            and source are the run's if the data set is the same. Channels, dtype, mean, std and
-            classes stay the run's.
+        config: Provides `dataset`, `eval` and, optionally, `precision`. If its data set is the
+            run's and it has no `dataset.root`, the run's root and source are used. Channels, dtype,
+            mean, std and classes are always the run's.
+
+    Returns:
+        The run's experiment with these parts replaced.
 
     Raises:
         ConfigError: A field is unknown or out of range.
@@ -139,15 +147,20 @@ def experiment_to_json(experiment: Experiment) -> dict[str, Any]:
     return {"schema": SCHEMA_VERSION, **to_dict(experiment)}
 
 
-def experiment_from_json(stored: Mapping[str, Any], schema: Any = checks.SCHEMA) -> Experiment:
+def experiment_from_json(
+    stored: Mapping[str, Any], schema: Mapping[str, Any] = checks.SCHEMA
+) -> Experiment:
     """Return the experiment of a config.json, of this or an earlier version.
 
-    Fields that are newer than the file get their defaults; files of the first edition have no
-    schema version.
+    Fields that were added after the file was written get their defaults; files of the first
+    edition have no schema version.
 
     Args:
         stored: The content of config.json.
-        schema: Nodes to look for unknown fields with.
+        schema: Nodes of all known fields.
+
+    Returns:
+        The experiment.
 
     Raises:
         ConfigError: The file has fields that this version does not know.
@@ -155,7 +168,7 @@ def experiment_from_json(stored: Mapping[str, Any], schema: Any = checks.SCHEMA)
     values = freeze({key: value for key, value in stored.items() if key != "schema"})
     config = ConfigDict(thaw(values))
     with config.unlocked(), config.ignore_type():
-        # The first edition had no other dtype than uint8 at first; "" is not resolved.
+        # Early files of the first edition have no dtype; their images are uint8.
         config.dataset.dtype = config.dataset.get("dtype") or "uint8"
     checks.complete(config)
     unknown = [
@@ -167,7 +180,7 @@ def experiment_from_json(stored: Mapping[str, Any], schema: Any = checks.SCHEMA)
             "has fields that this version of jaxseg does not know: "
             f"{', '.join(unknown) or f'schema {version}'}",
             field=(unknown or ["schema"])[0],
-            hint="a newer version wrote it, or an older one that had them; use that version",
+            hint="another version of jaxseg wrote it; use that version",
         )
     return from_dict(Experiment, config)
 
@@ -182,12 +195,12 @@ def _check_images(data: ConfigDict) -> None:
             raise ConfigError(
                 f"config.dataset.{field} is {data[field]} and {other} is {data[other]}",
                 field=f"dataset.{field}",
-                hint=f"both must have {data.channels} values, one a channel, or be ()",
+                hint=f"both must have {data.channels} values, one per channel, or be ()",
             )
 
 
 def check_eval(run: ConfigDict | EvalConfig) -> None:
-    """Check `config.eval`: every field's range, and windows that leave no pixel out.
+    """Check `config.eval`: the range of every field, and that windows cover every pixel.
 
     Raises:
         ConfigError: A field is out of range, or the stride is larger than the window.
@@ -207,8 +220,7 @@ def check_eval(run: ConfigDict | EvalConfig) -> None:
     if any(step > side for step, side in zip(stride, crop, strict=True)):
         raise ConfigError(
             f"config.eval.stride {stride} is larger than config.eval.crop_size {crop}: pixels "
-            "between the windows "
-            "would be left out",
+            "between the windows would be left out",
             field="eval.stride",
         )
 
@@ -219,7 +231,7 @@ def _check_concat(sets: ConfigDict) -> None:
             raise ConfigError(
                 f"config.dataset.concat.{key} has no root",
                 field=f"dataset.concat.{key}.root",
-                hint="give the folder of its data, 'root': DIR",
+                hint="set the folder of its data, 'root': DIR",
             )
 
 
@@ -248,8 +260,7 @@ def _check_schedule(config: ConfigDict) -> None:
     if schedule.name == "step" and max(schedule.boundaries) >= max(left, 1):
         log.warning(
             "config.schedule.boundaries is %s and the run has %d steps after the warm-up: it "
-            "ends before the last of "
-            "them",
+            "ends before the last of them",
             tuple(schedule.boundaries),
             max(left, 0),
         )
@@ -267,12 +278,12 @@ def _check_multipliers(rules: ConfigDict) -> None:
 
 def _check_losses(losses: ConfigDict) -> None:
     if not any(loss.weight for loss in losses.values()):
-        hint = "nothing would be learnt; give one a weight"
+        hint = "the model would learn nothing; set a weight"
         raise ConfigError(
-            "config.losses has no loss of a weight above 0", field="losses", hint=hint
+            "config.losses has no loss with a weight above 0", field="losses", hint=hint
         )
 
 
 def has_auto_weights(options: Any) -> bool:
-    """Whether the class weights in a loss's options are to be measured."""
+    """Whether a loss has class weights 'auto', which are still to be measured."""
     return tuple(options.get("class_weight", ())) == AUTO

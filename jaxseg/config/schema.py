@@ -49,13 +49,13 @@ T = TypeVar("T")
 
 
 class _Options:
-    """A dataclass with a `name` whose further fields, `options`, depend on the name."""
+    """Base of dataclasses with a `name` and `options`, further fields that depend on the name."""
 
     name: str
     options: Mapping[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a field or an option, `default` if there is none of this name."""
+        """Return a field or an option by name, or `default`."""
         return self.to_dict().get(key, default)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,8 +87,7 @@ class NormConfig:
         Field(
             float,
             "0.5 or more and below 1: it is the share of the old statistics that stays, so that "
-            "PyTorch's momentum "
-            "0.1 is 0.9 here",
+            "PyTorch's momentum 0.1 is 0.9 here",
             lambda m: 0.5 <= m < 1,
         ),
         "Share of the old running statistics that stays at each step; PyTorch's 0.1 is 0.9 here.",
@@ -102,7 +101,7 @@ class NormConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: what `jaxseg.models.create_model` builds.
+    """The architecture that `jaxseg.models.create_model` builds.
 
     Attributes:
         backbone: Extracts feature maps from the image.
@@ -272,9 +271,8 @@ class DatasetConfig:
             others=(NO_NODATA,),
         ),
         "Values that stand for missing data, apart from those that TIFF files declare; `none` if "
-        "every value was measured. "
-        "Missing pixels are left out of statistics, become the mean for the network and 255 in "
-        "labels and predictions.",
+        "every value was measured. Missing pixels are left out of statistics, become the mean for "
+        "the network and 255 in labels and predictions.",
     )
     max_pixels: int = declare(
         2**30,
@@ -305,7 +303,7 @@ class DatasetConfig:
 
 
 def _is_pattern(pattern: str) -> bool:
-    re.compile(pattern)  # its error says what is wrong with it
+    re.compile(pattern)  # the caller reports its error
     return True
 
 
@@ -324,14 +322,8 @@ class MultiplierConfig:
         None,
         FLAG._replace(others=(None,)),
         "Whether batch norms whose parameters match keep their running statistics and normalise "
-        "by them in training; "
-        "None: exactly where `learning_rate` is 0.",
+        "by them in training; None: exactly where `learning_rate` is 0.",
     )
-
-    @property
-    def freezes(self) -> bool:
-        """Whether matching batch norms keep their running statistics."""
-        return self.learning_rate == 0 if self.freeze_statistics is None else self.freeze_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -448,11 +440,11 @@ class Experiment:
 
     Attributes:
         model: The architecture.
-        losses: Terms of the training loss by label; a term applies to the output of its label or
-            `target`.
+        losses: Terms of the training loss by label; a term applies to the output that its `target`
+            or else its label names.
         dataset: Training data and augmentation.
         optimizer: Optimiser.
-        schedule: Learning rate.
+        schedule: Learning rate schedule.
         eval: Evaluation and prediction.
     """
 
@@ -505,7 +497,7 @@ class Experiment:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain nested dicts with the structure of the config."""
+        """Return the experiment as plain nested dicts, in the structure of the config."""
         return to_dict(self)
 
 
@@ -527,7 +519,7 @@ SCHEMA: dict[str, Any] = {
     **nodes_of(Experiment),
     "model": {
         "backbone": _MODULE,
-        "neck": Open({"name": TEXT}),
+        "neck": _MODULE,
         "heads": Each(
             Open({"name": TEXT}, ("name", "channels")),
             HEAD_EXAMPLE,
@@ -592,8 +584,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Args:
         cls: The dataclass, for instance `Experiment` or `ModelConfig`.
-        values: A ConfigDict or dict that passed the checks; fields that it leaves out get their
-            defaults.
+        values: A ConfigDict or dict that passed the checks; missing fields get their defaults.
+
+    Returns:
+        The dataclass.
     """
     arguments: dict[str, Any] = {}
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -639,8 +633,8 @@ DATASET: dict[str, Any] = defaults_of(DatasetConfig) | {"concat": {}}
 EVALUATION: dict[str, Any] = defaults_of(EvalConfig)
 CONCAT: dict[str, Any] = defaults_of(ConcatConfig)
 LOSS: dict[str, Any] = {"target": "", "weight": 1.0}
-# What a config leaves out, as one of an earlier version does; what has no default (steps,
-# batch_size) must be given.
+# Defaults of fields that a config may leave out, as configs of earlier versions do. The fields
+# without a default (steps, batch_size) are required.
 DEFAULTS: dict[str, Any] = {
     **{
         k: v for k, v in defaults_of(Experiment).items() if k not in ("name", "steps", "batch_size")

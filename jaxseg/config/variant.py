@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxseg.config.defaults import BACKBONE_HELP, BACKBONES, DATASETS
 from jaxseg.errors import ConfigError
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 RECIPES = ("fp16", "rsb_adamw", "scratch")
 PATTERN = re.compile(
@@ -43,11 +43,11 @@ class Variant:
     Attributes:
         text: The whole variant.
         d6: Whether FCN's heads use dilation 6.
-        backbone: Key of `defaults.BACKBONES`, "" where the method brings its own.
+        backbone: Key of `defaults.BACKBONES`, "" if the method has its own backbone.
         recipe: One of RECIPES, or "".
         crop_size: (height, width) in pixels.
         steps: Training steps.
-        batch_size: Global batch size, 0 where the variant names none.
+        batch_size: Global batch size, 0 if the variant names none.
         dataset: Key of `defaults.DATASETS`.
     """
 
@@ -62,22 +62,22 @@ class Variant:
 
     @property
     def hrnet(self) -> bool:
-        """Whether the backbone is an HRNet, whose methods join its maps and use no dropout."""
+        """Whether the backbone is an HRNet; its heads concatenate all maps and use no dropout."""
         return BACKBONES.get(self.backbone, {}).get("name") == "hrnet"
 
     @property
     def output_stride(self) -> int:
-        """Output stride of the backbone by its name; 32 where the name states none."""
+        """Output stride in the name of the backbone; 32 if the name has none."""
         found = re.search(r"-d(8|16|32)", self.backbone)
         return int(found[1]) if found else 32
 
     @property
     def trained_on(self) -> str:
-        """The data set to train on: Cityscapes for those that only evaluate its models."""
+        """The data set to train on; it differs from `dataset` for sets without training data."""
         return DATASETS[self.dataset].get("train_on", self.dataset)
 
     def width(self, channels: int) -> int:
-        """Return the channels of a head: a quarter of the usual on ResNet-18 and 34."""
+        """Return the channels of a head: a quarter of `channels` on ResNets below 50 layers."""
         small = BACKBONES.get(self.backbone, {}).get("depth", 50) < 50
         return channels // 4 if small else channels
 
@@ -88,10 +88,14 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     Args:
         method: Name of the config file, for messages.
         text: The variant.
-        backbones: Replaces the table of backbones; {} where the method brings its own.
+        backbones: Replaces the table of backbones; {} if the method has its own backbone.
+
+    Returns:
+        The parsed variant.
 
     Raises:
-        ConfigError: It names the part that is wrong, the possible values, and the nearest.
+        ConfigError: The variant is invalid; the error names the wrong part, the possible values and
+            the nearest.
     """
     backbones = BACKBONES if backbones is None else backbones
     found = PATTERN.fullmatch(text or "")
@@ -108,11 +112,11 @@ def parse_variant(method: str, text: str, backbones: Mapping[str, Any] | None = 
     recipe = "_".join(parts)
     try:
         if backbones:
-            lookup(backbones, backbone, "backbone")
+            check_name(backbones, backbone, "backbone")
         if recipe:
-            what = "recipe" if backbones else f"recipe ({method} brings its own backbone)"
-            lookup(dict.fromkeys(RECIPES), recipe, what)
-        lookup(DATASETS, found["dataset"], "data set")
+            what = "recipe" if backbones else f"recipe ({method} has its own backbone)"
+            check_name(RECIPES, recipe, what)
+        check_name(DATASETS, found["dataset"], "data set")
     except ConfigError as error:
         problem = f"Variant '{text}' of {method}: {str(error).split(' Known:')[0]}\n{grammar()}"
         raise ConfigError(problem, field="variant") from None

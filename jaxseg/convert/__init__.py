@@ -1,13 +1,13 @@
-"""Between MMSegmentation's checkpoints and ours: state dicts, weight files, whole workdirs.
+"""Conversion between MMSegmentation's checkpoints and ours: state dicts, files, whole workdirs.
 
 State dicts and weight files need JAX and Flax only. `convert_checkpoint` and `export_checkpoint`
 also read data sets and workdirs, so they are imported on first use.
 """
 
-import importlib
 from typing import Any
 
 from jaxseg.errors import WeightsError
+from jaxseg.lazy import import_name
 from jaxseg.weights.merge import MergeReport
 from jaxseg.weights.mmseg import (
     current_names,
@@ -21,7 +21,9 @@ from jaxseg.weights.mmseg import (
 )
 from jaxseg.weights.state_dict import read_classes, read_state_dict, write_state_dict
 
-_LAZY_NAMES = ("convert_checkpoint", "export_checkpoint")
+_LAZY_NAMES = dict.fromkeys(
+    ("convert_checkpoint", "export_checkpoint"), "jaxseg.convert.checkpoints"
+)
 
 __all__ = [
     "MergeReport",
@@ -42,15 +44,14 @@ __all__ = [
     "write_state_dict",
 ]
 
-Report = MergeReport  # its earlier name
-StateDictError = WeightsError  # its earlier name
+# Names in the first edition.
+Report = MergeReport
+StateDictError = WeightsError
 
 
 def __getattr__(name: str) -> Any:
     """Import a function on whole workdirs on first use."""
-    if name in _LAZY_NAMES:
-        return getattr(importlib.import_module("jaxseg.convert.checkpoints"), name)
-    raise AttributeError(f"module 'jaxseg.convert' has no attribute '{name}'")
+    return import_name("jaxseg.convert", _LAZY_NAMES, name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Whole checkpoints: from MMSegmentation's files to workdirs and back."""
+"""Convert MMSegmentation's checkpoint files to workdirs and back."""
 
 from pathlib import Path
 
@@ -16,26 +16,25 @@ from jaxseg.weights.state_dict import read_state_dict, write_state_dict
 def convert_checkpoint(
     config: Config, weights: str | Path, workdir: str | Path, *, ema: bool = False
 ) -> MergeReport:
-    """Write a workdir with the weights of a file of MMSegmentation as step 0.
+    """Write a workdir with the weights of an MMSegmentation file as step 0.
 
     Args:
-        config: The experiment that the weights are of; its data set gives the workdir's classes and
-            palette.
+        config: The experiment of the weights, whose data set determines classes and palette.
         weights: The file (see `read_state_dict`).
-        workdir: For evaluation, prediction and config.init_from.
-        ema: Take the moving average of the weights, as in `read_state_dict`.
+        workdir: Folder to write, for evaluation, prediction and config.init_from.
+        ema: Whether to read the moving average of the weights (see `read_state_dict`).
 
     Returns:
-        The report, which lists all variables as loaded.
+        The report of the merge, which lists all variables as loaded.
 
     Raises:
         WeightsError: The file cannot be read, does not fit, or holds a NaN or an infinity.
-        CheckpointError: The workdir holds checkpoints already.
+        CheckpointError: The workdir has checkpoints already.
     """
     workdir = expand(workdir)
     if any((workdir / "checkpoints").glob("*")):
         raise CheckpointError(
-            "it holds checkpoints already",
+            "it has checkpoints already",
             file=workdir,
             field="workdir",
             hint="choose another folder",
@@ -59,7 +58,7 @@ def export_checkpoint(path: str | Path, output: str | Path) -> int:
 
     Args:
         path: A workdir (its best step) or WORKDIR/checkpoints/STEP.
-        output: A .pth (which needs PyTorch), .safetensors or .npz.
+        output: The file: a .pth (which needs PyTorch), .safetensors or .npz.
 
     Returns:
         The number of tensors.

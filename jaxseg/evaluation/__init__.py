@@ -1,4 +1,4 @@
-"""Evaluation: every image of a split exactly once, on all local devices, counted in integers."""
+"""Evaluation of every image of a split exactly once, on all local devices, in integer counts."""
 
 from jaxseg.evaluation.counting import Counts, compute_confusion
 from jaxseg.evaluation.summary import evaluate

@@ -1,9 +1,9 @@
 """The confusion matrix of a split.
 
-Whole images of equal size share a batch [D, B, h, w, C]; the last batch of a size is filled up with
-labels that are all 255 and so count nothing. Sliding windows are distributed over the devices, B
-each. Of several processes each takes every n-th image, and their counts are added. Threads read the
-split ahead while the devices work.
+Whole images of equal size share a batch [D, B, h, w, C]; the last batch of a size is filled with
+copies whose labels are all 255 and therefore not counted. Sliding windows are distributed over the
+devices, B on each. Of n processes, each takes every n-th image, and their counts are added. Threads
+read ahead while the devices compute.
 """
 
 import logging
@@ -61,8 +61,8 @@ class BatchResult(NamedTuple):
         ids: Class ids, int32 [..., H, W].
         nonfinite: Number of pixels of each image with a class score that is not finite, int32
             [...].
-        images: (index, sample, its place in `ids` and `nonfinite`); other places hold copies that
-            fill the batch.
+        images: (index, sample, its position in `ids` and `nonfinite`); other positions hold copies
+            that fill the batch.
     """
 
     confusion: jax.Array
@@ -83,18 +83,21 @@ def compute_confusion(
 ) -> Counts:
     """Count the predictions for every sample of a split, over all processes.
 
-    Logs a warning that names images with class scores that are not finite. Calls with the same
-    model object, settings and devices share compiled code.
+    A warning names the images with class scores that are not finite. Calls with the same model
+    object, settings and devices share compiled code.
 
     Args:
         model: The model.
-        variables: Its arrays, on the host or on devices.
+        variables: The model's variables, on the host or on devices.
         settings: Test-time settings.
         samples: The split; K is the number of classes in its `spec`.
-        devices: Local devices; all by default.
+        devices: The local devices to use; all by default.
         on_prediction: Called as `on_prediction(index, sample, prediction)` for every image of this
             process; `prediction()` fetches its class ids, int32 [H, W].
-        progress: Show one live line on a terminal.
+        progress: Whether to show a progress bar on a terminal.
+
+    Returns:
+        The counts.
 
     Raises:
         DataError: A label is neither a class nor 255, or the model has another number of classes.
@@ -133,12 +136,12 @@ def compute_confusion(
 
 
 def check_classes(of_model: int, spec_name: str, of_data: int) -> None:
-    """Raise DataError unless the model has as many classes as the data set."""
+    """Raise DataError if the model's number of classes differs from the data set's."""
     if of_model != of_data:
         raise DataError(
             f"the model has {of_model} classes, the data set {spec_name!r} has {of_data}",
             field="eval.dataset",
-            hint="evaluate on a data set with the classes it was trained for",
+            hint="evaluate on a data set with the classes of the training data",
         )
 
 
@@ -147,14 +150,14 @@ def _fetch(ids: jax.Array, place: Place) -> np.ndarray:
 
 
 def _warn_of_nonfinite(images: dict[str, int]) -> None:
-    """Warn of the pixels of this process that have no meaningful class, and name their images."""
+    """Warn of pixels without a meaningful class in the images of this process."""
     if not images:
         return
     first = next(iter(images))
     more = f" and {len(images) - 1} more images" if len(images) > 1 else ""
     log.warning(
-        "the class scores of %d pixels are NaN or infinite (in %s%s), so their classes mean "
-        "nothing; where the model computes in float16, set config.precision to float32 or bfloat16",
+        "the class scores of %d pixels are NaN or infinite (in %s%s), so their classes are "
+        "meaningless; if config.precision is float16, set it to float32 or bfloat16",
         sum(images.values()),
         first,
         more,
@@ -199,7 +202,7 @@ def _run_slide(
 
     def call(windows: np.ndarray) -> jax.Array:
         logits = program(windows.reshape(len(devices), -1, *windows.shape[1:]))
-        # The sum over windows is on one device.
+        # Windows are summed on one device.
         return jax.device_put(logits, devices[0]).reshape(len(windows), *logits.shape[2:])
 
     for scores in predict_slide(call, settings, items(), len(devices)):
@@ -209,10 +212,7 @@ def _run_slide(
 
 
 def _prefetch_one(results: Iterable[BatchResult]) -> Iterator[BatchResult]:
-    """Yield each result after the next one was started.
-
-    The devices then work while the host waits for a result.
-    """
+    """Yield each result after the next one is started, so that the devices stay busy."""
     previous = None
     for result in results:
         if previous is not None:
@@ -228,11 +228,15 @@ def _prefetch_one(results: Iterable[BatchResult]) -> Iterator[BatchResult]:
 def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     """Add up the non-negative int64 counts of all processes, exactly.
 
-    With one process this is the array itself.
+    Args:
+        counts: Counts of this process.
+
+    Returns:
+        The sums, int64; with a single process `counts` itself.
     """
     if jax.process_count() == 1:
         return counts
-    # JAX moves int32 here: send 31-bit digits.
+    # JAX transfers int32 without x64, so the counts are split into 31-bit digits.
     digits = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
     gathered = np.asarray(multihost_utils.process_allgather(digits)).astype(np.int64)
     high, low = gathered.sum(0)

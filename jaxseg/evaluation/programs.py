@@ -14,17 +14,22 @@ from jaxseg.metrics import confusion_matrix
 
 Devices = tuple[jax.Device, ...]
 
-# By the id of a model, since a Flax module with unhashable fields cannot key a dict. An entry ends
-# with its model.
+# Keyed by the id of a model, since Flax modules with unhashable fields cannot be keys. An entry is
+# removed when its model is garbage-collected.
 _programs: dict[int, dict[tuple[TestSettings, Devices], BoundedJitCache]] = {}
 
 
 def compiled_program(model: Model, settings: TestSettings, devices: Devices) -> BoundedJitCache:
     """Return the function that runs on every device, compiled once for each input shape.
 
-    It is shared by all calls with the same arguments for as long as the model object lives, and
-    does not keep it alive: the evaluations of a training run compile once. A model that cannot be
-    weakly referenced (Flax modules can) compiles in every call.
+    All calls with the same arguments share it as long as the model object exists, so the
+    evaluations of a training run compile only once. It does not keep the model alive. For a model
+    without weak references (Flax modules have them) every call compiles.
+
+    Args:
+        model: The model.
+        settings: Test-time settings.
+        devices: The local devices to use.
 
     Returns:
         For whole images: (variables, (images [D, B, h, w, C] at each scale, labels [D, B, H, W]))
@@ -38,7 +43,8 @@ def compiled_program(model: Model, settings: TestSettings, devices: Devices) -> 
     if id(model) not in _programs:
         weakref.finalize(model, _programs.pop, id(model)).atexit = False
         _programs[id(model)] = {}
-    programs, key = _programs[id(model)], (settings, devices)
+    programs = _programs[id(model)]
+    key = (settings, devices)
     if key not in programs:
         programs[key] = _compile(partial(_alive, weak), settings, devices)
     return programs[key]
@@ -55,7 +61,7 @@ def _compile(
 ) -> BoundedJitCache:
     whole = settings.mode == "whole"
     function = partial(_count_whole if whole else _forward, find_model, settings)
-    # Without collectives, so that processes may call it a different number of times.
+    # It has no collectives, so that processes may call it different numbers of times.
     make = partial(jax.pmap, function, in_axes=(None, 0), devices=devices)
     return BoundedJitCache(make, "whole images" if whole else "windows")
 

@@ -1,4 +1,4 @@
-"""Samples of a split: read ahead of the devices, and grouped into batches of equal sizes."""
+"""Samples of a split: read them ahead, and group them into batches of images of equal size."""
 
 import itertools
 import logging
@@ -26,8 +26,8 @@ class Samples(Protocol):
 
     A sample is a dict: `image` [h, w, C] (uint8, uint16 or float32) resized for testing, `label`
     int [H, W] with 255 for ignored pixels, `name`, and optionally `views`, the image at each
-    test-time scale. Images of equal size are read together where there is also a method
-    `shape(index) -> (h, w)`.
+    test-time scale. An optional method `shape(index) -> (h, w)` allows reading images of equal size
+    one after the other.
     """
 
     @property
@@ -45,8 +45,8 @@ def visit_order(samples: Samples, group: bool) -> list[int]:
 
     Args:
         samples: The split.
-        group: Visit images of equal size one after the other, where `samples` has the method
-            `shape`.
+        group: Whether to visit images of equal size one after the other, if `samples` has the
+            method `shape`.
     """
     order = range(jax.process_index(), len(samples), jax.process_count())
     if not group or not hasattr(samples, "shape"):
@@ -55,8 +55,8 @@ def visit_order(samples: Samples, group: bool) -> list[int]:
     sizes = len(set(shapes.values()))
     if sizes > 1:
         log.info(
-            "whole images of %d sizes: each compiles once (config.eval.mode='slide' compiles one "
-            "window size)",
+            "the images have %d sizes, each of which compiles once (config.eval.mode='slide' "
+            "compiles a single window size)",
             sizes,
         )
     return sorted(order, key=lambda i: (shapes[i], i))
@@ -78,6 +78,14 @@ def with_views(
 ) -> Iterator[Indexed]:
     """Check the labels of samples, and add `views` where they are missing.
 
+    Args:
+        stream: The samples.
+        num_classes: Number of classes.
+        scales: Test-time scales.
+
+    Yields:
+        The samples.
+
     Raises:
         DataError: A label is neither a class nor 255.
     """
@@ -89,7 +97,7 @@ def with_views(
 
 
 def check_label(sample: Sample, num_classes: int) -> None:
-    """Raise DataError if a label is neither a class nor 255, since the counts would lose it."""
+    """Raise DataError if a label is neither a class nor 255, since it would not be counted."""
     label = sample["label"]
     wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
     if wrong.size:
@@ -101,10 +109,17 @@ def check_label(sample: Sample, num_classes: int) -> None:
 
 
 def group_by_shape(stream: Iterable[Indexed], size: int) -> Iterator[list[Indexed]]:
-    """Group samples into lists of at most `size` whose views, and labels, have equal shapes.
+    """Group samples into lists of at most `size` with equal shapes of views and labels.
 
-    A list that is not full is kept until the image size changes, so images of one size should
-    follow each other.
+    A list that is not full is kept until the image size changes, so images of equal size should be
+    consecutive.
+
+    Args:
+        stream: The samples.
+        size: Largest number of samples in a list.
+
+    Yields:
+        The lists.
     """
     for _, run in itertools.groupby(stream, key=lambda item: item[1]["image"].shape):
         waiting: dict[tuple[Any, ...], list[Indexed]] = {}

@@ -31,26 +31,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on a split.
 
-    Evaluating again with the same model object, settings and devices compiles nothing.
+    Further evaluations with the same model object, settings and devices do not compile again.
 
     Args:
         model: `apply(variables, images, train=False)` returns (logits [B, h, w, K], further
             outputs).
-        variables: Arrays of the model, on the host or on devices.
+        variables: The model's variables, on the host or on devices.
         settings: Test-time settings (`jaxseg.inference.settings.make_settings`).
         samples: The split (`jaxseg.data.pipeline.eval_samples`).
-        num_classes: Number of classes of the model, to be compared with the split's before anything
-            is read; None compares that of the logits.
-        devices: Local devices; all by default.
+        num_classes: Number of classes of the model, to compare with the split before anything is
+            read; None to compare the logits.
+        devices: The local devices to use; all by default.
         pictures: Number of images, evenly spread over the split, to draw as panels [image | truth |
             prediction].
         save_picture: Called as `save_picture(name, panel)` with a panel uint8 [h, w, 3].
-        progress: Show one live line on a terminal.
+        progress: Whether to show a progress bar on a terminal.
 
     Returns:
-        The dict of `metrics.summarize` and `nonfinite_pixels` (pixels with a class score that is
-        not finite, so that their class means nothing), `images`, `seconds`, `images_per_second`
-        (compilation included), all of them over all processes.
+        The dict of `metrics.summarize`, with `nonfinite_pixels` (pixels with class scores that are
+        not finite, whose class is meaningless), `images`, `seconds` and `images_per_second`
+        (including compilation) over all processes.
 
     Raises:
         DataError: There are no samples, a label is neither a class nor 255, or the model has
@@ -60,7 +60,8 @@ def evaluate(
         raise DataError(
             "there is nothing to evaluate: the split holds no samples", field="dataset.val_split"
         )
-    spec, start = samples.spec, time.perf_counter()
+    spec = samples.spec
+    start = time.perf_counter()
     if num_classes is not None:
         check_classes(num_classes, spec.name, len(spec.classes))
     count = min(pictures, len(samples))

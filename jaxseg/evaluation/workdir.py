@@ -1,4 +1,4 @@
-"""Evaluation of a workdir: metrics.json and pictures/ in its folder."""
+"""Evaluation of a workdir, which writes metrics.json and pictures/ into it."""
 
 import dataclasses
 from functools import partial
@@ -22,11 +22,14 @@ from jaxseg.workdir import find_workdir, read_training
 
 
 def evaluation_folder(path: str | Path) -> Path:
-    """Return where `evaluate_checkpoint` writes.
+    """Return the folder that `evaluate_checkpoint` writes to.
 
     Args:
-        path: A workdir, which is the folder itself, or WORKDIR/checkpoints/STEP, whose own folder
-            may be deleted, so that its evaluation is written to WORKDIR/evaluations/STEP.
+        path: A workdir, or WORKDIR/checkpoints/STEP.
+
+    Returns:
+        The workdir itself, or WORKDIR/evaluations/STEP, since a checkpoint's own folder may be
+        deleted.
 
     Raises:
         CheckpointError: `path` is neither.
@@ -40,27 +43,28 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate a trained or converted model.
 
-    Writes metrics.json and pictures/ into `evaluation_folder`. What a metrics.json there says about
-    training stays in it.
+    Writes metrics.json and pictures/ into `evaluation_folder`. The training summary of an existing
+    metrics.json is kept.
 
     Args:
         path: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
         config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
-            run's; an empty `dataset.root` means the run's if the data set is the same.
+            run's. If it has the run's data set without a `dataset.root`, the run's root is used.
         pictures: Number of panels [image | truth | prediction] to draw.
 
     Returns:
-        The summary, see `evaluate`, with the `step` that was evaluated, and `evaluated`: on which
-        data, and how.
+        The summary of `evaluate`, with the evaluated `step`, and `evaluated`: the data and the
+        test-time settings.
 
     Raises:
-        CheckpointError: There is no complete checkpoint.
+        CheckpointError: There is no complete checkpoint, or a JSON file of the workdir is damaged.
         ConfigError: A field of `config` is unknown or out of range.
         DataError: The data set cannot be read, or has other classes.
     """
     path = expand(path)
     workdir, _ = find_workdir(path)
     folder = evaluation_folder(path)
+    training = read_training(folder)  # before the evaluation, whose result an error would lose
     step = find_step(path)  # once: the best of a run that continues changes
     model, variables, experiment = load_model(workdir / "checkpoints" / str(step), config)
     ref, spec = pipeline.eval_dataset(experiment.dataset, experiment.eval)
@@ -76,7 +80,7 @@ def evaluate_checkpoint(
             save_picture=partial(visualize.save_picture, folder / "pictures"),
         )
     summary |= {"step": step, "evaluated": _describe(ref, experiment)}
-    if training := read_training(folder):
+    if training:
         summary["training"] = training
     if jax.process_index() == 0:
         write_json(folder / "metrics.json", summary)
@@ -84,7 +88,7 @@ def evaluate_checkpoint(
 
 
 def _describe(ref: DatasetRef, experiment: Experiment) -> dict[str, Any]:
-    """Say on which data, and how, an evaluation was made."""
+    """Describe the data and the settings of an evaluation."""
     run = experiment.eval
     return {
         **dataclasses.asdict(ref),

@@ -4,8 +4,9 @@
 and checkpoints, so they are imported on first use.
 """
 
-import importlib
 from typing import Any
+
+from jaxseg.lazy import import_name
 
 _LAZY_NAMES = {
     "Predictor": "jaxseg.inference.predictor",
@@ -19,9 +20,7 @@ __all__ = ["Predictor", "load_model", "predict_checkpoint", "predict_files"]
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
-    if name in _LAZY_NAMES:
-        return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
-    raise AttributeError(f"module 'jaxseg.inference' has no attribute '{name}'")
+    return import_name("jaxseg.inference", _LAZY_NAMES, name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""From image files to label maps and overlays on disk."""
+"""Segment image files, and write label maps and overlays."""
 
 import contextlib
 import logging
@@ -40,15 +40,15 @@ def find_images(source: str | Path, output: str | Path = "") -> list[Path]:
     """Find the images to segment.
 
     Args:
-        source: An image file, or a folder whose images, also those in folders inside, are listed as
-            for training.
-        output: A folder that is left out.
+        source: An image file, or a folder whose images, including those in subfolders, are listed
+            as for training.
+        output: A folder to leave out, "" for none.
 
     Returns:
         The files, in the order of their paths.
 
     Raises:
-        DataError: There is none, or one in a format that is not supported.
+        DataError: There is no image, or an image has an unsupported format.
     """
     return _list(source, output).files
 
@@ -83,23 +83,23 @@ def predict_files(
     submission_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     classes: Sequence[str] = (),
 ) -> list[Path]:
-    """Segment image files; write class ids with a palette, 255 where an image holds no data.
+    """Segment image files, and write class ids as palette PNGs, with 255 for pixels without data.
 
     Args:
         segment: The model.
-        source: An image file, or a folder whose images are segmented.
-        output: A folder, which gets <stem>.png and <stem>_overlay.png of each image, in the same
-            subfolders. Of one image also a file name that ends in .png.
-        submission_ids: Number or RGB colour of each class in the data set's own labels; these are
-            written, as benchmark servers expect them, and no overlays.
-        classes: Order of the class ids that are written; () for the model's.
+        source: An image file, or a folder of images.
+        output: A folder for <stem>.png and <stem>_overlay.png of each image, in the same
+            subfolders. For a single image it may also be a file name that ends in .png.
+        submission_ids: Number or RGB colour of each class in the data set's own labels. They are
+            written instead of class ids, as benchmark servers expect them, without overlays.
+        classes: Order of the class ids to write; () for the model's order.
 
     Returns:
         The label files.
 
     Raises:
-        DataError: `output` cannot be written or would overwrite an image; an image is damaged or of
-            another kind than the training images, which is found out from the headers before
+        DataError: `output` cannot be written or would overwrite an image; an image is damaged, or
+            its channels or dtype differ from the training images. Headers are checked before
             anything is written.
         NonFiniteError: Class scores are not finite.
     """
@@ -146,7 +146,7 @@ def predict_files(
 def _targets(source: Path, output: Path, endings: Sequence[str]) -> dict[Path, Path]:
     """Return {image: its label file}.
 
-    Beside each label file, files are written that have its stem and one of `endings`.
+    `endings` are those of further files with the stem of the label file, in the same folder.
     """
     if output.suffix.lower() in FILE_SUFFIXES and not output.is_dir():
         _check_output_file(source, output)
@@ -165,11 +165,11 @@ def _targets(source: Path, output: Path, endings: Sequence[str]) -> dict[Path, P
 def _check_output_folder(base: Path, output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(
-            "is a file, no folder to write into", file=output, field="output", hint="give a folder"
+            "is a file, not a folder", file=output, field="output", hint="give a folder"
         )
     if output.resolve() == base.resolve():
         raise DataError(
-            "the output folder is the input's own: predictions would overwrite images",
+            "the output folder is the input folder: predictions would overwrite images",
             file=output,
             field="output",
             hint="give another folder",
@@ -194,7 +194,7 @@ def _check_output_file(source: Path, output: Path) -> None:
 
 
 def _check_written(targets: Mapping[Path, Path], endings: Sequence[str]) -> None:
-    """Raise DataError if two images would be written as one file, or one over an image."""
+    """Raise DataError if two images have the same output file, or an output file is an image."""
     owners: dict[Path, Path] = {}
     images = {path.resolve() for path in targets}
     for path, target in targets.items():
@@ -205,7 +205,7 @@ def _check_written(targets: Mapping[Path, Path], endings: Sequence[str]) -> None
                     "is an image to be segmented, and would be overwritten",
                     file=file,
                     field="output",
-                    hint="write elsewhere",
+                    hint="choose another output",
                 )
             if file in owners:
                 raise DataError(
@@ -218,7 +218,7 @@ def _check_written(targets: Mapping[Path, Path], endings: Sequence[str]) -> None
 
 
 def _check_header(header: Header, dataset: DatasetConfig) -> None:
-    """Raise DataError, worded for a single photo, unless the model can read an image."""
+    """Raise DataError, worded for a single image, unless the model can read it."""
     try:
         check_channels(header.channels, dataset.channels, "", header.alpha)
     except DataError:
@@ -232,13 +232,13 @@ def _check_header(header: Header, dataset: DatasetConfig) -> None:
         raise DataError(
             f"the image is {header.dtype}, but the model was trained on {dataset.dtype}",
             field="source",
-            hint=f"convert it to {dataset.dtype}, to values like those it was trained on",
+            hint=f"convert it to {dataset.dtype}, with the range of values of the training images",
         )
 
 
 @contextlib.contextmanager
 def _naming_image(path: Path) -> Iterator[None]:
-    """Name the image in errors, and replace a hint about data sets with labels."""
+    """Name the image in errors, and replace hints that concern labelled data sets."""
     with about(file=path):
         try:
             yield
@@ -252,12 +252,15 @@ def _naming_image(path: Path) -> Iterator[None]:
 def save_submission(
     path: Path, mask: np.ndarray, ids: Sequence[int] | Sequence[Sequence[int]]
 ) -> None:
-    """Write a label map with the data set's own values as PNG, of 16 bits where they need it.
+    """Write a label map with the data set's own values as PNG, with 16 bits if necessary.
 
     Args:
         path: The file.
-        mask: Class ids, int [H, W], 255 where there are no data.
+        mask: Class ids, int [H, W], 255 for pixels without data.
         ids: Number or RGB colour of each class; pixels without data become 255, or black.
+
+    Raises:
+        JaxsegError: The file cannot be written.
     """
     values = np.array(ids)
     missing = IGNORE if values.ndim == 1 else 0
@@ -280,17 +283,17 @@ def predict_checkpoint(
 
     Args:
         checkpoint: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
-        source: An image file, or a folder whose images are segmented.
-        output: The folder to write into; of one image also a file name that ends in .png.
+        source: An image file, or a folder of images.
+        output: The output folder; for a single image it may also be a file name ending in .png.
         config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
             run's.
-        submission: Write the data set's own label values instead of class ids.
+        submission: Whether to write the data set's own label values instead of class ids.
 
     Returns:
         The label files.
 
     Raises:
-        JaxsegError: As `predict_files` and `Predictor.from_checkpoint`.
+        JaxsegError: See `predict_files` and `Predictor.from_checkpoint`.
     """
     _targets(expand(source), expand(output), ())  # report a wrong path before the model is loaded
     ids = load_submission_ids(checkpoint) if submission else None
@@ -304,7 +307,7 @@ def predict_checkpoint(
 
 
 def _given_root(config: Config | None) -> str:
-    """Return the `folder` data set that a config names to predict on, "" if none."""
+    """Return the root of the `folder` data set that a config names, "" if none."""
     if (
         config is None
         or config.dataset.name != "folder"
@@ -318,7 +321,7 @@ def load_submission_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequ
     """Return the number or RGB colour of each class in the data set's own labels.
 
     Raises:
-        DataError: A PNG cannot hold a number.
+        DataError: A number is too large for a PNG.
     """
     metadata = load_dataset_metadata(checkpoint)
     if colors := metadata.get("colors"):
@@ -328,11 +331,10 @@ def load_submission_ids(checkpoint: str | Path) -> Sequence[int] | Sequence[Sequ
     for name, value in zip(metadata["classes"], ids):
         if not 0 <= value <= LARGEST_LABEL:
             raise DataError(
-                f"label value {value} stands for class '{name}', and a PNG holds 0 to "
-                f"{LARGEST_LABEL}",
+                f"class '{name}' has the label value {value}, but a PNG holds 0 to {LARGEST_LABEL}",
                 file=checkpoint,
                 field="submission",
-                hint="a value that it holds must be the first of the class in label_map.txt when "
-                "the model is trained",
+                hint="train with a label_map.txt in which the first value of the class is in this "
+                "range",
             )
     return ids

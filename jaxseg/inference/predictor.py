@@ -29,10 +29,8 @@ from jaxseg.weights.mmseg import from_mmseg
 from jaxseg.weights.state_dict import read_state_dict
 from jaxseg.workdir import load_dataset_metadata
 
-OVERFLOW_HINT = (
-    "float16 ends at 65504: let the model compute in float32 or bfloat16 (config.precision)"
-)
-VALUES_HINT = "are the image's values like those of training?"
+OVERFLOW_HINT = "float16 ends at 65504: set config.precision to float32 or bfloat16"
+VALUES_HINT = "check that the image's values have the range of the training images"
 
 T = TypeVar("T")
 Images = list[np.ndarray] | tuple[np.ndarray, ...]
@@ -41,15 +39,15 @@ Images = list[np.ndarray] | tuple[np.ndarray, ...]
 class Predictor:
     """A trained model as a function of images: `segment(image)` returns class ids.
 
-    Images are numpy or JAX arrays [H, W, C] of any size, with the channels and dtype of the
+    Images are NumPy or JAX arrays [H, W, C] of any size, with the channels and dtype of the
     training images (uint8 RGB for most models; uint16 and float32 are possible). Methods take one
-    image, or a list of images and return a list. Values that are masked (`numpy.ma`) or named by
-    `dataset.nodata` count as missing data. The experiment's `eval` sets the test resize, windows,
-    scales and mirror images, as in evaluation. The first image of each size compiles.
+    image, or a list of images for a list of results. Values that are masked (`numpy.ma`) or listed
+    in `dataset.nodata` count as missing data. The experiment's `eval` determines the test resize,
+    windows, scales and mirror images, as in evaluation. Each new image size compiles the model.
 
     Attributes:
         model: The model.
-        variables: Its arrays, on the default device.
+        variables: The model's variables, on the default device.
         experiment: The experiment; `config` is an alias.
         classes: Class names.
         palette: RGB colour of each class.
@@ -68,12 +66,12 @@ class Predictor:
         """Prepare a model for prediction.
 
         Args:
-            model: `jaxseg.models.create_model` makes one.
-            variables: Arrays of the model, on the host or on devices.
-            experiment: Its `eval`, `dataset`, `precision` and `model.align_corners` are read.
+            model: The model, from `jaxseg.models.create_model`.
+            variables: The model's variables, on the host or on devices.
+            experiment: Provides `eval`, `dataset`, `precision` and `model.align_corners`.
             classes: Class names.
             palette: RGB colour of each class.
-            source: The file that the variables come from, for messages.
+            source: The file of the variables, for messages.
 
         Raises:
             WeightsError: A variable holds a NaN or an infinity.
@@ -100,7 +98,7 @@ class Predictor:
 
     @property
     def config(self) -> Experiment:
-        """The experiment, under its earlier name."""
+        """The experiment; an alias from the first edition."""
         return self.experiment
 
     @classmethod
@@ -111,6 +109,9 @@ class Predictor:
             path: A workdir (its best step) or one step, WORKDIR/checkpoints/STEP.
             config: An Experiment or a config whose `dataset`, `eval` and `precision` override the
                 run's.
+
+        Returns:
+            The predictor.
 
         Raises:
             CheckpointError: There is no complete checkpoint.
@@ -134,8 +135,11 @@ class Predictor:
         """Load a checkpoint of MMSegmentation.
 
         Args:
-            config: An Experiment or the config of one.
+            config: The experiment of the weights, as an Experiment or a config.
             weights: A .pth file, or .npz or .safetensors with the same names.
+
+        Returns:
+            The predictor.
 
         Raises:
             ConfigError: A field of `config` is unknown or out of range.
@@ -171,10 +175,10 @@ class Predictor:
             image: uint8, uint16 or float32 [H, W, C] as in training, or a list of such images.
 
         Returns:
-            Class ids, int32 [H, W], 255 where no channel holds data; of a list, a list.
+            Class ids, int32 [H, W], 255 for pixels without data; for a list of images, a list.
 
         Raises:
-            ImageTypeError: An image is no array, or an array of another dtype.
+            ImageTypeError: An image is not an array, or has another dtype.
             DataError: An image has another shape, or holds a NaN or an infinity.
             NonFiniteError: Class scores are not finite.
         """
@@ -198,10 +202,11 @@ class Predictor:
             image: uint8, uint16 or float32 [H, W, C] as in training, or a list of such images.
 
         Returns:
-            Probabilities, float32 [H, W, K], 0 where no channel holds data; of a list, a list.
+            Probabilities, float32 [H, W, K], 0 for pixels without data; for a list of images, a
+            list.
 
         Raises:
-            ImageTypeError: An image is no array, or an array of another dtype.
+            ImageTypeError: An image is not an array, or has another dtype.
             DataError: An image has another shape, or holds a NaN or an infinity.
             NonFiniteError: Class scores are not finite.
         """
@@ -215,7 +220,7 @@ class Predictor:
         return np.where(empty[..., None], np.float32(0), result)
 
     def _scores(self, image: np.ndarray) -> tuple[jax.Array, np.ndarray | None]:
-        """Return (scores [H, W, K], where no channel holds data [H, W] or None)."""
+        """Return scores [H, W, K], and a mask [H, W] of pixels without data or None."""
         pixels, empty = prepare_image(image, self.experiment.dataset)
         height, width = pixels.shape[:2]
         views = scaled_views(pixels, self.experiment.eval.resize, self._settings.scales)
@@ -258,7 +263,7 @@ def load_model(path: str | Path, config: Config | None = None) -> tuple[Model, A
             run's.
 
     Returns:
-        The model, its variables as numpy arrays, and the experiment.
+        The model, its variables as NumPy arrays, and the experiment.
 
     Raises:
         CheckpointError: There is no complete checkpoint.

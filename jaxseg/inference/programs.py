@@ -1,4 +1,4 @@
-"""Compiled programs: how many input shapes are compiled and kept is logged and bounded."""
+"""Compiled functions with a limited number of input shapes."""
 
 import logging
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import jax
 
 log = logging.getLogger(__name__)
 
-MAX_PROGRAMS = 64  # compiled shapes that are kept
+MAX_PROGRAMS = 64  # number of compiled shapes to keep
 
 
 class BoundedJitCache:
-    """A compiled function that logs each new input shape and keeps a limited number of them.
+    """A compiled function that logs each new input shape and limits the number of compiled shapes.
 
-    Whole images compile once for each image size. Padding to fewer sizes would change the scores of
-    every model that pools globally, so sizes stay exact; sliding windows have a single size.
+    Whole images compile once for each image size. They are not padded to fewer sizes, since padding
+    would change the scores of every model that pools globally. Sliding windows have a single size.
     """
 
     def __init__(
@@ -25,9 +25,8 @@ class BoundedJitCache:
 
         Args:
             make: Returns the function, freshly wrapped by `jax.jit` or `jax.pmap`.
-            name: What the inputs are, for the log.
-            limit: Number of shapes after which `make` is called anew, which frees the compiled
-                code.
+            name: Name of the inputs, for the log.
+            limit: Number of shapes after which `make` is called again, to free the compiled code.
         """
         self._make = make
         self._name = name
@@ -36,7 +35,7 @@ class BoundedJitCache:
         self._seen: set[tuple[Any, ...]] = set()
 
     def __call__(self, variables: Any, *arrays: Any, **static: Any) -> Any:
-        """Call the function; new shapes of `arrays` or values of `static` compile it."""
+        """Call the function, which compiles for new shapes of `arrays` and values of `static`."""
         key = (*(array.shape for array in jax.tree.leaves(arrays)), *static.values())
         if key not in self._seen:
             if len(self._seen) >= self._limit:

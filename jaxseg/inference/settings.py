@@ -1,4 +1,4 @@
-"""Test-time settings: the values of an experiment that inference reads."""
+"""Test-time settings: the fields of an experiment that inference uses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,18 +8,18 @@ from jaxseg.config.schema import Experiment
 
 
 class TestSettings(NamedTuple):
-    """How a model is run on images; `make_settings` takes the values from an experiment.
+    """Settings of inference; `make_settings` takes them from an experiment.
 
     Attributes:
         mean: Mean per channel, in the units of the images.
         std: Standard deviation per channel.
-        align_corners: How logits are resized, see `jaxseg.ops.resize_bilinear`.
+        align_corners: How to resize logits, see `jaxseg.ops.resize_bilinear`.
         mode: "whole" images or "slide" for overlapping windows.
         crop_size: (height, width) of a window in pixels.
-        stride: (vertical, horizontal) distance of windows in pixels.
+        stride: (vertical, horizontal) distance between windows in pixels.
         scales: Test-time scales, relative to the size after the test resize.
-        flip: Average with the mirror image.
-        batch_size: Images, or windows, in one forward pass on one device.
+        flip: Whether to average with the mirror image.
+        batch_size: Number of images or windows per device in one forward pass.
     """
 
     mean: tuple[float, ...]
@@ -34,22 +34,24 @@ class TestSettings(NamedTuple):
 
     @property
     def num_views(self) -> int:
-        """Number of forward passes per image: logits of one, averaged probabilities of several."""
+        """Number of forward passes per image; with several, their probabilities are averaged."""
         return len(self.scales) * (2 if self.flip else 1)
 
 
-TestSettings.__test__ = False  # type: ignore[attr-defined] # no test class for pytest
+TestSettings.__test__ = False  # type: ignore[attr-defined] # not a test for pytest
 
 
 def make_settings(experiment: Experiment) -> TestSettings:
     """Take the test-time settings from an experiment.
 
     Args:
-        experiment: Its `eval`, the image statistics of its `dataset` and its `model.align_corners`
-            are read.
+        experiment: Provides `eval`, the mean and std of `dataset`, and `model.align_corners`.
+
+    Returns:
+        The settings.
 
     Raises:
-        ConfigError: A value of `eval` is out of range, or the stride leaves pixels out.
+        ConfigError: A value of `eval` is out of range, or windows do not cover every pixel.
     """
     check_eval(experiment.eval)
     run = experiment.eval

@@ -1,6 +1,6 @@
-"""Class scores by sliding windows.
+"""Class scores from sliding windows.
 
-Windows are cut from images of any size, run in batches of one shape and averaged where they
+Windows are cut from images of any size, run in batches of one shape, and averaged where they
 overlap.
 """
 
@@ -18,20 +18,20 @@ from jaxseg.inference.settings import TestSettings
 from jaxseg.inference.whole import softmax
 from jaxseg.ops import resize_bilinear
 
-Item = tuple[Sequence[np.ndarray], tuple[int, int]]  # (an image at each scale, size of its scores)
+Item = tuple[Sequence[np.ndarray], tuple[int, int]]  # (image at each scale, size of its scores)
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Return where windows start along one axis.
+    """Return the start of each window along one axis.
 
     Args:
-        length: Of the image, in pixels.
-        crop: Of a window.
-        stride: Between windows.
+        length: Length of the image in pixels.
+        crop: Length of a window in pixels.
+        stride: Distance between windows in pixels.
 
     Returns:
-        Multiples of the stride, the last shifted back inside; [0] if the image is smaller than a
-        window.
+        Multiples of the stride, with the last window moved back inside the image; [0] if the image
+        is smaller than a window.
     """
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride, length - crop), 0) for i in range(count)]
@@ -98,16 +98,16 @@ def slide(
 ) -> Iterator[jax.Array]:
     """Average the logits of overlapping windows.
 
-    Windows of consecutive images share a batch, and the last batch repeats a window to fill up. So
-    the shapes that `call` receives depend on the window size alone (or on the image where that is
-    smaller), never on the number of windows. The sum of one image is held at a time.
+    Windows of consecutive images share a batch, and the last batch is filled with copies of a
+    window. The shapes that `call` receives therefore depend only on the window size (or the size of
+    smaller images), not on the number of windows. Only one image is summed at a time.
 
     Args:
         call: Maps windows [batch, wh, ww, C] to logits [batch, wh, ww, K].
         images: uint8, uint16 or float32 [h, w, C], of any sizes.
         crop_size: (height, width) of a window in pixels.
-        stride: (vertical, horizontal) distance of windows in pixels.
-        batch: Number of windows in a call.
+        stride: (vertical, horizontal) distance between windows in pixels.
+        batch: Number of windows per call.
 
     Yields:
         Logits float32 [h, w, K] of each image, in order: the mean over the windows that cover a
@@ -134,7 +134,7 @@ def _finish(
     averaged: bool,
     mirrored: bool,
 ) -> jax.Array:
-    """Turn the logits [h, w, K] of one forward pass into scores [H, W, K] to be averaged."""
+    """Turn the logits [h, w, K] of one forward pass into scores [H, W, K] to average."""
     scores = resize_bilinear(logits[None], size, align_corners)[0]
     scores = softmax(scores) if averaged else scores
     return scores[:, ::-1] if mirrored else scores
@@ -146,13 +146,13 @@ def predict_slide(
     items: Iterable[Item],
     devices: int = 1,
 ) -> Iterator[jax.Array]:
-    """Compute class scores of images by sliding windows.
+    """Compute class scores of images from sliding windows.
 
     Args:
-        call: As in `slide`, with windows [devices * settings.batch_size, wh, ww, C].
+        call: See `slide`; it receives windows [devices * settings.batch_size, wh, ww, C].
         settings: Test-time settings.
-        items: Pairs (the image [h, w, C] at each of `settings.scales`, (H, W) of its scores in
-            pixels).
+        items: Pairs of the image [h, w, C] at each of `settings.scales` and the size (H, W) of its
+            scores in pixels.
         devices: Number of devices that share a call.
 
     Yields:

@@ -1,8 +1,8 @@
 """Class scores of whole images, averaged over test-time scales and mirror images.
 
-The order is the published one: the image is resized for testing, the model runs, its logits are
-resized to the wanted size (the label's or the photo's own) and the argmax follows. With several
-scales or mirror images the softmax probabilities of the resized logits are averaged.
+As in MMSegmentation, the image is resized for testing, and the model's logits are resized to the
+size of the label or the original image before the argmax. With several scales or mirror images, the
+softmax probabilities of the resized logits are averaged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from jaxseg.ops import normalize, resize_bilinear
 
 
 class Model(Protocol):
-    """What inference needs of a model; `jaxseg.models.create_model` makes one."""
+    """The interface of a model for inference, as `jaxseg.models.create_model` returns it."""
 
     def apply(
         self, variables: Any, images: jax.Array, *, train: bool
@@ -31,8 +31,8 @@ def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Ar
 
     Args:
         model: The model.
-        settings: Its `mean` and `std` normalise the images.
-        variables: Arrays of the model.
+        settings: Provides `mean` and `std` to normalise the images.
+        variables: The model's variables.
         images: uint8, uint16 or float32 [B, h, w, C].
 
     Returns:
@@ -46,8 +46,8 @@ def forward(model: Model, settings: TestSettings, variables: Any, images: jax.Ar
 def softmax(logits: jax.Array) -> jax.Array:
     """Turn logits [..., K] into class probabilities float32 [..., K].
 
-    Where a logit is not finite all probabilities are NaN, which survives an average; -inf alone
-    would become 0.
+    If a logit of a pixel is not finite, all of its probabilities become NaN, so that averages show
+    it; the softmax alone would turn -inf into 0.
     """
     return jax.nn.softmax(jnp.where(jnp.isfinite(logits), logits, jnp.nan))
 
@@ -74,21 +74,21 @@ def predict(
     images: Sequence[jax.Array],
     size: tuple[int, int],
 ) -> jax.Array:
-    """Compute class scores of whole images, one forward pass for each scale and mirror image.
+    """Compute class scores of whole images, with one forward pass for each scale and mirror image.
 
-    Pure; to be jitted for a fixed `size`.
+    This is a pure function, to be jitted for a fixed `size`.
 
     Args:
         model: The model.
         settings: Test-time settings.
-        variables: Arrays of the model.
+        variables: The model's variables.
         images: The images at each of `settings.scales` (`data.augment.transforms.scaled_views`):
             uint8, uint16 or float32 [B, h, w, C].
         size: (H, W) of the result in pixels.
 
     Returns:
-        Scores float32 [B, H, W, K]: logits of a single pass, else mean probabilities, NaN where a
-        logit is not finite.
+        Scores float32 [B, H, W, K]: logits of a single pass, or mean probabilities of several, NaN
+        for pixels with a logit that is not finite.
     """
     total: Any = 0.0
     for _, view in zip(settings.scales, images, strict=True):

@@ -1,8 +1,8 @@
-"""Losses of segmentation: pure functions of class scores and labels, and `make_loss`, their sum.
+"""Segmentation losses: pure functions of class scores and labels, and `make_loss`, their sum.
 
-Scores are [B, H, W, K], any float type, and computed in float32; labels are int [B, H, W], 255 =
-ignore. With `axis_name`, sums over pixels are taken over all devices before they are divided, so
-that N devices equal one; losses that select pixels (OHEM, Lovász) select per device, as
+Scores are [B, H, W, K] of any float type; losses compute in float32. Labels are int [B, H, W], 255
+= ignore. With `axis_name`, losses sum over the pixels of all devices before they divide, so that N
+devices give the same result as one. Losses that select pixels (OHEM, Lovász) select per device, as
 MMSegmentation does per GPU.
 """
 
@@ -46,4 +46,4 @@ __all__ = [
     "tversky",
 ]
 
-class_presence = se_loss  # its earlier name
+class_presence = se_loss  # the name in the first edition

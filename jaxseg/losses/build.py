@@ -22,15 +22,16 @@ from jaxseg.config.fields import (
     whole,
 )
 from jaxseg.errors import ConfigError
-from jaxseg.losses.pixels import cross_entropy, focal, point_cross_entropy, se_loss
+from jaxseg.losses.pixels import SAMPLERS, cross_entropy, focal, point_cross_entropy, se_loss
 from jaxseg.losses.regions import dice, lovasz, tversky
 from jaxseg.ops import resize_bilinear
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name, lookup
 
 LossFunction = Callable[..., jax.Array]
 Parts = dict[str, jax.Array]
 
-ENTRY_FIELDS = ("name", "target", "weight")  # of an entry; its other fields are options of the loss
+# Fields of every entry of config.losses; its other fields are options of the loss.
+ENTRY_FIELDS = ("name", "target", "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,9 @@ class Loss:
         function: Called as function(scores, label, axis_name=..., **options).
         rank: Dimensions of the scores. Scores of rank 4, [B, h, w, K], are resized to the label's
             height and width.
-        outputs: Further outputs of the model, passed as keyword arguments of the same name.
-        settings: Settings of the model ('align_corners'), passed as keyword arguments of the same
-            name.
-        fields: Types and ranges of options for which OPTIONS does not hold.
+        outputs: Further outputs of the model that the function takes as keyword arguments.
+        settings: Settings of the model ('align_corners') that it takes as keyword arguments.
+        fields: Types and ranges of options that differ from OPTIONS.
     """
 
     function: LossFunction
@@ -85,14 +85,14 @@ OPTIONS: dict[str, Any] = {
     "sigmoid": FLAG,
     "class_weight": Field(
         float,
-        f"one number a class, each 0 to {LARGEST:g} and not all 0, or 'auto', or () for none",
+        f"one number per class, each 0 to {LARGEST:g} and not all 0, or 'auto', or () for none",
         _are_weights,
         length=0,
         others=(AUTO,),
     ),
     "sampler": {
-        "name": name_of("", "ohem"),
-        "min_kept": whole(1, "a whole number of pixels a sample, 1 or more"),
+        "name": name_of(*SAMPLERS),
+        "min_kept": whole(1, "a whole number of pixels per sample, 1 or more"),
         "threshold": PROBABILITY._replace(words="a probability, 0 (none) to 1"),
     },
     "gamma": _between(0, 100),
@@ -105,7 +105,7 @@ OPTIONS: dict[str, Any] = {
     "per_image": FLAG,
 }
 _FOCAL_ALPHA = Field(
-    float, "0 to 1, one number or one a class", _are_probabilities, length=0, single=True
+    float, "0 to 1, one number or one per class", _are_probabilities, length=0, single=True
 )
 
 LOSSES: dict[str, Loss] = {
@@ -122,12 +122,15 @@ LOSSES: dict[str, Loss] = {
 
 
 def find_loss(name: str | LossFunction | Loss, field: str = "") -> Loss:
-    """Return the loss that an entry names.
+    """Look up a loss.
 
     Args:
         name: A key of LOSSES, a function of (scores [B, H, W, K], label [B, H, W], axis_name=None,
-            **options), or a `Loss`, which says how to call a function.
+            **options), or a `Loss`, which describes how to call a function.
         field: The config field that names it, for the error.
+
+    Returns:
+        The loss.
 
     Raises:
         ConfigError: The name is unknown.
@@ -141,7 +144,7 @@ def find_loss(name: str | LossFunction | Loss, field: str = "") -> Loss:
 
 
 def options_of(name: str | LossFunction | Loss) -> tuple[str, ...]:
-    """Return the sorted options of a loss, its fields other than name, target and weight.
+    """Return the sorted names of a loss's options: all fields but name, target and weight.
 
     Raises:
         ConfigError: The name is unknown.
@@ -170,7 +173,7 @@ def _fields(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {"name": TEXT, "target": TEXT, "weight": FACTOR} | options
 
 
-LOSS = Part(_fields)  # the node that checks an entry of config.losses
+LOSS = Part(_fields)  # the node of an entry of config.losses
 
 
 def check_losses(
@@ -181,20 +184,21 @@ def check_losses(
     Args:
         losses: Entries by label, each a LossConfig or a mapping with name, target, weight and
             options.
-        num_classes: Number of classes, None where it is not known yet.
+        num_classes: Number of classes, None if it is not known yet.
         heads: Labels of the model's heads, whose scores have rank 4; () leaves targets unchecked.
 
     Raises:
-        ConfigError: A loss has no such option, an option does not fit, or the loss is not one of a
-            head's scores.
+        ConfigError: An option is unknown or invalid, or the loss cannot be applied to a head's
+            scores.
     """
     for label, entry in losses.items():
         values = _to_dict(entry)
-        name, field = values.get("name", ""), f"losses.{label}"
+        name = values.get("name", "")
+        field = f"losses.{label}"
         loss = find_loss(name, f"{field}.name")
         if loss.rank != 4 and (values.get("target") or label) in heads:
             raise ConfigError(
-                f"config.{field}: {name} is not a loss of a head's scores",
+                f"config.{field}: {name} cannot be applied to the scores of a head",
                 field=f"{field}.name",
                 hint="choose another loss, or set its target to the output that it is for",
             )
@@ -204,16 +208,18 @@ def check_losses(
 def _check_options(
     where: str, loss: Loss, name: Any, options: Mapping[str, Any], classes: int | None
 ) -> None:
-    known = dict.fromkeys(loss.options())
-    for option in () if loss.takes_any_option() else options:
-        lookup(known, option, f"option at config.{where} of {name}:", field=f"{where}.{option}")
+    known = loss.options()
+    if not loss.takes_any_option():
+        for option in options:
+            what = f"option at config.{where} of {name}:"
+            check_name(known, option, what, field=f"{where}.{option}")
     for option, choices in (("average", ("all", "valid")), ("classes", ("present", "all"))):
         if option in options and option in known:
             field = f"{where}.{option}"
-            lookup(dict.fromkeys(choices), options[option], f"config.{field}", field=field)
+            check_name(choices, options[option], f"config.{field}", field=field)
     if sampler := options.get("sampler"):
         field = f"{where}.sampler.name"
-        lookup({"": False, "ohem": True}, sampler["name"], f"config.{field}", field=field)
+        check_name(SAMPLERS, sampler["name"], f"config.{field}", field=field)
     for option in ("class_weight", "alpha"):
         _check_length(f"{where}.{option}", options.get(option, ()), classes)
 
@@ -223,14 +229,14 @@ def _check_length(field: str, values: Any, classes: int | None) -> None:
     if not isinstance(values, tuple | list) or not values:
         return
     if tuple(values) == AUTO:
-        hint = "jaxseg.data.measure.measure replaces it by numbers"
+        hint = "jaxseg.data.measure.measure replaces it with numbers"
         raise ConfigError(f"config.{field} is 'auto'", field=field, hint=hint)
     if classes is not None and len(values) != classes:
         weights = field.endswith("class_weight")
         raise ConfigError(
             f"config.{field} has {len(values)} values for {classes} classes",
             field=field,
-            hint="give one a class" + (", 'auto', or none" if weights else ", or one for all"),
+            hint="give one per class" + (", 'auto', or none" if weights else ", or one for all"),
         )
 
 
@@ -258,26 +264,25 @@ def make_loss(
 ) -> Callable[[jax.Array, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Parts]]:
     """Make the training loss: the weighted sum of several losses.
 
-    An entry applies to the output of the model that its `target` names, by default the one of its
-    own label; 'decode' is `logits` itself. The name of an entry is a key of LOSSES, a function or a
-    `Loss` (see `find_loss`).
+    An entry applies to the output of the model that its `target` names, by default the output with
+    the entry's own label; 'decode' means `logits`. The name of an entry is a key of LOSSES, a
+    function or a `Loss` (see `find_loss`).
 
     Args:
         losses: Entries by label, each a LossConfig or a mapping with name, target, weight and
-            options; or an Experiment or a whole config, whose model then gives `num_classes` and
+            options; or an Experiment or a whole config, whose model then provides `num_classes` and
             `align_corners`.
-        axis_name: Mapped axis over whose devices the losses are summed, so that N devices equal
-            one.
-        num_classes: Number of classes, to check weights against; None if unknown.
-        align_corners: How scores are resized to the label's size, and where points are; default
-            False.
+        axis_name: Mapped axis of the devices that share the batch; None for a single device.
+        num_classes: Number of classes, to check the number of weights; None if unknown.
+        align_corners: Whether scores are resized, and points located, with aligned corners; False
+            by default.
 
     Returns:
         A function of (logits [B, H, W, K], out, label [B, H, W] int, 255 = ignore) that returns the
         loss, a float32 scalar, and its weighted terms by label.
 
     Raises:
-        ConfigError: A loss or an option is wrong.
+        ConfigError: A loss or an option is unknown or invalid.
     """
     if hasattr(losses, "losses"):
         model = losses.model
@@ -305,7 +310,8 @@ def _term(label: str, entry: Any, settings: Mapping[str, Any], axis_name: str | 
     loss = find_loss(values["name"])
     given = {key: settings[key] for key in loss.settings}
     function = functools.partial(loss.function, axis_name=axis_name, **given, **_options(values))
-    target, weight = values.get("target") or label, values.get("weight", 1.0)
+    target = values.get("target") or label
+    weight = values.get("weight", 1.0)
     return _Term(f"losses.{label}", values["name"], target, weight, loss, function)
 
 
@@ -321,10 +327,10 @@ def _compute_term(
     scores = logits if term.target == "decode" else lookup(out, term.target, what, field=field)
     if scores.ndim != term.loss.rank:
         raise ConfigError(
-            f"config.{term.field}: {term.name} is not a loss of the output '{term.target}', "
-            f"{list(scores.shape)}",
+            f"config.{term.field}: {term.name} cannot be applied to the output '{term.target}' of "
+            f"shape {list(scores.shape)}",
             field=field,
-            hint=f"it takes scores of {term.loss.rank} dimensions; choose another loss or target",
+            hint=f"it takes scores with {term.loss.rank} dimensions; choose another loss or target",
         )
     if term.loss.rank == 4:
         scores = resize_bilinear(scores, label.shape[1:3], align_corners)

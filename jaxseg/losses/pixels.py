@@ -1,4 +1,4 @@
-"""Losses that average over pixels (or points, or images): cross entropies and the focal loss."""
+"""Losses that average over pixels, points or images: cross entropies and the focal loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,18 @@ import optax
 from jaxseg.constants import IGNORE
 from jaxseg.losses.reduction import class_weights, mean_over_pixels, one_hot, total
 from jaxseg.ops import per_channel, sample_nearest
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
+
+SAMPLERS = ("", "ohem")  # names of samplers; "" for none
 
 
 def pixel_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Compute -log softmax(logits) of the true class of each pixel.
 
-    A masked sum instead of a gather, whose gradient would be a scatter.
+    It is computed as a masked sum instead of a gather, whose gradient would be a scatter.
 
     Args:
-        logits: [..., K], any float type.
+        logits: Class scores [..., K], any float type.
         label: int [...], 255 = ignore.
 
     Returns:
@@ -40,15 +42,15 @@ def ohem_mask(
 ) -> jax.Array:
     """Select pixels by online hard example mining (Shrivastava et al. 2016, arXiv:1604.03540).
 
-    Without a threshold, keeps the `min_kept * B` valid pixels of highest loss. With one, keeps the
-    pixels whose true class has a probability below it, and never fewer than that number.
+    Without a threshold, the `min_kept * B` valid pixels with the highest loss are kept. With a
+    threshold, the pixels whose true class has a lower probability are kept, but at least that many.
 
     Args:
         loss: float32 [B, H, W].
         probability: float32 [B, H, W], predicted probability of the true class.
         label: int [B, H, W], 255 = ignore.
         min_kept: Pixels to keep per sample.
-        threshold: Probability, or None.
+        threshold: Threshold of the probability, or None.
 
     Returns:
         bool [B, H, W], True for the pixels that count.
@@ -85,7 +87,7 @@ def cross_entropy(
     Args:
         logits: [B, H, W, K], any float type and any leading axes.
         label: int [B, H, W], 255 = ignore.
-        sigmoid: Binary cross entropies instead of one over the classes.
+        sigmoid: Use one binary cross entropy per class instead of a softmax over the classes.
         class_weight: One weight per class, () for none; the divisor stays a count of pixels.
         average: 'all' divides by the number of all pixels, ignored ones too, as MMSegmentation
             does; 'valid' by the number of pixels that are not ignored.
@@ -98,10 +100,12 @@ def cross_entropy(
         float32 scalar.
 
     Raises:
-        ConfigError: `class_weight`, `average` or the sampler's name is wrong.
+        ConfigError: `class_weight`, `average` or the sampler's name is invalid.
     """
-    valid, classes = label != IGNORE, logits.shape[-1]
-    logits, weights = logits.astype(jnp.float32), class_weights(class_weight, classes)
+    valid = label != IGNORE
+    classes = logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    weights = class_weights(class_weight, classes)
     if sigmoid:
         positive = -jax.nn.log_sigmoid(logits)
         negative = positive + logits
@@ -110,18 +114,20 @@ def cross_entropy(
         loss = jnp.where(one_hot(label, classes), positive, negative)
         loss = jnp.where(valid[..., None], loss, 0)
     else:
-        loss = plain = pixel_cross_entropy(logits, label)
+        plain = pixel_cross_entropy(logits, label)
+        loss = plain
         if class_weight:
             loss = loss * jnp.where(valid, weights[jnp.where(valid, label, 0)], 0)
-    if sampler and lookup(
-        {"": False, "ohem": True}, sampler["name"], "sampler of cross_entropy", field="sampler.name"
-    ):
+    if sampler:
+        check_name(SAMPLERS, sampler["name"], "sampler of cross_entropy", field="sampler.name")
+    if sampler and sampler["name"] == "ohem":
         ranked = jax.lax.stop_gradient(loss.sum(-1) if sigmoid else loss)
         probability = jnp.exp(-ranked if sigmoid else -jax.lax.stop_gradient(plain))
         mask = ohem_mask(
             ranked, probability, label, sampler["min_kept"], sampler["threshold"] or None
         )
-        loss = loss * (mask[..., None] if sigmoid else mask)
+        kept = mask.astype(jnp.float32)  # a product with it, unlike jnp.where, does not hide NaN
+        loss = loss * (kept[..., None] if sigmoid else kept)
     return mean_over_pixels(loss, label, average, axis_name) / (classes if sigmoid else 1)
 
 
@@ -139,15 +145,15 @@ def point_cross_entropy(
 ) -> jax.Array:
     """Compute the cross entropy at points (PointRend, Kirillov et al. 2020, arXiv:1912.08193).
 
-    The class of a point is the nearest pixel's. The other options are those of `cross_entropy`,
-    with points in place of pixels.
+    The class of a point is the label of the nearest pixel. The other options are the same as for
+    `cross_entropy`, with points instead of pixels.
 
     Args:
         logits: [B, P, K], scores at the points.
         label: int [B, H, W], 255 = ignore.
-        points: float32 [B, P, 2], (x, y) in 0..1.
-        align_corners: Whether 0 and 1 are the centres of the outermost pixels, instead of the
-            image's edges.
+        points: float32 [B, P, 2], (x, y) from 0 to 1.
+        align_corners: Whether 0 and 1 are the centres of the outermost pixels, not the edges of the
+            image.
         sigmoid: See `cross_entropy`.
         class_weight: See `cross_entropy`.
         average: See `cross_entropy`.
@@ -156,6 +162,9 @@ def point_cross_entropy(
 
     Returns:
         float32 scalar.
+
+    Raises:
+        ConfigError: See `cross_entropy`.
     """
     return cross_entropy(
         logits,
@@ -175,7 +184,7 @@ def se_loss(scores: jax.Array, label: jax.Array, *, axis_name: str | None = None
     classes.
 
     Args:
-        scores: [B, K], any float type; score k is for "class k is in the image".
+        scores: [B, K], any float type; the logit that each class is in the image.
         label: int [B, H, W], 255 = ignore.
         axis_name: Mapped axis over whose devices images are averaged.
 
@@ -202,7 +211,7 @@ def focal(
     """Compute the focal loss (Lin et al. 2017, arXiv:1708.02002).
 
     It is a cross entropy in which easy pixels count less: one binary cross entropy per class,
-    averaged over the classes. With p the predicted probability of the truth, each term is
+    averaged over the classes. With the predicted probability p of the truth, each term is
 
         -a * (1 - p) ** gamma * log p,    a = alpha where the class is present, 1 - alpha elsewhere
 
@@ -219,16 +228,17 @@ def focal(
         float32 scalar.
 
     Raises:
-        ConfigError: `class_weight` or `average` is wrong.
+        ConfigError: `class_weight` or `average` is invalid.
     """
-    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    classes = logits.shape[-1]
     positive = one_hot(label, classes)
     signed = jnp.where(positive, logits, -logits)
     alphas, weights = (
         per_channel(jnp.broadcast_to(jnp.asarray(v, jnp.float32), (classes,)), logits.ndim)
         for v in (alpha, class_weights(class_weight, classes))
     )
-    # (1 - p)^gamma by way of its logarithm, whose gradient stays finite where p rounds to 1.
+    # (1 - p)^gamma is computed from its logarithm, so that its gradient is finite if p rounds to 1.
     loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
     loss = loss * jnp.where(positive, alphas, 1 - alphas) * weights
     loss = jnp.where((label != IGNORE)[..., None], loss, 0)

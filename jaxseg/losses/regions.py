@@ -1,4 +1,4 @@
-"""Losses that measure how well the region of each class is covered: Dice, Tversky, Lovász."""
+"""Losses that measure the overlap of predicted and true regions: Dice, Tversky, Lovász."""
 
 from collections.abc import Sequence
 
@@ -36,21 +36,20 @@ def dice(
 ) -> jax.Array:
     """Compute the Dice loss (V-Net, Milletari et al. 2016, arXiv:1606.04797).
 
-    With softmax probabilities p and truth t (0 or 1), summed over the pixels of one sample and one
-    class,
+    The loss is the mean over samples and classes of
 
         1 - (2 * sum(p * t) + smooth) / (sum(p ** exponent + t ** exponent) + smooth)
 
-    and the mean of these over samples and classes.
+    with softmax probabilities p and truth t (0 or 1), summed over the pixels.
 
     Args:
         logits: [B, H, W, K], any float type.
         label: int [B, H, W], 255 = ignore.
         smooth: Keeps the ratio defined for classes without pixels.
-        exponent: Of the denominator.
+        exponent: Exponent in the denominator.
         class_weight: One weight per class, () for none.
-        masked: Leave ignored pixels out everywhere. False is MMSegmentation 0.x's form, in whose
-            denominator ignored pixels count as pixels of the last class.
+        masked: Whether to leave out ignored pixels everywhere. False reproduces MMSegmentation 0.x,
+            which counts ignored pixels as the last class in the denominator.
         axis_name: Mapped axis over whose devices samples are averaged.
 
     Returns:
@@ -77,13 +76,13 @@ def tversky(
 ) -> jax.Array:
     """Compute the Tversky loss (Salehi et al. 2017, arXiv:1706.05721).
 
-    It is a Dice loss that weighs false positives and false negatives differently.
-    With true positives TP, false positives FP and false negatives FN as sums of softmax
-    probabilities over the pixels of one sample and one class,
+    It is a Dice loss that weighs false positives and false negatives differently: the mean over
+    samples and classes of
 
         1 - (TP + smooth) / (TP + alpha * FP + beta * FN + smooth)
 
-    and the mean of these over samples and classes.
+    with true positives TP, false positives FP and false negatives FN as sums of softmax
+    probabilities over the pixels.
 
     Args:
         logits: [B, H, W, K], any float type.
@@ -117,7 +116,7 @@ def _lovasz_terms(
     Returns:
         The extension [K], and the number of true pixels of each class [K].
     """
-    # Ignored pixels come last, where they change nothing.
+    # Ignored pixels are sorted to the end, where they change nothing.
     errors = jnp.where(valid, jnp.abs(truth - probability), -1.0)
     order = jnp.argsort(-jax.lax.stop_gradient(errors), axis=0)
     errors, truth, valid = (
@@ -144,15 +143,15 @@ def lovasz(
     """Compute the Lovász-softmax loss (Berman et al. 2018, arXiv:1705.08790).
 
     It is a convex surrogate of 1 - mean IoU. The errors |t - p| of a class are sorted in decreasing
-    order, and each is multiplied by how much the Jaccard loss grows when its pixel joins those
-    before it.
+    order, and each is multiplied by the increase of the Jaccard loss when its pixel is added to the
+    preceding ones.
 
     Args:
         logits: [B, H, W, K], any float type.
         label: int [B, H, W], 255 = ignore.
         classes: Average over the classes 'present' in the labels or over 'all'.
-        per_image: Compute the loss of every image and average; otherwise of the device's batch as a
-            whole.
+        per_image: Whether to average the losses of single images; otherwise the loss is computed
+            on the device's whole batch at once.
         class_weight: One weight per class, () for none.
         axis_name: Mapped axis over whose devices the losses are averaged.
 
@@ -160,7 +159,7 @@ def lovasz(
         float32 scalar.
 
     Raises:
-        ConfigError: `classes` or `class_weight` is wrong.
+        ConfigError: `classes` or `class_weight` is invalid.
     """
     if classes not in ("present", "all"):
         raise ConfigError(

@@ -15,7 +15,7 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply it to x [..., C]."""
+        """Apply the activation to x [..., C]."""
         slope = self.param("weight", Initializer("constant", 0.25), x.shape[-1:]).astype(x.dtype)
         return jnp.where(x >= 0, x, x * per_channel(slope, x.ndim))
 

@@ -18,7 +18,7 @@ from jaxseg.config.fields import FLAG, TEXT, TYPES, Field, Part, name_of
 from jaxseg.models.build import BACKBONES, HEADS, NECKS
 from jaxseg.registry import lookup
 
-NOT_IN_CONFIGS = ("parent", "name", "layer", "num_classes")  # arguments that create_model gives
+NOT_IN_CONFIGS = ("parent", "name", "layer", "num_classes")  # arguments that create_model sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Within:
         low: Smallest number.
         high: Largest number.
         above: Whether `low` itself is out of range.
-        may_be_empty: Whether no number at all is accepted.
+        may_be_empty: Whether an empty tuple is accepted.
     """
 
     low: float
@@ -51,7 +51,7 @@ def is_odd(value: int) -> bool:
 
 
 def is_given(*values: Any) -> bool:
-    """Whether there is a value."""
+    """Whether there is at least one value."""
     return len(values) > 0
 
 
@@ -63,18 +63,18 @@ class Rule(NamedTuple):
 
 
 WHOLE = Within(1)
-# By argument; whole numbers are 1 or more and others above 0 unless it is listed here.
+# By argument. Arguments that are not listed are 1 or more if whole numbers, else above 0.
 RULES: dict[str, Rule] = {
     "in_index": Rule(
         is_given, "the number of a feature map, or several where the head reads several"
     ),
     "low_level_index": Rule(is_given, "the number of a feature map, or None"),
-    # The first convolutions have half of these channels.
+    # The first convolutions have half as many channels.
     "stem_channels": Rule(Within(2), "a whole number, 2 or more"),
     "num_convs": Rule(Within(0), "a whole number, 0 or more"),
     "kernel_size": Rule(is_odd, "an odd number"),
     "multi_grid": Rule(
-        Within(1, may_be_empty=True), "one dilation a block of the last stage, or ()"
+        Within(1, may_be_empty=True), "one dilation per block of the last stage, or ()"
     ),
     "out_indices": Rule(Within(0), "numbers of stages"),
     "subdivision_steps": Rule(Within(0), "a whole number, 0 or more"),
@@ -85,10 +85,10 @@ RULES: dict[str, Rule] = {
 }
 HEAD_RULES: dict[str, Rule] = {
     "channels": Rule(
-        Within(0), "a whole number, 1 or more, or 0 for those of the maps that the head reads"
+        Within(0), "a whole number, 1 or more, or 0 for the channels of the maps that it reads"
     ),
     "feature_strides": Rule(
-        Within(1, may_be_empty=True), "one stride a map, or () for those of the backbone"
+        Within(1, may_be_empty=True), "one stride per map, or () for the backbone's"
     ),
 }
 NAMES: dict[str, tuple[str, ...]] = {
@@ -96,13 +96,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "arch": ("large", "small"),
     "small_input": ("error", "global"),
 }
-# Lengths of tuples, 0 for any. Others of a backbone have the length of their default, those of a
-# head any.
+# Lengths of tuples, 0 for any. Other tuples have the length of their default in a backbone, and any
+# length in a head.
 LENGTHS: dict[str, int] = {"mask_size": 2, "pool_stride": 2, "multi_grid": 0, "out_indices": 0}
 
 
 def defaults_of(module: Callable[..., nn.Module]) -> dict[str, Any]:
-    """Return {argument: default} of a backbone, neck or head, those without a default left out."""
+    """Return {argument: default} of a backbone, neck or head, for arguments that have a default."""
     return {
         name: parameter.default
         for name, parameter in _parameters(module).items()
@@ -124,7 +124,7 @@ def fields_of(module: type[nn.Module], kind: str) -> dict[str, Field | None]:
         kind: 'backbone', 'neck' or 'head'.
 
     Returns:
-        None for arguments of a type that no config can give.
+        The nodes; None for arguments whose type cannot be written in a config.
     """
     return {name: _field(parameter, kind) for name, parameter in _parameters(module).items()}
 
@@ -163,7 +163,7 @@ def _length(parameter: inspect.Parameter, kind: str) -> int:
 
 
 def _rule(name: str, kind: str, element: type, length: int | None) -> Rule:
-    """The range of an argument: its own, or the usual one of its type."""
+    """The range of an argument: listed by name, else the default of its type."""
     if kind == "head" and name in HEAD_RULES:
         return HEAD_RULES[name]
     if name in RULES:
@@ -181,7 +181,7 @@ def _rule(name: str, kind: str, element: type, length: int | None) -> Rule:
 
 @dataclasses.dataclass(frozen=True)
 class _ModuleFields:
-    """The fields of a dict whose `name` chooses a class of a table."""
+    """The fields of a dict whose `name` selects a class from a table."""
 
     table: Mapping[str, type[nn.Module]]
     kind: str

@@ -1,8 +1,8 @@
 """Building blocks shared by the attention heads.
 
-Attention weights are float32 in every compute dtype, and in full precision (no TF32) where that is
-float32: scores grow with channels and positions, and softmax turns their absolute error into a
-relative one.
+Attention weights are float32 in every compute dtype, and products of float32 operands use full
+precision (no TF32): scores grow with channels and positions, and softmax turns their absolute error
+into a relative one.
 """
 
 import functools
@@ -49,7 +49,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.
 def project(
     layer: Layers, x: jax.Array, features: int, name: str, kernel_init: Initializer = TORCH
 ) -> jax.Array:
-    """Apply a 1x1 convolution with bias, initialised as PyTorch does, and nothing after it.
+    """Apply a 1x1 convolution with bias and PyTorch's initialisation, without norm or activation.
 
     Args:
         layer: The model's settings.
@@ -69,7 +69,17 @@ def project(
 
 
 def input_projection(layer: Layers, x: jax.Array, features: int, name: str) -> jax.Array:
-    """Apply the non-local block's 1x1 convolution with bias (a child `conv`), initialised small."""
+    """Apply the non-local block's 1x1 convolution with bias and small initial weights.
+
+    Args:
+        layer: The model's settings.
+        x: Features [B, h, w, C].
+        features: Channels of the result.
+        name: Name of the module, whose child `conv` is the convolution.
+
+    Returns:
+        Features [B, h, w, features].
+    """
     conv = layer.conv_norm_act(
         features, 1, norm=False, activation="identity", kernel_init=SMALL, name=name
     )
@@ -79,9 +89,19 @@ def input_projection(layer: Layers, x: jax.Array, features: int, name: str) -> j
 def output_projection(
     layer: Layers, x: jax.Array, features: int, name: str, *, train: bool
 ) -> jax.Array:
-    """Apply the non-local block's last 1x1 convolution and a norm that starts at 0.
+    """Apply the non-local block's last 1x1 convolution and a norm whose scale starts at 0.
 
-    The block then starts as the identity.
+    The residual block therefore starts as the identity.
+
+    Args:
+        layer: The model's settings.
+        x: Features [B, h, w, C].
+        features: Channels of the result.
+        name: Name of the module.
+        train: Whether to train.
+
+    Returns:
+        Features [B, h, w, features].
     """
     conv = functools.partial(layer.conv, features, 1)
     norm = functools.partial(layer.norm, scale_init=ZEROS)

@@ -1,4 +1,4 @@
-"""Models from configs and names: the tables of modules, `create_model` and initial variables."""
+"""Models from configs and names: tables of modules, `create_model` and initial variables."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ from jaxseg.models.initializers import Initializer, recording
 from jaxseg.models.layers import Layers
 from jaxseg.models.necks.fpn import FPN
 from jaxseg.models.segmentor import Segmentor
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name, lookup, unknown_name
 
 BACKBONES = {
     "resnet": ResNet,
@@ -87,25 +87,26 @@ NORM_FIELDS = ("momentum", "epsilon")
 def create_model(config: ModelConfig | Mapping[str, Any] | str, **overrides: Any) -> Segmentor:
     """Create the model of a config or a name.
 
-    Where a config names a backbone, neck or head, a class (or `functools.partial` of one) with the
-    same call signature may stand: `heads=dict(decode=dict(name=MyHead, channels=64))`.
+    Instead of the name of a backbone, neck or head, a config may hold a class (or a
+    `functools.partial` of one) with the same call signature:
+    `heads=dict(decode=dict(name=MyHead, channels=64))`.
 
     Args:
         config: `experiment.model`, the `model` part of a config, or a short name such as
             'pspnet_r50-d8' (`list_models` returns the published ones).
         **overrides: Replace fields of the config: `num_classes`, `align_corners`, `dropout_rate`,
             `norm`; any field of the decode head or else of the backbone (`mask_size=(97, 97)`); or
-            nested dicts (`backbone=dict(base_channels=16)`). Besides: `dtype`, of the computation
-            (parameters stay float32); `axis_name`, the mapped axis that batch norm and dropout
-            span; `frozen_statistics`, paths 'a/b/c' of the norms that keep their running statistics
-            in training.
+            nested dicts (`backbone=dict(base_channels=16)`). Three more set how the model runs:
+            `dtype` of the computation (parameters stay float32); `axis_name`, the mapped axis that
+            batch norm and dropout span; `frozen_statistics`, paths 'a/b/c' of the norms that keep
+            their running statistics in training.
 
     Returns:
         The model; it maps normalised images [B, H, W, C] to (logits [B, H, W, K] float32, out).
 
     Raises:
         ConfigError: A name or argument is unknown, a head reads a feature map that the backbone
-            does not give, or the number of classes is missing.
+            does not provide, or the number of classes is missing.
     """
     if isinstance(config, str):
         config = model_config(config)
@@ -124,16 +125,16 @@ def create_model(config: ModelConfig | Mapping[str, Any] | str, **overrides: Any
         raise ConfigError(
             f"The model has no number of classes (num_classes is {classes})",
             field="model.num_classes",
-            hint="jaxseg.load_experiment(config) takes it from the data set; or pass num_classes=",
+            hint="jaxseg.load_experiment(config) takes it from the data set; or pass num_classes",
         )
     norm = model.get("norm", {})
     for key in norm:
-        lookup(dict.fromkeys(NORM_FIELDS), key, "field of model.norm")
+        check_name(NORM_FIELDS, key, "field of model.norm")
     layer = Layers(
         align_corners=model["align_corners"], dropout_rate=model["dropout_rate"], **norm, **runtime
     )
-    # MMSegmentation runs a cascade's earlier stages twice a training step, for their loss and for
-    # the next stage, and so moves their running statistics twice.
+    # In each training step MMSegmentation runs a cascade's earlier stages twice, for their loss and
+    # for the next stage, and so updates their running statistics twice.
     stage_layer = dataclasses.replace(layer, momentum=layer.momentum**2)
     heads = {}
     for name, head in model["heads"].items():
@@ -147,10 +148,13 @@ def create_model(config: ModelConfig | Mapping[str, Any] | str, **overrides: Any
 
 
 def list_models(contains: str = "") -> list[str]:
-    """List the short names of the published models: method, backbone, recipe.
+    """List the short names of the published models, '<method>_<backbone>'.
 
     Args:
-        contains: Only names with this part.
+        contains: Return only names that contain this text.
+
+    Returns:
+        The names, sorted.
     """
     return [name for name in published_models() if contains in name]
 
@@ -159,7 +163,7 @@ def list_models(contains: str = "") -> list[str]:
 
 
 def find_module(table: Mapping[str, type[nn.Module]], name: Any, kind: str) -> Module:
-    """Return the class of a name in BACKBONES, NECKS or HEADS; a callable stands for itself.
+    """Look up a class by name in BACKBONES, NECKS or HEADS; a callable is returned as it is.
 
     Raises:
         ConfigError: The table has no such name.
@@ -174,7 +178,7 @@ def _parameters(module: Module) -> dict[str, inspect.Parameter]:
 
 
 def _name_of(module: Any) -> str:
-    """A module for messages: its name in the tables, or that of its class."""
+    """The name of a module for messages: its name in the tables, or its class's."""
     if not callable(module):
         return str(module)
     return getattr(module, "__name__", "") or _name_of(getattr(module, "func", str(module)))
@@ -186,16 +190,16 @@ def _constructor(
     """The module that a part of the config names, its arguments bound and checked."""
     arguments = dict(part)
     module = find_module(table, arguments.pop("name", None), kind)
-    known = dict.fromkeys(_parameters(module))
+    known = _parameters(module)
     for key in arguments:
-        lookup(known, key, f"argument of {_name_of(module)}")
+        check_name(known, key, f"argument of {_name_of(module)}")
     return functools.partial(module, **arguments, **common)
 
 
 def _override(model: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the keyword arguments of create_model into its config.
 
-    Fields and nested dicts of the config go by name, others to the decode head, else the backbone.
+    Keys that are no fields of the config are arguments of the decode head, else of the backbone.
     """
     for key, value in overrides.items():
         inner = model.get(key)
@@ -218,15 +222,14 @@ def _owner(model: dict[str, Any], key: str) -> dict[str, Any]:
         if key in fields:
             return part
         known += fields
-    names: dict[str, Any] = dict.fromkeys(known)
-    return lookup(names, key, "argument of create_model")  # which raises
+    raise unknown_name(dict.fromkeys(known), key, "argument of create_model")
 
 
 def declared_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what heads leave open, as the feature maps that they read have it.
+    """Return values for the fields that heads leave open, from the feature maps that they read.
 
-    `feature_strides` () becomes the backbone's; `channels` 0 the sum over the maps. A neck changes
-    the maps' channels, not their number and sizes.
+    `feature_strides` () becomes the backbone's strides, and `channels` 0 the channels of all maps
+    together. A neck changes the channels of the maps, but not their number or sizes.
 
     Args:
         config: A model config as nested mappings.
@@ -235,7 +238,7 @@ def declared_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         {head: {field: value}} of the fields left open.
 
     Raises:
-        ConfigError: A head reads a feature map that the backbone does not give.
+        ConfigError: A head reads a feature map that the backbone does not provide.
     """
     model = thaw(config)
     layer = Layers()
@@ -263,13 +266,15 @@ def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, count: int)
     """Raise if a head reads a feature map that is not among the backbone's `count`."""
     for field in ("in_index", "low_level_index"):
         index = fields.get(field)
-        for i in (index,) if isinstance(index, int) else index or ():
+        if index is None:
+            continue
+        for i in (index,) if isinstance(index, int) else index:
             if not -count <= i < count:
                 raise ConfigError(
-                    f"model.heads.{head}.{field} is {index}, but the backbone '{backbone}' gives "
+                    f"model.heads.{head}.{field} is {index}, but the backbone '{backbone}' has "
                     f"{count} maps",
                     field=f"model.heads.{head}.{field}",
-                    hint="choose among them",
+                    hint=f"choose from {-count} to {count - 1}",
                 )
 
 
@@ -279,14 +284,14 @@ def _check_maps(head: str, fields: Mapping[str, Any], backbone: str, count: int)
 def variable_shapes(
     model: nn.Module, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)
 ) -> dict[str, Any]:
-    """Return the shapes and dtypes of a model's variables without computing anything.
+    """Return the shapes and dtypes of a model's variables without computing them.
 
     Args:
         model: The model, or any module with its call signature.
         image_shape: (B, H, W, C) of the images that the model is initialised with.
 
     Returns:
-        The model's variables with `jax.ShapeDtypeStruct` leaves.
+        The variables, with `jax.ShapeDtypeStruct` leaves.
     """
     return jax.eval_shape(functools.partial(_init, model, image_shape), jax.random.key(0))
 
@@ -299,19 +304,19 @@ def _init(model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) -> dic
 def init_variables(
     model: nn.Module, seed: int, image_shape: tuple[int, int, int, int] = (1, 64, 64, 3)
 ) -> dict[str, Any]:
-    """Draw fresh variables, in a fraction of the time that compiling `model.init` takes.
+    """Draw initial variables, in a fraction of the time that compiling `model.init` takes.
 
-    Variables with an `Initializer` of `jaxseg.models.initializers` are drawn by NumPy. Others, for
-    instance those of `nn.LayerNorm` and `nn.Dense` with Flax's own initializers or of modules under
-    `nn.remat`, are drawn by Flax, in one program that computes nothing else.
+    NumPy draws the variables that have an `Initializer` of `jaxseg.models.initializers`. Flax draws
+    all others, for instance of `nn.LayerNorm`, `nn.Dense` with Flax's initializers, or modules
+    under `nn.remat`, in one program that computes nothing else.
 
     Args:
         model: The model, or any module with its call signature.
-        seed: A variable depends on the seed and its own path, not on what else the model has.
+        seed: Seed of the random numbers. A variable depends only on the seed and its own path.
         image_shape: (B, H, W, C) of the images that the model is initialised with.
 
     Returns:
-        The variables as numpy arrays; parameters are float32.
+        The variables as NumPy arrays; parameters are float32.
     """
     initializers: dict[str, Initializer] = {}
 

@@ -1,14 +1,15 @@
-"""Convolution, and how each platform computes it.
+"""Convolution, with a fast form for each platform.
 
 `convolve` is the one place that decides how a convolution is lowered. XLA's own convolution is the
 best choice on GPU and TPU. On CPU it is about 10 times slower than a sum of shifted products for
-depthwise kernels, and its gradient 2 to 3 times slower than a matrix product's for 1x1 kernels.
-Both are therefore JAX primitives, lowered by `jax.lax.platform_dependent`: a program exported on
-one platform carries the form of the platform that will run it.
+depthwise kernels, and for 1x1 kernels its gradient is 2 to 3 times slower than the gradient of a
+matrix product. These two kinds are therefore JAX primitives, lowered with
+`jax.lax.platform_dependent`: a program exported on one platform contains the right form for the
+platform that runs it.
 
-A convolution is bilinear in image and kernel. With its two gradients it makes three bilinear
-operations, and the transposes of each are the other two. Forward mode, reverse mode and their
-combinations are all made of the forms below.
+A convolution is bilinear in image and kernel. Together with its two gradients it forms a set of
+three bilinear operations, in which the transposes of each operation are the other two. All of
+forward mode, reverse mode and their combinations therefore reduce to the forms below.
 """
 
 import functools
@@ -34,7 +35,7 @@ class Geometry(NamedTuple):
         kernel_size: Height and width of the kernel.
         stride: Steps of the kernel in pixels.
         padding: Zeros added as ((top, bottom), (left, right)).
-        dilation: Distance of the pixels that neighbouring kernel elements meet.
+        dilation: Distance in pixels between neighbouring kernel elements.
         groups: Number of channel groups that are convolved separately.
     """
 
@@ -71,7 +72,7 @@ def convolve(
         kernel: Kernel [kh, kw, C / groups, F] of the images' dtype.
         stride: (vertical, horizontal) step in pixels.
         padding: Zeros to add as ((top, bottom), (left, right)).
-        dilation: (vertical, horizontal) distance of neighbouring kernel elements in pixels.
+        dilation: (vertical, horizontal) distance between neighbouring kernel elements in pixels.
         groups: Number of channel groups that are convolved separately.
 
     Returns:
@@ -100,7 +101,7 @@ def _pair(values: Sequence[int]) -> Pair:
 
 
 def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """The axes of an enclosing shard_map(check_vma=True) over which `x` differs."""
+    """The axes of an enclosing shard_map(check_vma=True) along which `x` varies."""
     kind = jax.typeof(x)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying
@@ -109,8 +110,12 @@ def _varying_axes(x: jax.Array) -> frozenset[str]:
 
 def _vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x` marked as varying where `other` does, so that a shared kernel's gradient is summed."""
-    axes = _varying_axes(other) - _varying_axes(x)
-    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+    axes = tuple(_varying_axes(other) - _varying_axes(x))
+    if not axes:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)  # type: ignore[attr-defined] # before JAX 0.8
 
 
 # --- Forms ----------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def _kernel_gradient_of(form: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 
 
 def _taps(geometry: Geometry, size: Sequence[int]) -> list[tuple[slice, slice]]:
-    """The rows and columns of a padded image that each kernel element meets, for an output size."""
+    """The rows and columns of a padded image that each kernel element multiplies."""
     rows, columns = (
         [slice(i * d, i * d + s * (n - 1) + 1, s) for i in range(k)]
         for k, n, s, d in zip(geometry.kernel_size, size, geometry.stride, geometry.dilation)
@@ -186,9 +191,9 @@ def _shifted_products(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> ja
 def _shifted_products_image_gradient(
     gradient: jax.Array, kernel: jax.Array, geometry: Geometry
 ) -> jax.Array:
-    """The same sum with the kernel turned around.
+    """The same sum with the kernel flipped.
 
-    Written out because autodiff turns each slice into a padding, which is 5 to 15 times slower.
+    It is written out because autodiff turns each slice into a pad, which is 5 to 15 times slower.
     """
     edges = [
         (d * (k - 1), n + sum(p) - (s * (m - 1) + 1), s - 1)
@@ -214,7 +219,7 @@ def _shifted_products_image_gradient(
 def _shifted_products_kernel_gradient(
     x: jax.Array, gradient: jax.Array, geometry: Geometry
 ) -> jax.Array:
-    """Each kernel element's gradient is the sum of the shifted image times the output's gradient.
+    """The gradient of each kernel element: the sum of the shifted image times the gradient.
 
     The barrier keeps XLA from fusing the sums with the slices, which is 5 to 15 times slower.
     """
@@ -235,7 +240,7 @@ def _by_platform(
     depthwise: Callable[..., jax.Array],
     default: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
-    """An operation that takes one of two forms on CPU, by its geometry, and `default` elsewhere."""
+    """An operation with `pointwise` or `depthwise` on CPU, by its geometry, else `default`."""
 
     def operation(a: jax.Array, b: jax.Array, *, geometry: Geometry) -> jax.Array:
         form = depthwise if geometry.groups > 1 else pointwise
@@ -268,8 +273,8 @@ def _primitive(
     ) -> tuple[jax.Array, int]:
         if axes[0] is None or axes[1] is not None:
             return jax.vmap(functools.partial(operation, geometry=geometry), axes)(*operands), 0
-        # Only images [N, B, H, W, C] are batched: one larger batch keeps the primitive and its
-        # quick transposes.
+        # Only images [N, B, H, W, C] are batched: merging N and B keeps the primitive and its fast
+        # transposes.
         images = jnp.moveaxis(operands[0], axes[0], 0)
         result = primitive.bind(
             images.reshape(-1, *images.shape[2:]), operands[1], geometry=geometry
@@ -319,7 +324,7 @@ _kernel_gradient_p = _primitive(
 )
 
 
-# The transposes, one for each operand; the operand that is solved for holds no value.
+# The transposes with respect to each operand, whose own value is absent.
 
 
 def _convolution_to_image(

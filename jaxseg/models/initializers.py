@@ -1,6 +1,7 @@
 """Initialisers that both Flax and NumPy can run.
 
-Compiling JAX's random bits for every layer of a model takes most of a minute.
+NumPy is used for whole models, since compiling JAX's random bits for every layer takes most of a
+minute.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 Drawn = dict[int, tuple[jax.Array, "Initializer"]]
 
@@ -22,11 +24,10 @@ _DRAWN: contextvars.ContextVar[Drawn | None] = contextvars.ContextVar("drawn", d
 
 @contextlib.contextmanager
 def recording() -> Iterator[Drawn]:
-    """Let initializers draw nothing and record themselves.
+    """Make initializers return zeros and record themselves, within the `with` block.
 
     Yields:
-        {id(value): (value, initializer)} of the zeros returned in place of a draw, within the
-        `with` block.
+        {id(value): (value, initializer)} of the zeros.
     """
     drawn: Drawn = {}
     token = _DRAWN.set(drawn)
@@ -38,14 +39,14 @@ def recording() -> Iterator[Drawn]:
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
-    """A Flax initializer that NumPy can run as well (see `models.init_variables`).
+    """A Flax initializer that NumPy can run too (see `models.init_variables`).
 
     Attributes:
         kind: The distribution: 'normal' (standard deviation `scale`), 'uniform' (-scale to scale),
-            'range' (uniform from `low` to `scale`), 'constant' (`scale`), or one that depends on
-            the shape [..., in, out]: 'kaiming' (normal, fan out, ReLU: MMSegmentation's default),
-            'xavier' (uniform), 'torch' (uniform, PyTorch's default).
-        scale: Scale of the distribution; a factor where it depends on the shape.
+            'range' (uniform from `low` to `scale`), 'constant' (`scale`), or a distribution that
+            depends on the shape [..., in, out]: 'kaiming' (normal, fan out, for ReLU;
+            MMSegmentation's default), 'xavier' (uniform), 'torch' (uniform, PyTorch's default).
+        scale: Scale of the distribution; a factor for those that depend on the shape.
         low: Lower end of 'range'.
     """
 
@@ -82,8 +83,8 @@ class Initializer:
         draw = normal if self.kind in ("normal", "kaiming") else uniform
         return self._bound(shape) * draw(shape)
 
-    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        """Draw with JAX, as Flax calls it; constants need no key."""
+    def __call__(self, key: Any, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        """Draw with JAX, with the signature of a Flax initializer; constants ignore the key."""
         drawn = _DRAWN.get()
         if drawn is not None:
             value = jnp.zeros(shape, dtype)
@@ -94,7 +95,7 @@ class Initializer:
         return jnp.asarray(self._draw(shape, jnp.full, normal, uniform), dtype)
 
     def sample(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Draw with NumPy from the same distribution, float32."""
+        """Draw float32 values of a shape with NumPy, from the same distribution."""
         uniform = functools.partial(rng.uniform, -1.0, 1.0)
         value = self._draw(shape, np.full, rng.standard_normal, uniform)
         return np.asarray(value, np.float32)

@@ -1,8 +1,8 @@
-"""Layers that every model is made of, and `Layers`, which makes them with a model's settings.
+"""The layers that models are built from, and `Layers`, which creates them with a model's settings.
 
-`Layers` holds what is the same throughout a model (dtype, batch norm, mapped axis, `align_corners`)
-and is handed to every backbone, neck and head. Images are [B, H, W, C]; parameters are float32 in
-every compute dtype.
+`Layers` holds the settings of a whole model (dtype, batch norm, mapped axis, `align_corners`) and
+is passed to every backbone, neck and head. Images are [B, H, W, C]; parameters are float32 in every
+compute dtype.
 """
 
 import dataclasses
@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.activations import ACTIVATIONS, PReLU
 from jaxseg.models.convolution import convolve
 from jaxseg.models.initializers import CLASSIFIER, KAIMING, ZEROS, Initializer
@@ -21,10 +23,20 @@ from jaxseg.models.normalization import BatchNorm
 from jaxseg.models.pooling import adaptive_avg_pool
 from jaxseg.ops import normalize as normalize
 from jaxseg.ops import per_channel, resize_bilinear
-from jaxseg.registry import lookup
+from jaxseg.registry import check_name
 
 Features = Sequence[jax.Array]  # a backbone's maps [B, h_i, w_i, C_i], finest first
-HeadOutput = tuple[jax.Array, dict[str, jax.Array]]  # scores [B, h, w, K], and what losses need
+HeadOutput = tuple[jax.Array, dict[str, jax.Array]]  # scores [B, h, w, K], outputs for losses
+
+
+def second_stage_error(head: str) -> ConfigError:
+    """Make the error for a head that needs the scores of an earlier stage but gets none."""
+    return ConfigError(
+        f"{head} is the second stage of a cascade and needs the scores of an earlier one",
+        field="model.heads",
+        hint="add a head stage_0, for instance an FCN head",
+    )
+
 
 # --- Layers ---------------------------------------------------------------------------------------
 
@@ -43,10 +55,10 @@ class Conv(nn.Module):
         stride: Step in pixels.
         padding: Zeros on every side, or (vertical, horizontal), or 'same' for TensorFlow's rule
             (more at the bottom and right). None keeps the size at stride 1 for odd kernels.
-        dilation: Distance of neighbouring kernel elements in pixels.
+        dilation: Distance between neighbouring kernel elements in pixels.
         groups: Number of channel groups that are convolved separately.
         use_bias: Whether to add a bias.
-        dtype: Of the computation and the result.
+        dtype: Type of the computation and the result.
         kernel_init: Initialiser of the kernel [kh, kw, C / groups, features].
         bias_init: Initialiser of the bias [features].
     """
@@ -58,7 +70,7 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = KAIMING
     bias_init: Initializer = ZEROS
 
@@ -86,7 +98,7 @@ class Conv(nn.Module):
     ) -> list[tuple[int, int]]:
         """((top, bottom), (left, right)) in pixels."""
         if isinstance(self.padding, str):
-            lookup({"same": None}, self.padding, "padding of a convolution")
+            check_name(("same",), self.padding, "padding of a convolution")
             total = [
                 max((-(-n // self.stride) - 1) * self.stride + self.dilation * (k - 1) + 1 - n, 0)
                 for n, k in zip(image_size, kernel_size)
@@ -100,7 +112,7 @@ class Conv(nn.Module):
 def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
     """Make one random key for each sample of the global batch.
 
-    Randomness then does not depend on how many devices share the batch.
+    Random numbers then do not depend on the number of devices that share the batch.
 
     Args:
         key: A key that all devices share.
@@ -115,7 +127,7 @@ def sample_keys(key: jax.Array, batch: int, axis_name: str | None) -> jax.Array:
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of whole channels, as PyTorch's Dropout2d, with the random stream 'dropout'.
+    """Dropout of whole channels, like PyTorch's Dropout2d, with the random stream 'dropout'.
 
     Attributes:
         rate: Probability of dropping a channel of a sample.
@@ -142,8 +154,8 @@ class ConvNormAct(nn.Module):
     Its children are `conv`, `bn` and, for PReLU, `activate`.
 
     Attributes:
-        conv: Makes the convolution, from its name.
-        norm: Makes the norm, from its name; None for no norm.
+        conv: Constructor of the convolution, which lacks only a name.
+        norm: Constructor of the norm, which lacks only a name; None for no norm.
         activation: A name in `ACTIVATIONS`, or 'prelu'.
     """
 
@@ -202,23 +214,23 @@ class SeparableConv(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The settings of a whole model, and its layers made with them.
+    """The settings of a whole model, and methods that create its layers.
 
     Call the methods inside a compact module.
 
     Attributes:
-        dtype: Of the computation.
+        dtype: Type of the computation.
         axis_name: Mapped axis that batch norm and dropout span; None for a single device.
         momentum: Share of the old running statistics that stays at each step.
         epsilon: Added to the variance by batch norm.
-        activation: The activation where a layer names none.
+        activation: The activation of layers that name none.
         align_corners: How bilinear resizing treats corners.
         dropout_rate: Probability of dropping a channel before a classifier.
-        frozen_statistics: Paths 'a/b/c' of the modules whose running statistics training uses and
-            leaves as they are.
+        frozen_statistics: Paths 'a/b/c' of the modules that use their running statistics in
+            training and do not update them.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -228,11 +240,11 @@ class Layers:
     frozen_statistics: tuple[str, ...] = ()
 
     def conv(self, features: int, kernel_size: int | tuple[int, int] = 1, **kwargs: Any) -> Conv:
-        """Make a bare convolution; further arguments are those of `Conv`."""
+        """Make a convolution without norm or activation; `kwargs` are arguments of `Conv`."""
         return Conv(features, kernel_size, dtype=self.dtype, **kwargs)
 
     def norm(self, **kwargs: Any) -> BatchNorm:
-        """Make a batch norm; further arguments are those of `BatchNorm`."""
+        """Make a batch norm; `kwargs` are arguments of `BatchNorm`."""
         return BatchNorm(
             self.momentum,
             self.epsilon,
@@ -257,10 +269,13 @@ class Layers:
         Args:
             features: Channels of the result.
             kernel_size: (height, width) of the kernel, or one number for both.
-            norm: Whether there is a norm; without one the convolution has a bias.
+            norm: Whether to add a norm; without one the convolution has a bias.
             activation: Name of the activation; None for the model's.
             name: Name of the module.
             **kwargs: Further arguments of `Conv`.
+
+        Returns:
+            The module.
         """
         conv = functools.partial(
             self.conv, features, kernel_size, **{"use_bias": not norm} | kwargs
@@ -271,7 +286,7 @@ class Layers:
     def separable_conv(
         self, features: int, kernel_size: int = 3, *, name: str | None = None, **kwargs: Any
     ) -> SeparableConv:
-        """Make a separable convolution; further arguments are those of `SeparableConv`."""
+        """Make a separable convolution; `kwargs` are arguments of `SeparableConv`."""
         return SeparableConv(self, features, kernel_size, name=name, **kwargs)
 
     def dropout(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -281,7 +296,17 @@ class Layers:
     def classify(
         self, x: jax.Array, num_classes: int, *, train: bool, name: str = "conv_seg"
     ) -> jax.Array:
-        """Score classes by dropout and a 1x1 convolution: [B, h, w, C] to [B, h, w, K], float32."""
+        """Compute class scores with dropout and a 1x1 convolution.
+
+        Args:
+            x: Features [B, h, w, C].
+            num_classes: Number of classes K.
+            train: Whether to train.
+            name: Name of the convolution.
+
+        Returns:
+            Class scores [B, h, w, K], float32.
+        """
         x = self.dropout(x, train=train)
         conv = self.conv(num_classes, 1, use_bias=True, kernel_init=CLASSIFIER, name=name)
         return conv(x).astype(jnp.float32)
@@ -293,12 +318,12 @@ class Layers:
     def pyramid_pool(
         self, x: jax.Array, channels: int, scales: Sequence[int], *, train: bool, name: str
     ) -> jax.Array:
-        """Concatenate average pools on several grids to a map (arXiv:1612.01105).
+        """Concatenate a map with its averages on several grids (arXiv:1612.01105).
 
         Args:
             x: Features [B, h, w, C].
             channels: Channels of each pool after its 1x1 convolution.
-            scales: Heights, which are also the widths, of the grids.
+            scales: Heights and widths of the square grids.
             train: Whether to train.
             name: Prefix of the names of the convolutions.
 

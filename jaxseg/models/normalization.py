@@ -1,11 +1,11 @@
 """Batch normalisation with PyTorch's running statistics, across devices."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.initializers import ONES, ZEROS, Initializer
@@ -15,48 +15,48 @@ FEW_VALUES = 16384  # per channel and device: a second pass over this few costs 
 
 
 def _single_value_error(module: str, shape: tuple[int, ...]) -> ConfigError:
-    """The running variance would decay to 0, and evaluation, which divides by it, be noise."""
+    """Make the error for a norm whose running variance, a divisor, would decay to 0."""
     size = "x".join(map(str, shape[1:-1]))
     return ConfigError(
-        f"batch norm at {module} has 1 value per channel to normalise in training (one sample of "
-        f"{size} on all devices), whose variance is 0",
+        f"batch norm at {module} has only 1 value per channel to normalise in training (one sample "
+        f"of {size} on all devices), so its variance is 0",
         field="batch_size",
-        hint="train on 2 samples or more at once (batch_size=2) or, where the map is this small "
-        "because the image is, with a larger dataset.crop_size",
+        hint="train on 2 samples or more at once (batch_size=2) or, if the image is small, with a "
+        "larger dataset.crop_size",
     )
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last; statistics are float32.
 
-    As in PyTorch, the batch is divided by the biased variance and the running variance takes the
-    unbiased one. Moments are taken about the running mean, so that one pass is accurate although it
-    subtracts two large numbers; pooled maps, whose few values may lie close together and far from
-    the running mean, take a second pass.
+    As in PyTorch, the batch is normalised with the biased variance, and the running variance is
+    updated with the unbiased one. Moments are computed about the running mean, so that a single
+    pass is accurate. Small maps, whose few values may be close together and far from the running
+    mean, use a second pass.
 
     Attributes:
         momentum: Share of the old running statistics that stays at each step.
         epsilon: Added to the variance.
-        axis_name: Mapped axis whose devices share their statistics; None for none.
-        dtype: Of the result.
+        axis_name: Mapped axis over which statistics are shared; None for a single device.
+        dtype: Type of the result.
         scale_init: Initialiser of the scale.
-        frozen: Paths 'a/b/c' of the modules that normalise by their running statistics in training,
-            too, and leave them as they are.
+        frozen: Paths 'a/b/c' of the modules that use their running statistics in training and do
+            not update them.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scale_init: Initializer = ONES
     frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise x [..., C], by the batch's statistics in training and the running ones else.
+        """Normalise x [..., C] with the batch's statistics in training, else the running ones.
 
         Raises:
-            ConfigError: In training, a channel has a single value on all devices.
+            ConfigError: In training, a channel has only one value on all devices.
         """
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,))
@@ -81,7 +81,8 @@ class BatchNorm(nn.Module):
     ) -> tuple[jax.Array, jax.Array, int]:
         """Mean and biased variance [C] of the values of all devices, and their number."""
         axis_name = None if self.is_initializing() else self.axis_name
-        axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+        axes = tuple(range(x.ndim - 1))
+        count = math.prod(x.shape[:-1])
         about = running_mean
         if count <= FEW_VALUES:
             about = x.astype(jnp.float32).mean(axes)

@@ -13,7 +13,7 @@ from jaxseg.ops import apply_matrices
 
 @functools.lru_cache(maxsize=256)
 def _averaging(source: int, target: int) -> np.ndarray:
-    """Averages over bins floor(i n / s) to ceil((i + 1) n / s), as a matrix [target, source]."""
+    """A matrix [target, source] that averages over bins floor(i n / s) to ceil((i + 1) n / s)."""
     matrix = np.zeros((target, source), np.float32)
     for i in range(target):
         start, stop = i * source // target, -(-(i + 1) * source // target)
@@ -22,7 +22,7 @@ def _averaging(source: int, target: int) -> np.ndarray:
 
 
 def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
-    """Average over a fixed grid of bins, as PyTorch's AdaptiveAvgPool2d.
+    """Average over a fixed grid of bins, like PyTorch's AdaptiveAvgPool2d.
 
     Args:
         x: Images [B, H, W, C], floating point.
@@ -33,7 +33,7 @@ def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height == width == 1:
-        # Row by row: XLA on CPU adds thousands of numbers one by one, which costs digits.
+        # Row by row: XLA on CPU adds thousands of numbers one by one, which loses precision.
         return x.mean(2, keepdims=True, dtype=jnp.float32).mean(1, keepdims=True).astype(x.dtype)
     rows = None if x.shape[1] == height else _averaging(x.shape[1], height)
     columns = None if x.shape[2] == width else _averaging(x.shape[2], width)
@@ -41,12 +41,12 @@ def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
-    """Take the maximum of windows; padded pixels never win.
+    """Take the maximum of windows; padding never is the maximum.
 
     Args:
         x: Images [B, H, W, C].
         window: Height and width of a window in pixels.
-        stride: Distance of windows in pixels.
+        stride: Distance between windows in pixels.
         padding: Pixels added on every side.
 
     Returns:
@@ -68,15 +68,15 @@ def avg_pool(
     count_include_pad: bool = True,
     ceil_mode: bool = False,
 ) -> jax.Array:
-    """Average over windows, as PyTorch's AvgPool2d.
+    """Average over windows, like PyTorch's AvgPool2d.
 
     Args:
         x: Images [B, H, W, C].
         window: Height and width of a window in pixels.
-        stride: Distance of windows in pixels.
+        stride: Distance between windows in pixels.
         padding: Zeros added on every side.
-        count_include_pad: Whether padding counts in an average.
-        ceil_mode: Whether a partial window at the bottom or right gives an output.
+        count_include_pad: Whether averages include the padding.
+        ceil_mode: Whether partial windows at the bottom and right count as windows.
 
     Returns:
         Averages [B, H', W', C] of the same dtype.

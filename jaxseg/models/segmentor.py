@@ -1,4 +1,4 @@
-"""A segmentation network: backbone, neck and heads, composed."""
+"""The segmentation model: a backbone, an optional neck and heads."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -9,7 +9,7 @@ from jaxseg.models.layers import Layers
 
 
 def head_order(names: Iterable[str]) -> list[str]:
-    """Sort heads into the order of computation: auxiliary ones, the cascade's stages, `decode`."""
+    """Sort heads into the order of computation: auxiliary heads, a cascade's stages, `decode`."""
     return sorted(names, key=_position)
 
 
@@ -19,15 +19,15 @@ def _position(name: str) -> tuple[bool, bool, int]:
 
 
 def head_path(name: str, names: Iterable[str]) -> str:
-    """Return where MMSegmentation keeps a head's parameters.
+    """Return the module under which MMSegmentation stores a head's parameters.
 
     Args:
         name: The head, 'decode', 'aux_0', 'stage_0', ...
         names: All heads of the model.
 
     Returns:
-        'decode_head' or, in a cascade, 'decode_head.0', ...; 'auxiliary_head' or, where there are
-        several, 'auxiliary_head.0', ...
+        'decode_head' or, in a cascade, 'decode_head.0', ...; 'auxiliary_head' or, for several,
+        'auxiliary_head.0', ...
     """
     names = list(names)
     if name.startswith("aux_"):
@@ -40,11 +40,12 @@ def head_path(name: str, names: Iterable[str]) -> str:
 
 
 class Segmentor(nn.Module):
-    """Normalised images to class scores.
+    """A model that maps normalised images to class scores.
 
-    The constructors of the modules lack only a name. A backbone maps images to a list of feature
-    maps, finest first; a neck maps such a list to another. A head maps (features, previous) to its
-    scores and a dict of further outputs; `previous` are the scores of the cascade's earlier stage.
+    Modules are given as constructors that lack only a name. A backbone maps images to a list of
+    feature maps, finest first; a neck maps such a list to another. A head maps (features, previous)
+    to its scores and a dict of further outputs; `previous` holds the scores of a cascade's earlier
+    stage.
 
     Attributes:
         backbone: Constructor of the backbone.
@@ -69,8 +70,8 @@ class Segmentor(nn.Module):
             train: Whether to train: batch statistics and dropout.
 
         Returns:
-            Logits [B, H, W, K], float32, and the heads' outputs: every head's scores
-            [B, h, w, K] at its own resolution, and what heads add for their losses.
+            Logits [B, H, W, K], float32, and a dict of outputs: the scores [B, h, w, K] of every
+            head at its own resolution, and further outputs that heads provide for their losses.
         """
         features = self.backbone(name="backbone")(images.astype(self.layer.dtype), train=train)
         if self.neck is not None:

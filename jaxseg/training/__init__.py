@@ -3,18 +3,19 @@
 `train` also needs orbax and the data pipeline, so it is imported on first use.
 """
 
-import importlib
 from typing import Any
+
+from jaxseg.lazy import import_name
+
+_LAZY_NAMES = {"train": "jaxseg.training.loop"}
 
 __all__ = ["train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import `train` on first use."""
-    if name == "train":
-        return importlib.import_module("jaxseg.training.loop").train
-    raise AttributeError(f"module 'jaxseg.training' has no attribute '{name}'")
+    return import_name("jaxseg.training", _LAZY_NAMES, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "train"])
+    return sorted([*globals(), *_LAZY_NAMES])

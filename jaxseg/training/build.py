@@ -1,4 +1,4 @@
-"""The pieces that a training step is made of, from an experiment."""
+"""Build the components of a training step from an experiment."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ class Components:
 
     Attributes:
         experiment: The experiment.
-        model: Its model, for training over the axis 'batch'.
+        model: Its model, for training over the mapped axis 'batch'.
         loss: The weighted sum of its losses.
-        optimizer: Transforms gradients.
-        schedule: Update count -> learning rate.
+        optimizer: Transformation of the gradients.
+        schedule: Maps the update count to the learning rate.
         policy: Precision of the model.
     """
 
@@ -50,7 +50,13 @@ class Components:
 
 
 def build_components(experiment: Experiment) -> Components:
-    """Build what an experiment trains with.
+    """Build the components of an experiment.
+
+    Args:
+        experiment: The experiment, measured.
+
+    Returns:
+        The components.
 
     Raises:
         ConfigError: A loss, the optimiser or the model cannot be built, or a batch norm would have
@@ -60,7 +66,7 @@ def build_components(experiment: Experiment) -> Components:
     optimizer, schedule = optim.make_optimizer(
         experiment.optimizer, experiment.schedule, experiment.steps
     )
-    loss = losses.make_loss(experiment, axis_name=AXIS)  # before the model, which takes longer
+    loss = losses.make_loss(experiment, axis_name=AXIS)  # first, since the model takes longer
     return Components(
         experiment=experiment,
         model=build_model(experiment, policy),
@@ -72,7 +78,14 @@ def build_components(experiment: Experiment) -> Components:
 
 
 def build_model(experiment: Experiment, policy: precision.Policy) -> nn.Module:
-    """Build the model for training: norms over all devices, statistics frozen where parameters are.
+    """Build the model for training, with norms over all devices and frozen statistics.
+
+    Args:
+        experiment: The experiment.
+        policy: Precision of the model.
+
+    Returns:
+        The model.
 
     Raises:
         ConfigError: A batch norm would have one value per channel to normalise.
@@ -91,11 +104,11 @@ def build_model(experiment: Experiment, policy: precision.Policy) -> nn.Module:
 
 
 def check_batch_norm(model: nn.Module, image_shape: tuple[int, int, int, int]) -> None:
-    """Trace a training pass over one device's images, to raise the training step's errors early.
+    """Trace a forward pass in training mode, to raise errors of batch norms early.
 
     Args:
-        model: Made for the axis 'batch'.
-        image_shape: [B, H, W, C].
+        model: The model, for the mapped axis 'batch'.
+        image_shape: Shape (B, H, W, C) of the images on one device.
 
     Raises:
         ConfigError: A batch norm would have one value per channel to normalise.
@@ -114,13 +127,17 @@ def check_batch_norm(model: nn.Module, image_shape: tuple[int, int, int, int]) -
 def check_batch_size(batch_size: int, devices: int) -> None:
     """Check that the global batch size is a multiple of the number of devices.
 
+    Args:
+        batch_size: Global batch size.
+        devices: Number of devices.
+
     Raises:
-        ConfigError: It is not.
+        ConfigError: The batch size is not a multiple.
     """
     if batch_size < 1 or batch_size % devices:
         near = max(batch_size // devices, 1) * devices
         raise ConfigError(
-            f"config.batch_size={batch_size} is global and must divide among {devices} devices",
+            f"config.batch_size={batch_size} cannot be divided over {devices} devices",
             field="batch_size",
-            hint=f"{near} would",
+            hint=f"{near} can",
         )

@@ -9,8 +9,8 @@ import numpy as np
 from jaxseg.errors import NonFiniteError
 from jaxseg.precision import Policy
 
-# Overflowing float16 steps in a row after which a run stops, and those whose loss itself is not
-# finite, which only a smaller dynamic scale could mend.
+# Number of float16 steps in a row that may overflow before a run stops: steps with overflowing
+# gradients, and steps whose loss is not finite, which only a smaller dynamic scale could repair.
 MAX_SKIPPED = 50
 MAX_SKIPPED_LOSS = 5
 
@@ -26,22 +26,22 @@ def check_finite_and_average(
     """Check the metrics of consecutive steps and average them.
 
     With loss scaling, overflowing gradients are expected, and only more than MAX_SKIPPED in a row
-    are an error. So is a loss that is not finite, unless a smaller dynamic scale may still mend it
-    in later steps.
+    are an error. A loss that is not finite is an error too, unless later steps with a smaller
+    dynamic scale may repair it.
 
     Args:
         rows: Metrics of each step, on the host; arrays are equal on all devices.
         first: Index of the first step's batch.
         names: Returns the names of the files of a batch.
-        policy: The run's.
-        last: The run ends with these steps.
+        policy: The run's precision.
+        last: Whether the run ends with these steps.
 
     Returns:
-        The mean of the losses over finite steps and the last of their other metrics; with loss
-        scaling also 'overflowed', the number of steps that were not applied.
+        The mean losses of the finite steps, and the other metrics of the last finite step; with
+        loss scaling also 'overflowed', the number of skipped steps.
 
     Raises:
-        NonFiniteError: A step is not finite; names its files.
+        NonFiniteError: A step is not finite; the error names the files of its batch.
     """
     steps = [{key: float(np.ravel(value)[0]) for key, value in row.items()} for row in rows]
     for offset, step in enumerate(steps):
@@ -79,7 +79,7 @@ def _non_finite_error(
     return NonFiniteError(
         f"step {batch + 1}: loss {step['loss']}, gradient norm {step['grad_norm']}, "
         f"learning rate {step['lr']:.3g}{skipped}. Files of this batch: "
-        f"{', '.join(map(str, names))}. The last checkpoint is from before",
+        f"{', '.join(map(str, names))}. The last checkpoint precedes this step",
         field="optimizer.learning_rate",
         hint="check these files, lower config.optimizer.learning_rate, set or lower "
         f"config.optimizer.clip_norm{full}",

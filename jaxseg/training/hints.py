@@ -5,7 +5,7 @@ import math
 from jaxseg import zoo
 from jaxseg.config.schema import Experiment, NormConfig
 
-SETTLED = 1e-3  # share of batch norm's initial statistics that no longer matters
+SETTLED = 1e-3  # negligible share of the initial values in batch norm's running statistics
 
 
 def pretrained_hint(experiment: Experiment) -> str:
@@ -36,7 +36,7 @@ def batch_norm_warmup_warning(experiment: Experiment) -> str:
     is_enough = usual < momentum and usual**steps < SETTLED
     quicker = f", or set config.model.norm.momentum={usual}" if is_enough else ""
     return (
-        f"the running statistics of batch norm will still hold {100 * left:.1f}% of their start "
-        f"after {steps} steps (momentum {momentum}), and evaluation may look far worse than the "
-        f"loss: train for {needed} steps or more{quicker}"
+        f"the running statistics of batch norm will still contain {100 * left:.1f}% of their "
+        f"initial values after {steps} steps (momentum {momentum}), and evaluation may be far "
+        f"worse than the loss suggests: train for {needed} steps or more{quicker}"
     )

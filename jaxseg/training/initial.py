@@ -21,21 +21,20 @@ from jaxseg.weights.state_dict import read_classes, read_state_dict
 def initial_variables(
     experiment: Experiment, model: nn.Module, source: str = ""
 ) -> tuple[dict[str, Any], str]:
-    """Draw the variables of a run, or load them where `source` has them.
+    """Draw the initial variables of a run, and load those that `source` contains.
 
-    Weights of a model of RGB images start one of images with other channels too (see
-    `adapt_channels`).
+    Weights for RGB images are adapted if the images have other channels (see `adapt_channels`).
 
     Args:
-        experiment: Gives the seed, the size of images and the classes.
+        experiment: Provides the seed, the size of images and the classes.
         model: The model of `experiment.model`.
-        source: As of `load_initial`; '' draws all variables from `experiment.seed`.
+        source: See `load_initial`; '' draws all variables.
 
     Returns:
-        (variables, a report to log; '' without a source).
+        The variables, and a report to log ('' without a source).
 
     Raises:
-        WeightsError, CheckpointError: As `load_initial`.
+        WeightsError, CheckpointError: See `load_initial`.
     """
     dataset = experiment.dataset
 
@@ -60,8 +59,8 @@ def initial_variables(
             raise
     loaded, report = load_initial(draw(3), source, classes)  # published weights are of RGB
     text = (
-        f"{report.format(source)}; its first convolution, of RGB, now reads {dataset.channels} "
-        "channels"
+        f"{report.format(source)}; its first convolution was adapted from RGB to "
+        f"{dataset.channels} channels"
     )
     return adapt_channels(loaded, fresh), text
 
@@ -69,19 +68,22 @@ def initial_variables(
 def load_initial(
     variables: Mapping[str, Any], source: str, classes: Classes | None = None
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Merge the weights at `source` into fresh variables; the backbone must match entirely.
+    """Merge the weights at `source` into initial variables; the backbone must match entirely.
 
-    What is absent there or differs in shape keeps its fresh value.
+    Variables that are absent from `source` or differ in shape keep their initial values.
 
     Args:
-        variables: Fresh ones.
+        variables: The initial variables.
         source: config.init_from: a workdir, one of its steps, or a weight file (see
             `read_state_dict`).
-        classes: The model's; where the source has others, or in another order, rows of its
-            classifiers are taken by name.
+        classes: The classes of the model; if those of `source` differ in names or order, rows of
+            the classifiers are matched by name.
+
+    Returns:
+        The variables, and the report of the merge.
 
     Raises:
-        WeightsError: There is nothing at `source`, it cannot be read, its backbone is another, or
+        WeightsError: There is nothing at `source`, it cannot be read, it has another backbone, or
             it holds a NaN or an infinity.
         CheckpointError: A folder is not a workdir, or has no checkpoint.
     """
@@ -101,7 +103,8 @@ def _load_workdir(
     variables: Mapping[str, Any], source: str, classes: Classes | None
 ) -> tuple[dict[str, Any], MergeReport]:
     experiment, loaded = checkpoint.load_variables(expand(source))
-    theirs, rows = tuple(experiment.dataset.classes), ""
+    theirs = tuple(experiment.dataset.classes)
+    rows = ""
     if classes and _differ(theirs, classes.names):
         loaded = class_rows.carry_rows(loaded, variables, classes.axes(), theirs, classes.names)
         rows = class_rows.describe(theirs, classes.names)
@@ -114,7 +117,7 @@ def _load_workdir(
 def _load_file(
     variables: Mapping[str, Any], source: str, classes: Classes | None
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Load a PyTorch file: a whole model's, or a bare backbone's as ImageNet weights come."""
+    """Load a PyTorch file of a whole model, or of a backbone alone such as ImageNet weights."""
     weights = read_state_dict(source)
     with about(file=source, field="init_from"):
         weights = mmseg.current_names(mmseg.strip_prefix(weights, variables))
@@ -136,7 +139,7 @@ def _load_model(
     theirs: tuple[str, ...],
     classes: Classes | None,
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Merge a whole model's state dict; `theirs` are the names of its classes."""
+    """Merge the state dict of a whole model; `theirs` are the names of its classes."""
     if not (classes and _differ(theirs, classes.names)):
         return mmseg.to_variables(weights, variables)
     axes = classes.axes()

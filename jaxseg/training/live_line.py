@@ -19,7 +19,7 @@ class LiveLine:
         self._console.print(Text(text))
 
     def update(self, step: int) -> None:
-        """Show the number of finished steps; does nothing where there is no terminal."""
+        """Show the number of finished steps if standard output is a terminal."""
         self._step = step
         if self._console.is_terminal and self._live is None:
             self._live = Live(
@@ -31,7 +31,7 @@ class LiveLine:
             self._live.start()
 
     def set_status(self, step: int, status: str) -> None:
-        """Show `status` after the step; printed as a line of its own where there is no terminal."""
+        """Show `status` after the step; without a terminal, print it as a line."""
         self._step, self._status = step, status
         if not self._console.is_terminal:
             self.print(f"step {step}/{self._steps}{status}")

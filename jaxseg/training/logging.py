@@ -18,8 +18,8 @@ class TrainLogger:
     """Tracks timing and reports training progress on the console, in log.jsonl and in TensorBoard.
 
     Attributes:
-        enabled: Whether it prints and writes. Without, as in all processes but the first, it only
-            keeps time.
+        enabled: Whether to print and write. If False, as in all processes but the first, the logger
+            only measures time.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TrainLogger:
             workdir: Folder of log.jsonl and tensorboard/.
             steps: Training steps of the run.
             batch_size: Images of a step, over all devices.
-            start: The step that the run is at; what a killed process logged after it is removed.
+            start: Current step of the run; later rows, written by a killed process, are removed.
             seconds: See `Timer`.
             busy: See `Timer`.
             images: See `Timer`.
@@ -77,13 +77,13 @@ class TrainLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave a block out of throughput and waiting, and the status line off the screen."""
+        """Exclude a block from throughput and waiting, and hide the status line."""
         with self._timer.paused():
             self._line.stop()
             yield
 
     def start_interval(self) -> None:
-        """Count throughput and waiting from now on."""
+        """Start measuring throughput and waiting."""
         self._timer.start_interval()
 
     def next_batch(self, load: Callable[[], Batch], is_idle: Callable[[], bool]) -> Batch:
@@ -96,10 +96,10 @@ class TrainLogger:
             self._line.update(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Report the steps since the last call, `step` being the number of finished ones.
+        """Report the steps since the last call.
 
         Args:
-            step: Finished steps.
+            step: Number of finished steps.
             metrics: Metrics of these steps by name.
 
         Returns:
@@ -116,7 +116,7 @@ class TrainLogger:
         if self.enabled:
             self._line.set_status(step, _status(row, interval))
         self.record("train", row)
-        self._timer.start_interval()  # writing counts for no interval
+        self._timer.start_interval()  # excludes the time of writing
         return row
 
     def record(self, event: str, row: Mapping[str, Any]) -> None:
@@ -126,12 +126,12 @@ class TrainLogger:
             writer.scalars(event, values)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Put an RGB picture, uint8 [H, W, 3], into TensorBoard."""
+        """Write an RGB picture, uint8 [H, W, 3], to TensorBoard."""
         for writer in self._writers:
             writer.picture(step, name, image)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the arguments `seconds`, `busy` and `images` of a later process of the run."""
+        """Return the arguments `seconds`, `busy` and `images` for the process that continues."""
         return self._timer.state_dict()
 
     def summary(self) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def _status(row: Mapping[str, float], interval: Interval) -> str:
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Format `TrainLogger.summary` as one line."""
-    kind, peak = summary["peak_memory_kind"], summary["peak_memory_bytes"]
+    kind = summary["peak_memory_kind"]
+    peak = summary["peak_memory_bytes"]
     memory = kind if peak is None else f"{kind} {peak / 2**20:.0f} MiB"
     return (
         f"time to train {summary['seconds']:.1f} s ({format_seconds(summary['seconds'])}), "

@@ -1,4 +1,4 @@
-"""Training an experiment in a workdir (`train`), and the loop around its step (`run_steps`)."""
+"""Train an experiment in a workdir (`train`); the loop around its step is `run_steps`."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ IN_FLIGHT = 2  # steps that the host may run ahead of the devices
 
 
 class Batches(Protocol):
-    """Training batches, as `data.pipeline.train_batches` gives them."""
+    """Training batches, as `data.pipeline.train_batches` returns them."""
 
     position: int  # batches taken so far
 
@@ -53,14 +53,14 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step of a run to the last.
+    """The context of a run, which does not change from its first step to its last.
 
     Attributes:
-        experiment: What is trained.
-        manager: Of the workdir's checkpoints.
+        experiment: The experiment.
+        manager: Manager of the workdir's checkpoints.
         step: The training step over all devices.
-        policy: Its precision.
-        logger: Receives progress.
+        policy: Precision of the step.
+        logger: Logger of the progress.
         evaluate: Called as evaluate(step, variables on the host); returns a summary with 'mIoU'.
         target_miou: Stop early once validation mIoU reaches this value.
     """
@@ -94,21 +94,21 @@ def _divides(every: int, done: int) -> bool:
 
 
 def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
-    """Train from `state.step` to the experiment's last step; log, evaluate and save on the way.
+    """Train from `state.step` to the experiment's last step; log, evaluate and save checkpoints.
 
-    Metrics are fetched to the host only every `log_every` steps and before evaluating or
-    checkpointing.
+    Metrics are fetched to the host only every `log_every` steps and before an evaluation or a
+    checkpoint.
 
     Args:
         run: The run.
-        state: Replicated over the devices of the step; it is donated.
-        batches: Positioned at the next batch.
+        state: State replicated over the devices of the step; it is donated.
+        batches: Training batches, at the position of the next one.
 
     Returns:
         The last state.
 
     Raises:
-        NonFiniteError: The loss or the gradient is not finite; checkpoints saved by then are sound.
+        NonFiniteError: The loss or the gradient is not finite; earlier checkpoints are unaffected.
     """
     logger, steps = run.logger, run.experiment.steps
     pending: list[Metrics] = []
@@ -120,12 +120,12 @@ def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
         _wait_for_devices(pending)
         logger.update(done)
         if run.logs_at(done):
-            rows, first = train_state.to_host(pending), done - len(pending)
-            is_last = done == steps
-            logger.log(
-                done,
-                check_finite_and_average(rows, first, batches.names, run.policy, last=is_last),
+            rows = train_state.to_host(pending)
+            first = done - len(pending)
+            averages = check_finite_and_average(
+                rows, first, batches.names, run.policy, last=done == steps
             )
+            logger.log(done, averages)
             pending.clear()
         if run.saves_at(done) and _evaluate_and_save(run, done, state, batches.position):
             break
@@ -133,7 +133,7 @@ def run_steps(run: Run, state: TrainState, batches: Batches) -> TrainState:
 
 
 def _is_idle(pending: Sequence[Metrics]) -> bool:
-    """Whether the devices have finished every step that they were given."""
+    """Whether the devices have finished all steps."""
     return not pending or pending[-1]["loss"].is_ready()  # type: ignore[attr-defined]
 
 
@@ -144,7 +144,7 @@ def _wait_for_devices(pending: Sequence[Metrics]) -> None:
 
 
 def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> bool:
-    """Evaluate, if it is time, and save; returns whether the target is reached."""
+    """Evaluate if it is due, save, and return whether the target mIoU is reached."""
     summary: dict[str, Any] = {}
     with run.logger.paused():
         position = {"batches": int(batches), **run.logger.state_dict()}
@@ -152,7 +152,7 @@ def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> 
         try:
             if run.evaluates_at(done):
                 summary = run.evaluate(done, host.variables)
-        finally:  # an evaluation that fails does not cost the training until here
+        finally:  # a failed evaluation must not lose the training so far
             checkpoint.save(
                 run.manager,
                 done,
@@ -165,7 +165,15 @@ def _evaluate_and_save(run: Run, done: int, state: TrainState, batches: int) -> 
 
 
 def log_first_compile(step: Step, logger: TrainLogger) -> Step:
-    """Wrap a step so that its first call, which compiles, logs how long that takes."""
+    """Wrap a step so that its first call, which compiles, logs the time that it takes.
+
+    Args:
+        step: The step.
+        logger: Logger of the message.
+
+    Returns:
+        The wrapped step.
+    """
     is_compiled = False
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -174,7 +182,7 @@ def log_first_compile(step: Step, logger: TrainLogger) -> Step:
             return step(state, batch)
         is_compiled = True
         folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-        kept = f" (kept in {folder}: the next start is quick)" if folder else ""
+        kept = f" (cached in {folder} for the next start)" if folder else ""
         logger.message(f"compiling the training step{kept}")
         before = logger.seconds
         with logger.paused():
@@ -195,14 +203,14 @@ def train(
     target_miou: float = math.inf,
     spec: DatasetSpec | None = None,
 ) -> dict[str, Any]:
-    """Train an experiment in a workdir, continuing a run that an earlier call began there.
+    """Train an experiment in a workdir; continue the run if the workdir already has checkpoints.
 
-    The data is checked and everything built before anything is written. At the end the best
-    checkpoint is evaluated, and its table printed, its pictures and metrics.json written. With
-    several processes (`jax.distributed` initialised by the caller) each calls this.
+    The data is checked and all components are built before anything is written. At the end, the
+    table of the best checkpoint is printed, and its pictures and metrics.json are written. With
+    several processes (`jax.distributed` initialised by the caller), all of them call this function.
 
     Args:
-        experiment: What to train: an Experiment, or a config that is still to be resolved.
+        experiment: An Experiment, or a config that is still to be resolved.
         workdir: Folder of the run: config, checkpoints, logs, pictures, metrics.json.
         target_miou: Stop early once validation mIoU reaches this value.
         spec: The experiment's data set, if it is loaded already.
@@ -238,7 +246,7 @@ def train(
 def complete_experiment(
     experiment: Experiment | Config, workdir: Path, spec: DatasetSpec | None = None
 ) -> tuple[Experiment, DatasetSpec]:
-    """Fill in what a run takes from its workdir if it is continued, else from the data.
+    """Fill in classes and measured fields: from the workdir of a continued run, else from the data.
 
     Args:
         experiment: An Experiment, or a config that is still to be resolved.
@@ -258,7 +266,7 @@ def complete_experiment(
     check_batch_size(experiment.batch_size, jax.device_count())
     experiment = restore_classes(workdir, experiment)
     if spec is None or experiment.dataset.classes not in ((), spec.classes):
-        spec = load_spec(experiment.dataset)  # which maps labels to the classes of the run
+        spec = load_spec(experiment.dataset)  # maps labels to the classes of the run
     experiment = restore_measured_fields(workdir, experiment)
     experiment = measure(experiment, spec)
     check_experiment(workdir, experiment)
@@ -267,13 +275,13 @@ def complete_experiment(
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """The start of a run, new or continued.
 
     Attributes:
-        state: On the host.
-        position: What the checkpoint says of the run so far; {'batches': 0} for a new run.
+        state: Training state on the host.
+        position: Position of the data and the clock in the checkpoint; {'batches': 0} if new.
         is_new: Whether the workdir had no checkpoint.
-        report: Which weights were loaded, '' for none.
+        report: Report of the initial weights, '' for none.
     """
 
     state: TrainState
@@ -285,9 +293,16 @@ class Start:
 def create_or_load_state(components: Components, manager: ocp.CheckpointManager) -> Start:
     """Create the state at step 0, or load the latest checkpoint.
 
+    Args:
+        components: Components of the run.
+        manager: Manager of the workdir's checkpoints.
+
+    Returns:
+        The start of the run.
+
     Raises:
         CheckpointError: The checkpoint does not hold a state of this experiment.
-        WeightsError: `init_from` cannot be loaded; a run that is continued does not read it.
+        WeightsError: `init_from` cannot be loaded; only a new run reads it.
     """
     experiment, model = components.experiment, components.model
     is_new = manager.latest_step() is None
@@ -302,7 +317,7 @@ def create_or_load_state(components: Components, manager: ocp.CheckpointManager)
 
 
 def write_description(workdir: Path, experiment: Experiment, spec: DatasetSpec) -> None:
-    """Write config.json and dataset.json; process 0 does."""
+    """Write config.json and dataset.json, in process 0 only."""
     if jax.process_index() == 0:
         dataset = experiment.dataset
         measured = spec.with_statistics(dataset.image_mean, dataset.image_std)
@@ -326,7 +341,7 @@ def _open_logger(workdir: Path, experiment: Experiment, start: Start) -> Iterato
 
 
 def _log_start(logger: TrainLogger, experiment: Experiment, workdir: Path, start: Start) -> None:
-    """Log where the run starts, and advice on it."""
+    """Log the start of the run, with advice."""
     messages = [start.report]
     if start.is_new:
         messages.append(hints.pretrained_hint(experiment))
@@ -338,7 +353,7 @@ def _log_start(logger: TrainLogger, experiment: Experiment, workdir: Path, start
 
 
 def _train_to_the_end(run: Run, spec: DatasetSpec, start: Start, workdir: Path) -> dict[str, Any]:
-    """Train the steps that are left; best.json is up to date afterwards, even if they fail.
+    """Train the remaining steps; best.json is up to date afterwards, even after an error.
 
     Returns:
         The summary of training (`TrainLogger.summary`).
@@ -365,10 +380,10 @@ def _train_to_the_end(run: Run, spec: DatasetSpec, start: Start, workdir: Path) 
 
 
 def _stored_summary(workdir: Path, logger: TrainLogger, position: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of a run that an earlier process trained to its end.
+    """Return the training summary of a run that an earlier process finished.
 
-    It is metrics.json's; if that process was killed after the last save and before writing it, what
-    the save knows.
+    It is read from metrics.json or, if that process was killed before it wrote the file, from the
+    last checkpoint.
     """
     seconds = round(position.get("seconds", 0.0), 3)
     stored = read_training(workdir)

@@ -11,10 +11,10 @@ except ImportError:  # Windows
 
 
 def peak_memory() -> tuple[int | None, str]:
-    """Return the largest peak of a local device, or this process's where devices do not count.
+    """Return the peak memory of a local device, or of this process if devices do not report it.
 
     Returns:
-        Bytes, and a description of them; None where neither is known.
+        Bytes, None if unknown, and a description.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]

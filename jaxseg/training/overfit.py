@@ -1,4 +1,4 @@
-"""Overfitting on a few images: a sanity check of data, labels, model and loss together."""
+"""Overfit a few images: a sanity check of data, labels, model and loss together."""
 
 import dataclasses
 from pathlib import Path
@@ -16,9 +16,8 @@ from jaxseg.training.loop import train
 
 TARGET_MIOU = 0.95  # on the images that the model was trained on
 MAX_STEPS, EVAL_EVERY, LOG_EVERY = 1000, 50, 10
-LEARNING_RATE = 1e-3  # of Adam: published rates presume pretrained weights and thousands of steps
-# Fields of DatasetConfig. Without augmentation, reading, label map, normalisation, model, loss and
-# evaluation are left.
+LEARNING_RATE = 1e-3  # of Adam; published rates assume pretrained weights and thousands of steps
+# Fields of DatasetConfig that turn augmentation off.
 NO_AUGMENTATION: dict[str, Any] = {
     "flip": 0.0,
     "vertical_flip": 0.0,
@@ -39,16 +38,16 @@ def overfit(experiment: Experiment | Config, workdir: str | Path, count: int) ->
 
     Args:
         experiment: An Experiment, or a config that is still to be resolved.
-        workdir: As for `train`.
+        workdir: See `train`.
         count: Number of images.
 
     Returns:
         The summary of `train`.
 
     Raises:
-        DataError: The target is not reached within the experiment's steps, at most MAX_STEPS; lists
-            the worst classes.
-        ConfigError: As for `train`.
+        DataError: The target is not reached within the experiment's steps, at most MAX_STEPS; the
+            error lists the worst classes.
+        ConfigError: See `train`.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment, measured=False)
@@ -73,20 +72,22 @@ def _not_reached(summary: dict[str, Any], experiment: Experiment, workdir: str |
         f"overfitting failed: mIoU {miou:.4f} on the {summary['images']} training images "
         f"themselves after {experiment.steps} steps, below {TARGET_MIOU}; lowest: {names}",
         file=workdir,
-        hint=f"see {workdir}/pictures: if the prediction is right but coarse, thin classes are too "
-        f"fine for this model (a smaller output stride or larger images help){longer}; if not, "
-        "labels and images do not belong together: scripts/check_data.py and browse_data.py show "
-        "them",
+        hint=f"see {workdir}/pictures: if predictions are right but coarse, some classes are too "
+        f"thin for this model (a smaller output stride or larger images help){longer}; otherwise "
+        "labels and images may not match: scripts/check_data.py and browse_data.py show them",
     )
 
 
 def overfit_experiment(experiment: Experiment, count: int, devices: int) -> Experiment:
-    """Make the experiment that trains and evaluates on the same few images, without augmentation.
+    """Make an experiment that trains and evaluates on the same few images, without augmentation.
 
     Args:
-        experiment: Gives model, losses and data.
+        experiment: Provides model, losses and data.
         count: Number of images, the first of the training split.
         devices: Number of devices; the batch size becomes a multiple of it.
+
+    Returns:
+        The experiment.
 
     Raises:
         DataError: The training split is given in percent.
@@ -116,7 +117,7 @@ def overfit_experiment(experiment: Experiment, count: int, devices: int) -> Expe
             weight_decay=0.0,
             clip_norm=0.0,
         ),
-        # Batch statistics settle as the rate falls.
+        # A falling rate lets the batch statistics converge.
         schedule=dataclasses.replace(
             experiment.schedule, name="cosine", end_value=0.0, warmup_steps=0
         ),
@@ -130,7 +131,7 @@ def first_of(split: str, count: int) -> str:
     """Return the split of the first samples: 'train[10:]+extra', 4 -> 'train[10:14]'.
 
     Args:
-        split: One split, or several of which the first is used.
+        split: One split, or several, of which the first is used.
         count: Number of samples.
 
     Raises:
@@ -142,7 +143,7 @@ def first_of(split: str, count: int) -> str:
         raise DataError(
             f"config.dataset.train_split='{split}': overfitting takes the first images of a split",
             field="dataset.train_split",
-            hint="give numbers, 'train[100:]', not percents",
+            hint="give numbers, 'train[100:]', not percentages",
         )
     end = int(first) + count
     return f"{part['name']}[{first}:{min(end, int(last)) if last else end}]"

@@ -19,13 +19,12 @@ class TrainState(struct.PyTreeNode):
     """The state between two steps.
 
     Attributes:
-        step: int32 scalar: number of batches so far, applied or skipped.
+        step: int32 scalar, number of batches so far, including skipped steps.
         params: The model's parameters.
         model_state: The model's other collections, {'batch_stats': ..., 'bases': ...}.
         opt_state: The optimiser's state.
         loss_scale: The loss scale and its history.
-        rng: uint32 [2]: key data, equal on every device; the key of a step is this one folded with
-            `step`.
+        rng: Key data, uint32 [2], equal on every device; each step folds its number into the key.
     """
 
     step: jax.Array | np.ndarray
@@ -37,12 +36,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, **self.model_state}
 
     @property
     def optimizer_items(self) -> dict[str, Any]:
-        """Everything but the variables, by field: what only training reads of a checkpoint."""
+        """All fields but the variables, which are read from a checkpoint only for training."""
         return {
             "step": self.step,
             "opt_state": self.opt_state,
@@ -54,7 +53,15 @@ class TrainState(struct.PyTreeNode):
     def from_items(
         cls, variables: Mapping[str, Any], optimizer_items: Mapping[str, Any]
     ) -> "TrainState":
-        """Put a state together from its `variables` and `optimizer_items`."""
+        """Make a state, the inverse of `variables` and `optimizer_items`.
+
+        Args:
+            variables: The model's variables.
+            optimizer_items: All other fields by name.
+
+        Returns:
+            The state.
+        """
         model_state = dict(variables)
         return cls(params=model_state.pop("params"), model_state=model_state, **optimizer_items)
 
@@ -69,11 +76,14 @@ def create(
 
     Args:
         variables: A model's variables {'params', 'batch_stats', ...}.
-        optimizer: Transforms the gradients of `params`.
-        policy: Chooses the first loss scale.
+        optimizer: Transformation of the gradients of `params`.
+        policy: Determines the initial loss scale.
         seed: Seed of the run's random numbers.
+
+    Returns:
+        The state.
     """
-    # In NumPy and one jit: leaf by leaf, JAX would compile a small program for every shape.
+    # In NumPy and one jit, since JAX would compile a small program for every shape.
     model_state = jax.tree.map(np.asarray, flax.core.unfreeze(dict(variables)))
     params = model_state.pop("params")
     return TrainState(

@@ -1,6 +1,6 @@
 """The training step that every device runs, and `make_step`, which maps it over the devices.
 
-Apart from the loop around it, so that it needs neither the libraries of data nor those of
+This module is separate from the training loop, so that it needs no libraries for data or
 checkpoints.
 """
 
@@ -19,7 +19,7 @@ from jaxseg.ops import normalize
 from jaxseg.training.state import TrainState
 
 AXIS = "batch"
-# Folded into the step's key: Flax does not fold in the names of streams, so each needs its own key.
+# Folded into the step's key. Flax does not fold in names of streams, so each needs its own key.
 POINTS = 1
 
 Batch = dict[str, np.ndarray]  # image, label, size: [D, B, ...]
@@ -45,19 +45,20 @@ def train_step(
     mean: ArrayLike,
     std: ArrayLike,
 ) -> tuple[TrainState, Metrics]:
-    """Run one step on one device's part of the batch, under a map with the axis 'batch'; pure.
+    """Run one step on one device's part of the batch, inside a map with the axis 'batch'.
 
-    A step whose loss, gradient or rate is not finite leaves all but `step` and `loss_scale` as it
-    was; its metric `finite` is 0.
+    This is a pure function. If the loss, gradient or learning rate is not finite, only `step` and
+    `loss_scale` change, and the metric `finite` is 0.
 
     Args:
-        state: Equal on every device.
+        state: Training state, equal on every device.
         batch: image [B, H, W, C] uint8, uint16 or float32; label [B, H, W] of any integer type, 255
             = ignore; size [B, 2] int32, (height, width) in pixels of the image without its padding.
         model: A Segmentor, or anything with its `apply`.
-        loss: Made by `losses.make_loss` with the axis 'batch'.
-        optimizer: Transforms the gradients.
-        schedule: Update count -> learning rate, for the metrics; the optimizer has its own.
+        loss: The result of `losses.make_loss` with the axis 'batch'.
+        optimizer: Transformation of the gradients.
+        schedule: Maps the update count to the learning rate, for the metrics; the optimiser has its
+            own.
         policy: Precision of the model.
         mean: Mean per channel [C], in the images' own units.
         std: Standard deviation per channel [C], in the same units.
@@ -68,7 +69,7 @@ def train_step(
     """
     images = normalize(batch["image"], mean, std, batch["size"])
     label = batch["label"].astype(jnp.int32)
-    # Layers fold the sample's number in.
+    # Layers fold the index of the sample into these keys.
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     rngs = {"dropout": key, "points": jax.random.fold_in(key, POINTS)}
     scale = state.loss_scale.scale
@@ -82,25 +83,25 @@ def train_step(
         value, parts = loss(logits, out, label)
         return value * scale, (value, parts, mutated)
 
-    # The loss is already that of the global batch, and the transpose of its psum sums the devices'
-    # equal cotangents: each device gets D times its share of the gradient, so the mean over
-    # devices, not the sum, is the gradient.
+    # The loss is already the loss of the global batch. The transpose of its psum sums the equal
+    # cotangents of all devices, so each device gets D times its share of the gradient, and the
+    # gradient is the mean over devices, not the sum.
     gradients, (value, parts, model_state) = jax.grad(scaled_loss, has_aux=True)(state.params)
-    # Statistics and loss are equal on all devices except for losses that select pixels per device
-    # (OHEM); out_axes=None needs them equal.
+    # out_axes=None requires equal values on all devices; without this mean, losses that select
+    # pixels per device (OHEM) would differ.
     gradients, value, parts, model_state = jax.lax.pmean(
         (gradients, value, parts, model_state), AXIS
     )
     if policy.uses_loss_scaling:
         gradients = jax.tree.map(lambda g: g / scale, gradients)
     norm = optax.tree.norm(gradients)
-    # The optimiser's own count stands still on overflow.
+    # Skipped steps do not advance the optimiser's own count.
     rate = schedule(state.step - state.loss_scale.total_skipped)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     old = (state.params, state.model_state, state.opt_state)
     new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-    # Of float16 also the statistics, which overflow first. To check every leaf in every precision,
-    # or the updates, makes XLA compile three times as long on CPU.
+    # In float16 the statistics overflow first, so they are checked too. Checking every leaf or the
+    # updates in every precision would triple the compile time on CPU.
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(rate)
     if policy.uses_loss_scaling:
         finite &= precision.all_finite(model_state)
@@ -117,7 +118,7 @@ class MappedStep:
     """`train_step` over devices."""
 
     def __init__(self, step: Any, policy: precision.Policy):
-        """Wrap a pmap'd step, which is traced in the policy's precision of products."""
+        """Wrap a pmap'd step, to be traced with the policy's precision of matrix products."""
         self._step, self._policy = step, policy
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -126,7 +127,7 @@ class MappedStep:
             return self._step(state, batch)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """Trace the step for these shapes, to compile it ahead of time."""
+        """Lower the step for the shapes of these arguments, to compile it ahead of time."""
         with self._policy.matmul_precision():
             return self._step.lower(state, batch)
 
@@ -135,11 +136,11 @@ def make_step(devices: Sequence[jax.Device] | None = None, **arguments: Any) -> 
     """Map `train_step` over devices.
 
     Args:
-        devices: All devices by default.
-        arguments: The keyword arguments of `train_step`.
+        devices: The devices; all by default.
+        **arguments: The keyword arguments of `train_step`.
 
     Returns:
-        A function of (state, batch [D, B, ...]) that gives (state, metrics [D]). The state is
+        A function of (state, batch [D, B, ...]) that returns (state, metrics [D]). The state is
         donated: its arrays cannot be used afterwards.
     """
     step = jax.pmap(

@@ -1,4 +1,4 @@
-"""Time of a run: total, throughput, and the share of waiting for data."""
+"""Time of a run: total, throughput, and the share spent waiting for data."""
 
 import contextlib
 import time
@@ -25,8 +25,8 @@ class Interval(NamedTuple):
 class Timer:
     """Measures a run.
 
-    Time inside `paused()` (compiling, evaluating, saving) counts for the total, but neither for the
-    throughput nor for the share of waiting.
+    Time inside `paused()` (compiling, evaluating, saving) counts towards the total, but not towards
+    throughput and waiting.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Timer:
         Args:
             steps: Training steps of the run.
             batch_size: Images of a step, over all devices.
-            start: The step that the run is at.
+            start: Current step of the run.
             seconds: Total seconds of earlier processes of the run (see `state_dict`).
-            busy: Their seconds of training alone.
-            images: Images that they trained on.
+            busy: Seconds of these that were spent on training.
+            images: Images that earlier processes trained on.
         """
         self._steps, self._batch_size, self._step = steps, batch_size, start
         self._began = time.perf_counter() - seconds
@@ -65,8 +65,10 @@ class Timer:
         return self._images / self._busy if self._busy else 0.0
 
     def start_interval(self) -> None:
-        """Count throughput and waiting from now on."""
-        self._interval_began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+        """Start measuring throughput and waiting."""
+        self._interval_began = time.perf_counter()
+        self._paused = 0.0
+        self._waited = 0.0
 
     def finish_interval(self, step: int) -> Interval:
         """Return the speed since the interval began; call `start_interval` for the next one.
@@ -88,7 +90,7 @@ class Timer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of a block out of throughput and waiting."""
+        """Exclude the time of a block from throughput and waiting."""
         begin = time.perf_counter()
         try:
             yield
@@ -100,7 +102,11 @@ class Timer:
 
         Args:
             load: Returns the batch.
-            is_idle: Whether the devices have run out of work; only then the time counts as waiting.
+            is_idle: Returns whether the devices have run out of work; only then the time counts as
+                waiting.
+
+        Returns:
+            The batch.
         """
         begin = time.perf_counter()
         batch = load()
@@ -109,12 +115,12 @@ class Timer:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the arguments `seconds`, `busy` and `images` of a later process of the run."""
+        """Return the arguments `seconds`, `busy` and `images` for the process that continues."""
         return {"seconds": self.seconds, "busy": self._busy, "images": self._images}
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration as 1:02:03 or 2:03."""
+    """Return a duration as hours:minutes:seconds or minutes:seconds."""
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -17,9 +17,9 @@ PICTURES = 8  # predictions that an evaluation draws
 
 
 class Validator:
-    """Evaluates variables of an experiment's model on its evaluation split.
+    """Evaluates an experiment's model on its evaluation split.
 
-    A few pictures go to a folder, in place of the last evaluation's.
+    Each evaluation writes a few pictures to a folder, replacing those of the previous one.
 
     Attributes:
         summaries: {step: summary} of the last evaluation, whose pictures are in the folder.
@@ -36,11 +36,11 @@ class Validator:
         """Open the evaluation split.
 
         Args:
-            experiment: What is trained.
+            experiment: The experiment.
             spec: Its data set.
             policy: Precision of the model.
-            logger: Receives summaries and pictures.
-            folder: Where pictures are written.
+            logger: Logger of summaries and pictures.
+            folder: Folder of the pictures.
         """
         self._model = models.create_model(experiment.model, dtype=policy.dtype)
         self._samples = pipeline.eval_samples(experiment.dataset, experiment.eval, spec)
@@ -49,17 +49,17 @@ class Validator:
         self.summaries: dict[int, dict[str, Any]] = {}
 
     def __call__(self, step: int, variables: Any, *, record: bool = True) -> dict[str, Any]:
-        """Evaluate.
+        """Evaluate the model with some variables.
 
         Args:
-            step: Training steps that made the variables.
-            variables: The model's, on the host.
-            record: Log summary and pictures; once per step is enough.
+            step: Training step of the variables.
+            variables: The model's variables, on the host.
+            record: Whether to log the summary and the pictures, which should happen once per step.
 
         Returns:
             The summary that metrics.json holds.
         """
-        self.summaries.clear()  # its pictures are about to be replaced
+        self.summaries.clear()  # their pictures are about to be replaced
 
         def save_picture(name: str, picture: np.ndarray) -> None:
             visualize.save_picture(self._folder, name, picture)

@@ -41,7 +41,7 @@ class JsonLinesWriter:
         self._file.flush()
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Do nothing: the workdir's pictures are files of their own."""
+        """Do nothing: the workdir has its pictures as separate files."""
 
     def close(self) -> None:
         """Close the file."""
@@ -52,7 +52,7 @@ class TensorBoardWriter:
     """Writes scalars as `event/key` and pictures as `prediction/name`."""
 
     def __init__(self, folder: Path, start: int = 0):
-        """Open the folder's events; those after step `start`, if it is not 0, are hidden."""
+        """Open the folder's events, and hide those after step `start` unless it is 0."""
         self._writer = SummaryWriter(logdir=str(folder), purge_step=start or None)
 
     def scalars(self, event: str, row: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Weights: reading and writing files, MMSegmentation's names, merging into a model, downloads."""
+"""Weights: files, MMSegmentation's names, merging into a model, downloads."""

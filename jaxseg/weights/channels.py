@@ -1,4 +1,4 @@
-"""Weights of a model of RGB images in a model of images with other channels."""
+"""Adapt the weights of a model for RGB images to images with other channels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,20 @@ from jaxseg.errors import WeightsError
 
 
 def adapt_channels(loaded: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Adapt the variables of a model of RGB images to a model of images of C channels.
+    """Adapt the variables of a model for RGB images to a model for images with C channels.
 
-    The first kernel [h, w, 3, O] becomes [h, w, C, O]. Channels take red, green and blue in turn,
-    divided so that a grey image, equal in all channels, keeps its response.
+    The first kernel [h, w, 3, O] becomes [h, w, C, O]. Its channels are copies of red, green and
+    blue in turn, scaled so that the response to an image with equal channels does not change.
 
     Args:
-        loaded: Variables of the model of RGB images.
-        fresh: Variables of the model of C channels.
+        loaded: Variables of the model for RGB images.
+        fresh: Variables of the model for images with C channels.
+
+    Returns:
+        The adapted variables.
 
     Raises:
-        WeightsError: Not exactly one variable, a kernel, depends on the channels.
+        WeightsError: The number of channels does not affect exactly one variable, a kernel.
     """
     old, new = (flatten_dict(dict(tree), sep="/") for tree in (loaded, fresh))
     differ = [path for path in new if np.shape(old[path]) != np.shape(new[path])]

@@ -1,4 +1,4 @@
-"""Classifier rows of one model in another: found by shape, carried over by class name."""
+"""Transfer of classifier rows between models, matched by class name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ class Classes:
 
     Attributes:
         names: Class names, in order.
-        axes: Returns the axes of its variables that have one entry per class (see `find_axes`).
+        axes: Returns the axes of the variables that have one entry per class (see `find_axes`).
     """
 
     names: tuple[str, ...]
@@ -29,13 +29,17 @@ class Classes:
 def find_axes(
     config: ModelConfig, image_shape: tuple[int, int, int, int]
 ) -> dict[str, tuple[int, ...]]:
-    """Find the axes of variables that grow with the number of classes: {'params/a/b/kernel': (3,)}.
+    """Find the axes of variables whose length depends on the number of classes.
 
-    On such an axis the classes come last; features may precede them (PointRend's layers read both).
+    The classes are the last entries of such an axis; features may precede them, as in PointRend's
+    layers, which read both.
 
     Args:
         config: The model's config, with its number of classes.
-        image_shape: [B, H, W, C] of images that the model takes.
+        image_shape: Shape (B, H, W, C) of the model's images.
+
+    Returns:
+        The axes by variable: {'params/a/b/kernel': (3,)}.
     """
     count = config.num_classes or 0
 
@@ -60,25 +64,29 @@ def carry_rows(
     theirs: Sequence[str],
     ours: Sequence[str],
 ) -> dict[str, Any]:
-    """Return `source` with its classifiers as the model of the classes `ours` has them.
+    """Return `source` with its classifiers converted to the classes `ours`.
 
     Args:
-        source: Variables of a model of the classes `theirs`.
-        fresh: Variables of the model of the classes `ours`, for classes that the source lacks.
-        axes: From `find_axes`.
+        source: Variables of a model with the classes `theirs`.
+        fresh: Variables of a model with the classes `ours`, for classes that the source lacks.
+        axes: The result of `find_axes`.
         theirs: Class names of the source, in order.
         ours: Class names of the result, in order.
+
+    Returns:
+        The converted variables.
     """
     old, new = flatten_dict(dict(source), sep="/"), flatten_dict(dict(fresh), sep="/")
     common = [name for name in ours if name in theirs]
     for path, where in axes.items():
         if path not in old or path not in new:
             continue
-        taken, value = np.asarray(old.pop(path)), np.array(new[path])
+        taken = np.asarray(old.pop(path))
+        value = np.array(new[path])
         same_features = _without_classes(taken.shape, where, len(theirs)) == _without_classes(
             value.shape, where, len(ours)
         )
-        if common and same_features:  # otherwise the layer is another one, and stays fresh
+        if common and same_features:  # otherwise it is a different layer, which stays fresh
             rows = _index(taken.shape, where, common, theirs)
             value[_index(value.shape, where, common, ours)] = taken[rows]
             old[path] = value
@@ -86,14 +94,14 @@ def carry_rows(
 
 
 def _without_classes(shape: Sequence[int], where: Sequence[int], classes: int) -> list[int]:
-    """Return the shape with the classes left out of the axes `where`."""
+    """Return a shape without the classes in the axes `where`."""
     return [size - classes if axis in where else size for axis, size in enumerate(shape)]
 
 
 def _index(
     shape: Sequence[int], where: Sequence[int], chosen: Sequence[str], names: Sequence[str]
 ) -> tuple[np.ndarray, ...]:
-    """Index features and chosen classes, in that order, along `where`; other axes entirely."""
+    """Index the features and the chosen classes along `where`, and all of the other axes."""
     rows = [names.index(name) for name in chosen]
     indices = []
     for axis, size in enumerate(shape):
@@ -104,7 +112,7 @@ def _index(
 
 
 def resize_classes(variables: Mapping[str, Any], axes: Axes, more: int) -> dict[str, Any]:
-    """Return zeros of the shapes that `variables` would have with `more` (or fewer) classes."""
+    """Return zeros with the shapes that `variables` would have with `more` classes (or fewer)."""
     flat = {}
     for path, leaf in flatten_dict(dict(variables), sep="/").items():
         shape = list(np.shape(leaf))
@@ -115,7 +123,7 @@ def resize_classes(variables: Mapping[str, Any], axes: Axes, more: int) -> dict[
 
 
 def describe(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Say how many of the classes `ours` a model of the classes `theirs` has, and which are new."""
+    """Describe how many of the classes `ours` are among `theirs`, and which are new."""
     fresh = [name for name in ours if name not in theirs]
     more = f" and {len(fresh) - 4} more" if len(fresh) > 4 else ""
     new = f", new: {', '.join(fresh[:4])}{more}" if fresh else ""

@@ -26,25 +26,25 @@ class DownloadError(WeightsError):
 def fetch(
     path: str, folder: str | Path, address: str = "", progress: Progress | None = None
 ) -> Path:
-    """Download a file into a folder, unless it is there.
+    """Download a file into a folder, unless it exists there.
 
-    A file that is already there is checked and kept. An interrupted download stays as `NAME.part`,
-    and the next call continues it; only a complete, checked file gets its name. If several
-    processes download the same file into the same folder at once, one of them does and the others
-    wait for it.
+    An existing file is checked and kept. An interrupted download is kept as `NAME.part` and
+    continued by the next call; only a complete and checked file gets its final name. If several
+    processes download the same file into the same folder at once, one downloads and the others
+    wait.
 
     Args:
-        path: Path of the file below the address.
-        folder: Where to put it; made if it is missing.
+        path: Path of the file, relative to the address.
+        folder: Folder for the file; created if it does not exist.
         address: Base URL; by default JAXSEG_MMSEG_URL, or MMSegmentation's own server.
-        progress: Called with (bytes so far, bytes in total; 0 if the server does not say).
+        progress: Called with the bytes so far and in total, 0 if the server does not report it.
 
     Returns:
         The downloaded file.
 
     Raises:
-        DownloadError: The address cannot be reached, has no such file, or the SHA-256 of the file
-            does not begin with the eight hexadecimal digits at the end of its name.
+        DownloadError: The address cannot be reached or has no such file, or the file's SHA-256 does
+            not begin with the eight hexadecimal digits at the end of its name.
     """
     base = address or os.environ.get("JAXSEG_MMSEG_URL") or ADDRESS
     url = f"{base.rstrip('/')}/{path}"
@@ -57,7 +57,7 @@ def fetch(
         )
     target = expand(folder) / Path(path).name
     if target.is_file():
-        _check_digest(target, target, hint="remove it and run this again")
+        _check_digest(target, target, hint="remove it and download it again")
         return target
     part = target.with_name(f"{target.name}.part")
     with locked(target, waiting=f"another process is downloading {target.name}; waiting for it"):
@@ -65,7 +65,7 @@ def fetch(
             return target
         _receive(url, part, progress or (lambda done, total: None))
         try:
-            _check_digest(part, url, hint="it was removed; run this again")
+            _check_digest(part, url, hint="it was removed; download it again")
         except DownloadError:
             part.unlink()
             raise
@@ -74,7 +74,7 @@ def fetch(
 
 
 def _receive(url: str, part: Path, progress: Progress) -> None:
-    """Append to `part` until it is complete, over as many connections as that takes."""
+    """Append to `part` until it is complete, with as many connections as necessary."""
     idle = 0
     while True:
         start = _size(part)
@@ -109,7 +109,7 @@ def _append(url: str, part: Path, start: int, progress: Progress) -> bool:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
-        # Range not satisfiable: the part is complete or another file; the digest decides.
+        # Range not satisfiable: the part is complete or wrong, which the digest will show.
         if error.code == 416 and start:
             return True
         raise
@@ -132,7 +132,7 @@ def _append(url: str, part: Path, start: int, progress: Progress) -> bool:
 
 
 def _check_digest(file: Path, source: object, hint: str) -> None:
-    """Compare the SHA-256 with the digits in the name, NAME-<8 digits>.pth, if it has any."""
+    """Compare the SHA-256 with the digits in the name NAME-<8 digits>.pth, if there are any."""
     expected = re.search(r"[-_]([0-9a-f]{8})\.\w+(?:\.part)?$", file.name)
     if expected is None:
         return

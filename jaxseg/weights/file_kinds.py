@@ -1,4 +1,4 @@
-"""Recognising weight files by their first bytes, and naming what else a file is, with advice."""
+"""Recognise weight files by their first bytes, and describe files of other kinds with advice."""
 
 import re
 import zipfile
@@ -10,11 +10,11 @@ TORCH_ZIP = "torch zip"
 TORCH_PICKLE = "torch pickle"
 NPZ = "npz"
 SAFETENSORS = "safetensors"
-HEAD = 1024  # bytes that are looked at
+HEAD = 1024  # number of bytes to inspect
 FETCH = "fetch the file itself"
 UNPACK = "unpack it and give the file in it"
 EXPORTED = "give the PyTorch checkpoint that it was made from"
-# (first bytes, what such a file is, what to do)
+# (first bytes, description of such a file, advice)
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "it is compressed with gzip", UNPACK),
     (b"BZh", "it is compressed with bzip2", UNPACK),
@@ -43,7 +43,7 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
         "run `git lfs pull` where it came from",
     ),
 )
-# (pattern of the first bytes, what such a file is, what to do)
+# (pattern of the first bytes, description of such a file, advice)
 PATTERNS: tuple[tuple[bytes, str, str], ...] = (
     (
         rb"(?is)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<script|<!--)",
@@ -58,7 +58,7 @@ PATTERNS: tuple[tuple[bytes, str, str], ...] = (
     (
         rb"(?s)(\xef\xbb\xbf)?\s*[\[{]\s*[\"\]}{\[\d-]",
         "it is a JSON text, not weights",
-        "give the weight file itself (an index or a config is often beside it)",
+        "give the weight file itself, which is often next to an index or a config",
     ),
     (rb"(?s).{257}ustar", "it is a tar archive", UNPACK),
     (rb"(?s).{4}TFL3", "it is a TensorFlow Lite model", EXPORTED),
@@ -74,8 +74,8 @@ def sniff(path: str | Path) -> str:
     """Return the kind of a weight file: TORCH_ZIP, TORCH_PICKLE, NPZ or SAFETENSORS.
 
     Raises:
-        WeightsError: The file is missing, or something else; the error says what, and does not name
-            the file.
+        WeightsError: The file is missing, or not a weight file. The error describes the file
+            without its name.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,10 +115,10 @@ def _sniff_zip(path: Path, size: int) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # zipfile raises all kinds on damaged archives
+    except Exception:  # zipfile raises many kinds of errors for damaged archives
         raise WeightsError(
-            f"it is damaged or cut short: its {size} bytes begin as a zip file and do not end as "
-            "one",
+            f"it is damaged or cut short: its {size} bytes begin like a zip file but do not end "
+            "like one",
             hint=f"{FETCH} again",
         ) from None
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):

@@ -1,4 +1,4 @@
-"""Checks that a model's variables are finite, wherever they come from."""
+"""Checks that a model's variables are finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,19 +24,19 @@ def not_finite(variables: Mapping[str, Any]) -> list[str]:
 def check_finite(variables: Mapping[str, Any], source: str) -> None:
     """Refuse weights that hold a NaN or an infinity.
 
-    A model with a single NaN predicts class 0 for whole images.
+    With a single NaN, a model predicts class 0 for whole images.
 
     Args:
         variables: {name: array}, or nested dicts of arrays.
-        source: The file or workdir that they come from, which the error names.
+        source: The file or workdir of the weights, for the error.
 
     Raises:
-        WeightsError: With the names of the arrays.
+        WeightsError: An array is not finite; the error names the arrays.
     """
     if broken := not_finite(variables):
         more = f" and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
         raise WeightsError(
             f"NaN or infinite values in {', '.join(broken[:MAX_LISTED])}{more}",
             file=source,
-            hint="use a checkpoint from before training diverged, or fetch the file anew",
+            hint="use a checkpoint from before training diverged, or fetch the file again",
         )

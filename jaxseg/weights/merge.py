@@ -1,4 +1,4 @@
-"""Merging weights into a model's variables by name and shape, with a report."""
+"""Merge weights into a model's variables by name and shape, with a report."""
 
 import dataclasses
 import re
@@ -19,14 +19,14 @@ CLASSIFIER = re.compile(r"(conv_seg|se_layer|fc_seg)\.(weight|bias)$")  # PyTorc
 
 
 class Layout:
-    """How a source names and stores variables. This class: as our own checkpoints do."""
+    """How a source names and stores variables; this base class is the layout of our checkpoints."""
 
     def name(self, path: Path) -> str:
         """Return the source's name of the variable at `path`."""
         return "/".join(path)
 
     def shape(self, path: Path, shape: Shape) -> Shape:
-        """Return the source's shape of the variable at `path`, which in the model has `shape`."""
+        """Return the source's shape of the variable at `path`; `shape` is the model's."""
         del path
         return shape
 
@@ -41,14 +41,14 @@ NATIVE = Layout()
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What a merge did, by the names of the source's layout.
+    """The result of a merge. Variables have their names in the source's layout.
 
     Attributes:
         loaded: Variables that were replaced.
-        missing: Variables that the source lacks, and their shapes; they keep their values.
-        mismatched: Variables of another shape: (the source's, the model's); they keep their values.
-        unused: Entries of the source that the model lacks, and their shapes.
-        classes: How many rows of the classifiers were taken by class name, in words; '' if classes
+        missing: Variables that the source lacks, with their shapes; they keep their values.
+        mismatched: Variables with different shapes (source, model); they keep their values.
+        unused: Entries of the source that the model lacks, with their shapes.
+        classes: Description of the classifier rows that were matched by class name; '' if classes
             were not compared.
     """
 
@@ -62,10 +62,10 @@ class MergeReport:
         """Check that every variable was replaced and every entry of the source used.
 
         Raises:
-            WeightsError: The names and shapes of both sides that do not fit.
+            WeightsError: Something does not fit; the error lists names and shapes of both sides.
         """
         groups = {
-            "of another shape": [
+            "with different shapes": [
                 f"{name}: the file has {theirs}, the model {ours}"
                 for name, (theirs, ours) in sorted(self.mismatched.items())
             ],
@@ -84,7 +84,7 @@ class MergeReport:
         raise WeightsError("\n".join(text), hint=self._class_count_hint())
 
     def _class_count_hint(self) -> str:
-        """Say what to do if source and model differ in the number of classes alone, else ''."""
+        """Return advice if source and model differ only in the number of classes, else ''."""
         if self.missing or self.unused or not all(map(CLASSIFIER.search, self.mismatched)):
             return ""
         pairs = self.mismatched.values()
@@ -92,18 +92,19 @@ class MergeReport:
         if len(counts) != 1:
             return ""
         return (
-            f"the file is of a model of {counts.pop()} classes: give the config of the data set "
-            "that it was trained on, or start training from it with config.init_from, which takes "
-            "all but the classifiers"
+            f"the file is from a model with {counts.pop()} classes: give the config of the data "
+            "set that it was trained on, or start training from it with config.init_from, which "
+            "loads everything but the classifiers"
         )
 
     def require_backbone(self) -> None:
-        """Check that something was loaded and that the backbone fits entirely; the rest may differ.
+        """Check that the backbone fits entirely; other modules may differ.
 
         Raises:
-            WeightsError: The backbone's names that are on one side only or of another shape.
+            WeightsError: Nothing was loaded, or variables of the backbone are on one side only or
+                have different shapes.
         """
-        # Unused entries count too: a ResNet-18 finds all of its variables in a ResNet-34.
+        # Unused entries count too: a ResNet-34 contains all variables of a ResNet-18.
         suspects = (*sorted(self.missing), *sorted(self.mismatched), *sorted(self.unused))
         wrong = [name for name in suspects if _module_of(name)[0] == "backbone"]
         if self.loaded and not wrong:
@@ -112,7 +113,7 @@ class MergeReport:
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             problem = (
-                f"{len(wrong)} variables of the backbone are on one side only or of another shape "
+                f"{len(wrong)} variables of the backbone are on one side only or differ in shape "
                 f"({', '.join(wrong[:3])}{more})"
             )
         if self.unused:
@@ -120,14 +121,17 @@ class MergeReport:
             problem += f"; {len(self.unused)} entries of the file are unused ({first})"
         raise WeightsError(
             f"it does not match config.model.backbone: {problem}",
-            hint="give weights of this backbone, or the config of theirs",
+            hint="give weights of this backbone, or a config with the backbone of the weights",
         )
 
     def format(self, source: str) -> str:
-        """Format the counts as the short table that training logs, with the modules concerned.
+        """Format the counts as a short table with the affected modules, which training logs.
 
         Args:
-            source: What the weights were read from.
+            source: The file or workdir of the weights.
+
+        Returns:
+            Several lines.
         """
         rows = {
             "loaded": self.loaded,
@@ -146,15 +150,15 @@ class MergeReport:
 def merge(
     variables: Mapping[str, Any], source: Mapping[str, np.ndarray], layout: Layout = NATIVE
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Replace every variable for which `source` has an entry of its name and shape.
+    """Replace every variable for which `source` has an entry with its name and shape.
 
     Args:
         variables: Arrays or `jax.ShapeDtypeStruct`s in nested dicts, the collection first.
-        source: {name: array}; for our own layout {'params/a/b/kernel': array}.
+        source: {name: array}; in our own layout {'params/a/b/kernel': array}.
         layout: How the source names and stores variables.
 
     Returns:
-        New variables, replaced ones in their dtype, and the report.
+        New variables, in the dtypes of `variables`, and the report.
 
     Raises:
         WeightsError: A replaced variable would hold a NaN or an infinity.

@@ -1,8 +1,8 @@
-"""Names and layout of MMSegmentation's PyTorch state dicts, and conversion both ways.
+"""Names and layout of MMSegmentation's PyTorch state dicts, and conversion in both directions.
 
-Our parameter paths are MMSegmentation's names: ('decode_head', 'convs.0', 'conv', 'kernel') is
-'decode_head.convs.0.conv.weight'. The leaves differ, in name (kernel, scale, mean, ...) and layout
-(a convolution's [O, I, h, w] becomes [h, w, I, O]).
+Our parameter paths mirror MMSegmentation's names: ('decode_head', 'convs.0', 'conv', 'kernel') is
+'decode_head.convs.0.conv.weight'. Only the leaves differ, in name (kernel, scale, mean, ...) and
+layout (a convolution's [O, I, h, w] becomes [h, w, I, O]).
 """
 
 import collections
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 StateDict = Mapping[str, np.ndarray]  # {PyTorch name: array}
 
-# Our leaf -> PyTorch's; any other leaf has the same name in both.
+# Our leaf -> PyTorch's; other leaves have the same name in both.
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -33,18 +33,19 @@ LEAVES = {
     "var": "running_var",
     "factor": "scale",
 }
-BATCH_COUNTER = "num_batches_tracked"  # of PyTorch's batch norm; nothing reads it
-DATA_PARALLEL = re.compile(r"^(module\.)+")  # prefix of PyTorch's wrappers
+BATCH_COUNTER = "num_batches_tracked"  # of PyTorch's batch norm, which is not used
+DATA_PARALLEL = re.compile(r"^(module\.)+")  # prefix of PyTorch's data parallel wrappers
 
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
-    """An earlier spelling of a module's names, and MMSegmentation 1.x's.
+    """A rule that turns an earlier spelling of names into MMSegmentation 1.x's.
 
     Attributes:
         old: Matches the beginning of an earlier name; its first group is 'backbone.' or ''.
         new: Replacement.
-        beside: Rename only if the state dict has a tensor of this name after the same first group.
+        beside: Apply the rule only if the state dict also has a tensor of this name (after the same
+            first group).
     """
 
     old: re.Pattern[str]
@@ -57,9 +58,9 @@ class SharedTensor:
     """One tensor that PyTorch lists under two names.
 
     Attributes:
-        within: Pattern of the names up to where they differ.
-        own: Module that our parameter paths have.
-        alias: Module that they lack.
+        within: Pattern of the common beginning of the names.
+        own: Module in our parameter paths.
+        alias: Module that our parameter paths lack.
     """
 
     within: str
@@ -67,22 +68,22 @@ class SharedTensor:
     alias: str
 
     def own_name(self, name: str) -> str:
-        """Return the name under our module; other names stay as they are."""
+        """Return a name with our module in place of the alias."""
         return re.sub(rf"({self.within}){self.alias}\.", rf"\1{self.own}.", name)
 
     def alias_name(self, name: str) -> str:
-        """Return the name under the module that we lack; other names stay as they are."""
+        """Return a name with the alias in place of our module."""
         return re.sub(rf"({self.within}){self.own}\.", rf"\1{self.alias}.", name)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModuleNames:
-    """How PyTorch files name a module, where our parameter paths alone do not say it.
+    """Differences between a module's names in PyTorch files and our parameter paths.
 
     Attributes:
-        renames: Earlier spellings. The published 0.x files of these methods need none of them.
-        classifier: Prefixes of the tensors of ImageNet classifiers that the backbone lacks.
-        shared: Tensors that are listed twice.
+        renames: Earlier spellings, which the published 0.x files of these methods do not have.
+        classifier: Prefixes of tensors of ImageNet classifiers that the backbone lacks.
+        shared: Tensors that are listed under two names.
     """
 
     renames: tuple[Rename, ...] = ()
@@ -91,13 +92,12 @@ class ModuleNames:
 
 
 _FULLY_CONNECTED = ("fc.", "head.", "classifier.", "neck.")
-# The stem of three convolutions was once one Sequential `conv1` (0, 1, 3, ...) and a norm of its
-# own, `bn1`.
+# The stem of three convolutions used to be one Sequential `conv1` (0, 1, 3, ...) and a norm `bn1`.
 _DEEP_STEM = (
     Rename(re.compile(r"^((?:backbone\.)?)bn1\."), r"\1stem.7.", beside="conv1.0.weight"),
     Rename(re.compile(r"^((?:backbone\.)?)conv1\.(\d+)\."), r"\1stem.\2."),
 )
-# By the module's name in jaxseg.models. Modules that are not listed need nothing.
+# By the module's name in jaxseg.models. Other modules have no differences.
 MODULES: dict[str, ModuleNames] = {
     "resnet": ModuleNames(renames=_DEEP_STEM, classifier=_FULLY_CONNECTED),
     "resnest": ModuleNames(renames=_DEEP_STEM, classifier=_FULLY_CONNECTED),
@@ -106,13 +106,13 @@ MODULES: dict[str, ModuleNames] = {
     ),
     "mobilenet_v2": ModuleNames(classifier=(*_FULLY_CONNECTED, "conv2.")),
     "mobilenet_v3": ModuleNames(classifier=_FULLY_CONNECTED),
-    # Keys and queries of ANN's second block have one projection.
+    # Keys and queries of ANN's second block share a projection.
     "ann": ModuleNames(
         shared=(SharedTensor(r"(?:^|\.)context\.stages\.\d+\.", "key_project", "query_project"),)
     ),
 }
-# State dicts do not say which modules they hold, and no two rules concern the same names: all rules
-# apply to each file.
+# A state dict does not state which modules it holds, and no two rules match the same names, so all
+# rules are applied to every file.
 _RENAMES = tuple(dict.fromkeys(rule for names in MODULES.values() for rule in names.renames))
 _CLASSIFIERS = tuple(dict.fromkeys(part for names in MODULES.values() for part in names.classifier))
 _SHARED = tuple(rule for names in MODULES.values() for rule in names.shared)
@@ -154,7 +154,7 @@ def torch_name(path: Sequence[Any]) -> str:
     """Return the PyTorch name of a variable.
 
     Args:
-        path: Its path, the collection first: strings, or keys as in
+        path: Path of the variable, beginning with the collection: strings, or keys of
             `jax.tree_util.tree_leaves_with_path`.
     """
     _, *modules, leaf = [str(getattr(key, "key", key)) for key in path]
@@ -164,15 +164,18 @@ def torch_name(path: Sequence[Any]) -> str:
 def to_variables(
     state_dict: StateDict, variables: Mapping[str, Any]
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Merge a state dict under current names into `variables` (see `jaxseg.weights.merge.merge`).
+    """Merge a state dict into `variables` (see `jaxseg.weights.merge.merge`).
 
     Args:
         state_dict: {name: array} with the names of MMSegmentation 1.x.
-        variables: Arrays or `jax.ShapeDtypeStruct`s. Those that the state dict lacks, or has in
-            another shape, stay.
+        variables: Arrays or `jax.ShapeDtypeStruct`s. They are kept where the state dict has no
+            tensor, or one of another shape.
+
+    Returns:
+        The new variables, and the report.
 
     Raises:
-        WeightsError: A tensor that would be taken holds a NaN or an infinity.
+        WeightsError: A matching tensor holds a NaN or an infinity.
     """
     source = {}
     for name, value in state_dict.items():
@@ -185,14 +188,17 @@ def to_variables(
 
 
 def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Remove a wrapper's prefix of all names (Lightning's 'model.') if they then fit the variables.
+    """Remove a wrapper's prefix (Lightning's 'model.') from all names if they then fit the model.
 
     Args:
-        state_dict: {name: array}; the names of a backbone's own weights lack 'backbone.'.
-        variables: The model's.
+        state_dict: {name: array}; the names of a bare backbone lack 'backbone.'.
+        variables: The model's variables.
+
+    Returns:
+        The state dict with its new names.
 
     Raises:
-        WeightsError: The names of several models in the file fit ('student.' and 'teacher.').
+        WeightsError: Several prefixes fit ('student.' and 'teacher.').
     """
     known = {torch_name(path) for path in flatten_dict(dict(variables))}
     own = {name.removeprefix("backbone.") for name in known if name.startswith("backbone.")}
@@ -204,7 +210,7 @@ def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[st
         if others and 2 * others[0][1] > count:
             raise WeightsError(
                 f"names fit the model after '{best}' and after '{others[0][0]}'",
-                hint="save one of these models by itself",
+                hint="save only one of these models",
             )
         if best:
             return _without_prefix(state_dict, best)
@@ -212,7 +218,7 @@ def strip_prefix(state_dict: StateDict, variables: Mapping[str, Any]) -> dict[st
 
 
 def _prefixes(names: Iterable[str], expected: Set[str]) -> Iterator[str]:
-    """Yield what precedes the longest expected end of each name, '' if no end is expected."""
+    """Yield the prefix before the longest expected end of each name, '' if no end is expected."""
     for name in names:
         ends = (dot.end() for dot in re.finditer(r"\.", name))
         yield next((name[:end] for end in ends if name[end:] in expected), "")
@@ -222,7 +228,7 @@ def _without_prefix(state_dict: StateDict, prefix: str) -> dict[str, np.ndarray]
     others = [name for name in state_dict if not name.startswith(prefix)]
     if others:  # of a loss or a metric, for instance
         log.warning(
-            "%d tensors without the '%s' of the model's are not used (%s)",
+            "%d tensors without the model's prefix '%s' are not used (%s)",
             len(others),
             prefix,
             ", ".join(others[:3]),
@@ -254,16 +260,16 @@ def load_backbone(
     """Merge a backbone's own weights, such as ImageNet's, into the backbone of `variables`.
 
     Args:
-        state_dict: {name: array}; names may begin with 'backbone.' or not. The report lists
-            classification layers, and the heads of a whole model, as unused.
-        variables: The whole model's.
+        state_dict: {name: array}; names may begin with 'backbone.'. The report lists classification
+            layers, and the heads of a whole model, as unused.
+        variables: Variables of the whole model.
 
     Returns:
         New variables of the whole model, and the report on the backbone.
 
     Raises:
-        WeightsError: A variable of the backbone is not replaced or a tensor of it not used, with
-            both sides listed; or a tensor holds a NaN or an infinity.
+        WeightsError: The backbone does not fit entirely (the error lists both sides), or a tensor
+            holds a NaN or an infinity.
     """
     named = current_names(strip_prefix(state_dict, variables))
     if not any(name.startswith("backbone.") for name in named):
@@ -288,7 +294,19 @@ def _is_of_backbone(name: str) -> bool:
 def load_model(
     state_dict: StateDict, model: nn.Module, image_channels: int = 3
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Return (variables, report) of a state dict of MMSegmentation; see `from_mmseg`."""
+    """Convert a state dict of MMSegmentation to variables of `model`; see `from_mmseg`.
+
+    Args:
+        state_dict: {PyTorch name: array}, as in a .pth.
+        model: The architecture, from `create_model`.
+        image_channels: Number of channels of the model's images.
+
+    Returns:
+        The variables, float32, and the report of the merge.
+
+    Raises:
+        WeightsError: See `from_mmseg`.
+    """
     shapes = variable_shapes(model, (1, 512, 512, image_channels))
     variables, report = to_variables(current_names(strip_prefix(state_dict, shapes)), shapes)
     report.raise_if_incomplete()
@@ -301,14 +319,14 @@ def from_mmseg(state_dict: StateDict, model: nn.Module, image_channels: int = 3)
     Args:
         state_dict: {PyTorch name: array}, as in a .pth.
         model: The architecture, from `create_model`.
-        image_channels: Channels of the images that the model takes.
+        image_channels: Number of channels of the model's images.
 
     Returns:
         The model's variables, float32.
 
     Raises:
-        WeightsError: A tensor is not used or a variable not replaced, with both sides and their
-            shapes listed; or a tensor holds a NaN or an infinity.
+        WeightsError: The names or shapes do not fit entirely (the error lists both sides), or a
+            tensor holds a NaN or an infinity.
     """
     return load_model(state_dict, model, image_channels)[0]
 
@@ -317,7 +335,7 @@ def to_mmseg(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert variables to a state dict of MMSegmentation: the inverse of `from_mmseg`.
 
     Args:
-        variables: A model's, on host or device.
+        variables: A model's variables, on the host or on devices.
 
     Returns:
         {PyTorch name: float32 array}, with int64 batch counters of 0.

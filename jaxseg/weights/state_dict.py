@@ -18,7 +18,7 @@ from jaxseg.files import atomic_path, expand
 from jaxseg.weights import file_kinds, torch_file
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")  # of files to write; reading ignores them
-# Where programs keep weights in a file.
+# Keys under which programs store weights in a file.
 KEYS = (
     "state_dict",
     "model_state_dict",
@@ -30,47 +30,48 @@ KEYS = (
     "params",
 )
 EMA_KEYS = ("state_dict_ema", "model_ema")
-# Tensors that are not plain, by the function that rebuilds them: (what they are, what to do).
+# Special tensors, by the function that rebuilds them: (description, advice).
 FOREIGN = {
     "_rebuild_meta_tensor_no_storage": (
-        "has no values, being on the device 'meta'",
-        "save the model once its weights are loaded",
+        "has no values, since it is on the device 'meta'",
+        "save the model after loading its weights",
     ),
     "_rebuild_sparse_tensor": ("is a sparse tensor", "save its to_dense()"),
     "_rebuild_sparse_csr_tensor": ("is a sparse tensor", "save its to_dense()"),
     "_rebuild_qtensor": ("is a quantised tensor", "save the weights from before quantisation"),
 }
 PLAIN = "save model.state_dict(), plain tensors by name, with torch.save"
-# An .npz may unpack to MAX_UNPACKED bytes, or else to MAX_RATIO times its own size.
+# An .npz may unpack to MAX_UNPACKED bytes, or to MAX_RATIO times its own size if that is more.
 MAX_UNPACKED = 2**30
 MAX_RATIO = 200
 
-StateDictError = WeightsError  # its earlier name
+StateDictError = WeightsError  # the name in the first edition
 
 
 def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndarray]:
-    """Read a weight file, whose kind is recognised by its bytes: floats become float32.
+    """Read a weight file of any supported kind; floats become float32.
 
-    A file of torch.save holds the state dict itself, or in a dict under one of KEYS, or as the only
-    dict of tensors. The prefix 'module.' of PyTorch's data parallel wrappers is removed.
+    The kind is recognised by the file's first bytes. A file of torch.save holds the state dict
+    itself, or a dict with the state dict under one of KEYS or as the only dict of tensors. The
+    prefix 'module.' of PyTorch's data parallel wrappers is removed.
 
     Args:
         path: A file of torch.save, .safetensors, .npz, or a pickle of NumPy arrays.
-        ema: Read the exponential moving average of the weights: `state_dict_ema` or `model_ema`, or
-            MMSegmentation 0.x's copies 'ema_...' (which batch norm statistics lack: they are the
-            model's). MMSegmentation 1.x writes the average into `state_dict` itself, which is
-            then read either way. Without `ema` such copies are left out.
+        ema: Whether to read the exponential moving average of the weights: `state_dict_ema`,
+            `model_ema`, or MMSegmentation 0.x's copies 'ema_...' (without copies of batch norm
+            statistics, for which the model's are used). MMSegmentation 1.x writes the average into
+            `state_dict` itself, which is then read in any case.
 
     Returns:
         {name: array}; integers and booleans keep their types.
 
     Raises:
-        WeightsError: The file is missing, damaged, unknown or hostile, or has no moving average;
-            the error names it.
+        WeightsError: The file is missing, damaged, unknown or malicious, or has no moving average.
     """
     path = expand(path)
     with about(file=path):
-        kind, averaged = file_kinds.sniff(path), False
+        kind = file_kinds.sniff(path)
+        averaged = False
         if kind == file_kinds.NPZ:
             tensors = _read_npz(path)
         elif kind == file_kinds.SAFETENSORS:
@@ -81,10 +82,10 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
-    """Return the class names that MMSegmentation wrote beside the weights of a .pth; () if none.
+    """Return the class names that MMSegmentation stored in a .pth with the weights; () if none.
 
     Raises:
-        WeightsError: The file is missing, damaged, unknown or hostile.
+        WeightsError: The file is missing, damaged, unknown or malicious.
     """
     path = expand(path)
     with about(file=path):
@@ -105,16 +106,17 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 def write_state_dict(
     path: str | Path, state_dict: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a state dict; the file appears when it is complete.
+    """Write a state dict; the file appears only when it is complete.
 
     Args:
-        path: Ends in .npz, .safetensors or, which needs PyTorch, .pth or .pt.
+        path: The file, ending in .npz, .safetensors, .pth or .pt; the last two need PyTorch.
         state_dict: {name: array}.
-        meta: {'classes', 'palette', ...}, which a .pth holds beside 'state_dict', as MMSegmentation
-            reads it.
+        meta: {'classes', 'palette', ...}, which a .pth stores next to 'state_dict', as
+            MMSegmentation reads it.
 
     Raises:
-        WeightsError: The suffix is another one, or PyTorch is not installed.
+        WeightsError: The suffix is not supported, or PyTorch is not installed.
+        JaxsegError: The file cannot be written.
     """
     path = expand(path)
     if path.suffix not in SUFFIXES:
@@ -143,7 +145,7 @@ def _import_torch(path: Path) -> Any:
         import torch  # noqa: PLC0415 - optional, and slow to import
     except ImportError:
         raise WeightsError(
-            "PyTorch is needed to write it",
+            "writing it needs PyTorch",
             file=path,
             hint="pip install jaxseg[convert], or choose .safetensors",
         ) from None
@@ -159,15 +161,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     if unpacked > max(MAX_UNPACKED, MAX_RATIO * size):
         raise WeightsError(
-            f"its {size} bytes would unpack to {unpacked}, which weights never do",
+            f"its {size} bytes would unpack to {unpacked}, far more than weights do",
             hint="do not trust it",
         )
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile and NumPy raise all kinds on damaged files
+    except Exception as error:  # zipfile and NumPy raise many kinds of errors for damaged files
         raise WeightsError(
-            "it is an .npz of other than plain arrays, or damaged", hint=torch_file.AGAIN
+            "it is an .npz with something other than plain arrays, or damaged",
+            hint=torch_file.AGAIN,
         ) from error
 
 
@@ -176,14 +179,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(
-            "it is a .safetensors file that is damaged, cut short, or of a number type that NumPy "
+            "it is a .safetensors file that is damaged, cut short, or has a number type that NumPy "
             f"lacks ({error})",
             hint=torch_file.AGAIN,
         ) from error
 
 
 def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], bool]:
-    """Return (tensors, whether they are the moving average already)."""
+    """Return the tensors, and whether they are the moving average already."""
     with torch_file.open_torch_file(path) as content:
         entries, averaged = _find_weights(content, ema)
         _refuse_foreign(entries, at_top=entries is content)
@@ -196,7 +199,7 @@ def _refuse_foreign(entries: Mapping[Any, Any], *, at_top: bool) -> None:
 
     Args:
         entries: The dict of weights.
-        at_top: It is the whole file, which may hold other things beside them.
+        at_top: Whether it is the content of the whole file, which may hold other things too.
     """
     for name, value in entries.items():
         if not isinstance(value, torch_file.StandIn):
@@ -220,7 +223,7 @@ def _read_tensor(name: str, tensor: torch_file.Tensor | torch_file.Array) -> np.
 
 
 def _tensors(value: Any) -> dict[str, torch_file.Tensor | torch_file.Array]:
-    """Return the tensors of a dict by name, {} of anything else."""
+    """Return the tensors of a dict by name, {} for anything else."""
     return {
         name: entry
         for name, entry in _mapping(value).items()
@@ -229,12 +232,12 @@ def _tensors(value: Any) -> dict[str, torch_file.Tensor | torch_file.Array]:
 
 
 def _find_weights(content: Any, ema: bool, depth: int = 0) -> tuple[Mapping[Any, Any], bool]:
-    """Return (the dict of tensors inside a file's content, whether it is the moving average)."""
+    """Return the dict of tensors in a file's content, and whether it is the moving average."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"it holds {_describe(content)}, not weights by name", hint=PLAIN)
     for key in (*(EMA_KEYS if ema else ()), *KEYS):
-        if isinstance(content.get(key), Mapping) and depth < 2:  # a hostile dict may hold itself
-            # MMEngine swaps them on saving: beside `ema_state_dict`, `state_dict` is the average.
+        if isinstance(content.get(key), Mapping) and depth < 2:  # a malicious dict may hold itself
+            # MMEngine swaps the two: if there is an `ema_state_dict`, `state_dict` is the average.
             average = key in EMA_KEYS or "ema_state_dict" in content
             if _tensors(content[key]):
                 return content[key], average
@@ -248,7 +251,7 @@ def _find_weights(content: Any, ema: bool, depth: int = 0) -> tuple[Mapping[Any,
     if len(holders) > 1:
         raise WeightsError(
             f"it holds several dicts of tensors: {', '.join(map(str, holders[:10]))}",
-            hint="save the one of the model by itself",
+            hint="save only the model's",
         )
     foreign = {k: v for k, v in content.items() if isinstance(v, torch_file.StandIn)}
     if any(value.origin.rpartition(".")[2] in FOREIGN for value in foreign.values()):
@@ -265,13 +268,13 @@ def _find_weights(content: Any, ema: bool, depth: int = 0) -> tuple[Mapping[Any,
 
 
 def _describe(value: Any) -> str:
-    """Name what a file holds in place of weights by name."""
+    """Describe the content of a file that is not a dict of weights."""
     if isinstance(value, torch_file.StandIn):
         return f"a whole model or another object ({value.origin})"
     if isinstance(value, torch_file.Tensor | torch_file.Array):
         return "a single tensor"
     if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)} things without names"
+        return f"a {type(value).__name__} of {len(value)} items without names"
     return f"a {type(value).__name__}"
 
 

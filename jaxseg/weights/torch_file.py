@@ -27,28 +27,27 @@ def open_torch_file(path: str | Path) -> Iterator[Any]:
     """Open a file of torch.save; tensors can be read while the context is open.
 
     Yields:
-        The object that was saved, with `Tensor` for tensors, `Array` for NumPy arrays and `StandIn`
-        for everything that is neither they nor plain containers, numbers and text.
+        The saved object, with `Tensor` for tensors, `Array` for NumPy arrays, and `StandIn` for
+        everything else but plain containers, numbers and text.
 
     Raises:
-        TorchFileError: Anything is wrong with the file; the error does not name it yet.
+        TorchFileError: The file is damaged, unknown or malicious. The error does not name it yet.
     """
     with contextlib.ExitStack() as stack:
         try:
-            content = (
-                _read_zip(stack, path)
-                if zipfile.is_zipfile(path)
-                else _read_legacy(stack.enter_context(open(path, "rb")))
-            )
+            if zipfile.is_zipfile(path):
+                content = _read_zip(stack, path)
+            else:
+                content = _read_legacy(stack.enter_context(open(path, "rb")))
         except TorchFileError:
             raise
-        except Exception as error:  # zipfile and pickle raise all kinds on hostile input
+        except Exception as error:  # zipfile and pickle raise many kinds of errors for bad input
             raise TorchFileError(DAMAGED, hint=AGAIN) from error
         yield content
 
 
 def _read_zip(stack: contextlib.ExitStack, path: str | Path) -> Any:
-    """Read the format since PyTorch 1.6: NAME/data.pkl and NAME/data/KEY, not compressed."""
+    """Read the format since PyTorch 1.6: uncompressed NAME/data.pkl and NAME/data/KEY."""
     archive = stack.enter_context(zipfile.ZipFile(path))
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -78,12 +77,12 @@ def _read_zip(stack: contextlib.ExitStack, path: str | Path) -> Any:
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Read the format before PyTorch 1.6: pickles, then the storages in a row.
+    """Read the format before PyTorch 1.6, in which most of the model zoo is published.
 
-    Most of the model zoo is published in it.
+    It is a sequence of pickles, followed by all storages.
     """
     header: list[Any] = []
-    for _ in range(3):  # magic number, protocol, facts about the machine
+    for _ in range(3):  # magic number, protocol, properties of the machine
         header.append(Unpickler(file, _no_storage).load())
         if header[0] != LEGACY_MAGIC:  # a pickle of NumPy arrays, perhaps
             return header[0]
@@ -126,7 +125,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 def _no_storage(dtype: type, key: str, length: int, view: Any) -> Storage:
     del dtype, key, length, view
-    raise TorchFileError("it refers to a storage where there is none")
+    raise TorchFileError("its header refers to a storage")
 
 
 def _read_place(

@@ -1,8 +1,8 @@
 """Safe unpickling of tensors and NumPy arrays, without PyTorch.
 
-A pickle is a program. The unpickler here knows OrderedDict and the functions that rebuild tensors
-and NumPy arrays, and nothing else. Everything else that a pickle names (training histories, NumPy
-scalars, configs, os.system) becomes an inert stand-in: it can be made, called and filled, and does
+A pickle is a program. The unpickler here knows only OrderedDict and the functions that rebuild
+tensors and NumPy arrays. Everything else that a pickle names (training histories, NumPy scalars,
+configs, os.system) becomes an inert stand-in, which can be created, called and filled, but does
 nothing.
 """
 
@@ -35,7 +35,7 @@ DTYPES = re.compile(r"f[248]|[iu][1248]|b1")  # of NumPy arrays in a pickle
 
 
 class TorchFileError(WeightsError):
-    """A file that torch.save did not write, that is damaged, or that was made to do harm."""
+    """A file is damaged, malicious, or was not written by torch.save."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Tensor:
         size = math.prod(self.shape)
         steps = ((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         last = self.offset + sum(steps)
-        # The size is bounded too: with strides of 0, one element would do for a tensor of any size.
+        # The size is limited too, since strides of 0 turn one element into a tensor of any size.
         if size > self.storage.length or (size and last >= self.storage.length):
             raise TorchFileError(
                 f"a tensor of shape {self.shape}, offset {self.offset} and strides {self.strides} "
@@ -111,7 +111,7 @@ class Tensor:
 
 
 class Dtype:
-    """A NumPy dtype in a pickle, whose byte order follows it (BUILD)."""
+    """A NumPy dtype in a pickle, which sets its byte order later (BUILD)."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code
@@ -129,12 +129,12 @@ class Dtype:
         """
         known = isinstance(self.code, str) and DTYPES.fullmatch(self.code)
         if not known or self.order not in ("<", ">", "|", "="):
-            raise TorchFileError(f"an array has the NumPy dtype {self.code!r}, as no weights have")
+            raise TorchFileError(f"an array has the NumPy dtype {self.code!r}, unlike any weights")
         return np.dtype(self.order + self.code)
 
 
 class Array:
-    """A NumPy array in a pickle, not made yet."""
+    """A NumPy array in a pickle, not created yet."""
 
     def __init__(self, *_: Any) -> None:
         self.shape: Any = None
@@ -144,7 +144,7 @@ class Array:
 
     @classmethod
     def from_buffer(cls, data: Any, dtype: Any, shape: Any, order: Any) -> "Array":
-        """Make an array as pickles of protocol 5 do."""
+        """Make an array from the arguments in pickles of protocol 5."""
         array = cls()
         array.build((1, shape, dtype, order == "F", data))
         return array
@@ -168,7 +168,7 @@ class Array:
             or not isinstance(data, bytes | bytearray)
             or not isinstance(shape, tuple)
         ):
-            raise TorchFileError("a NumPy array is of an unknown kind")
+            raise TorchFileError("a NumPy array has an unknown form")
         dtype = self.dtype.numpy()
         sized = all(type(n) is int and n >= 0 for n in shape)
         if not sized or math.prod(shape) * dtype.itemsize != len(data):
@@ -180,10 +180,10 @@ class Array:
 
 
 class StandIn:
-    """Replaces everything else in a pickle: takes any arguments, state and items, and ignores them.
+    """Replaces everything else in a pickle; ignores all arguments, state and items.
 
     Attributes:
-        origin: Name of what it replaces.
+        origin: Name of the replaced object.
     """
 
     origin = "the result of a call"
@@ -232,9 +232,9 @@ def _from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Return bytes, which pickles of old protocols hold as text."""
+    """Return bytes, which old pickle protocols store as text."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise TorchFileError(f"it has bytes as text in {encoding!r}")
+        raise TorchFileError(f"it stores bytes as text in {encoding!r}")
     return text.encode("latin1")
 
 
@@ -264,8 +264,8 @@ OpenStorage = Callable[[type, str, int, Any], Storage]  # (dtype, key, length, v
 class Unpickler(pickle._Unpickler):
     """Unpickles tensors, NumPy arrays and plain containers, and stand-ins for everything else.
 
-    It extends the unpickler in Python rather than the one in C: its memo is a dict, so that a file
-    cannot make it allocate by index, and its operations can be replaced.
+    It extends Python's unpickler rather than the C implementation, because its operations can be
+    replaced and its memo is a dict, in which a file cannot allocate memory with a large index.
 
     Args:
         file: The pickle.
@@ -280,32 +280,40 @@ class Unpickler(pickle._Unpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a global name of the pickle stands for; nothing is imported."""
+        """Return the object for a global name of the pickle; nothing is imported."""
         if module in ("torch", "torch.cuda") and name in STORAGES:
             return name
         stand_in = type("StandIn", (StandIn,), {"origin": f"{module}.{name}"})
         return KNOWN.get((module, name), stand_in)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the storage that a persistent id refers to."""
+        """Return the storage of a persistent id.
+
+        Raises:
+            TorchFileError: The id is not a valid storage.
+        """
         if isinstance(pid, tuple) and pid[:1] == ("module",):
-            return pid[1]  # very old files keep a module's source beside it
+            return pid[1]  # very old files store the source code of a module with it
         if not isinstance(pid, tuple) or pid[:1] != ("storage",) or len(pid) < 5:
             raise TorchFileError("it refers to something other than a storage")
         _, kind, key, _, length, *view = pid
         if not isinstance(kind, str) or kind not in STORAGES:
             name = getattr(kind, "origin", type(kind).__name__)
-            raise TorchFileError(f"a storage is of an unknown kind, {name}")
+            raise TorchFileError(f"a storage has an unknown type, {name}")
         if type(length) is not int or length < 0 or not isinstance(key, str):
             raise TorchFileError("a storage has no name or no length")
         return self._storage(STORAGES[kind], key, length, view[0] if view else None)
 
     def get_extension(self, code: int) -> None:
-        """Refuse codes for classes that programs register: they would bypass find_class."""
+        """Refuse extension codes, which would bypass `find_class`.
+
+        Raises:
+            TorchFileError: Always.
+        """
         raise TorchFileError(f"it has the extension code {code}, which torch.save never writes")
 
     def load_build(self) -> None:
-        """Set the state of the object below on the stack; only NumPy's need any."""
+        """Set the state of the object on the stack; only NumPy's objects have any."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Dtype | Array):
             self.stack[-1].build(state)

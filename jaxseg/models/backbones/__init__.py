@@ -1,5 +1,5 @@
-"""Backbones: images [B, H, W, C] to feature maps, finest first, of declared channels and strides.
+"""Backbones map images [B, H, W, C] to a list of feature maps, finest first.
 
-A backbone has the properties `channels` and `reductions` (input size over output size), one number
-for each map.
+Each backbone declares its maps with the properties `channels` and `reductions` (input size divided
+by output size), which have one number per map.
 """

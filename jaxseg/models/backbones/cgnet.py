@@ -1,4 +1,4 @@
-"""CGNet (arXiv:1811.08201): every block combines a pixel, its surroundings and the whole image."""
+"""CGNet (arXiv:1811.08201): blocks combine each pixel with its surroundings and the whole image."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class ContextGuidedBlock(nn.Module):
         features: Channels of the result.
         dilation: Dilation of the convolution that sees the surroundings.
         reduction: Factor by which the attention's hidden layer is narrower.
-        downsample: Whether to halve the resolution; otherwise the input is added to the result.
+        downsample: Whether to halve the resolution; if not, the input is added to the result.
     """
 
     layer: Layers
@@ -61,9 +61,9 @@ class ContextGuidedBlock(nn.Module):
 
 
 class CGNet(nn.Module):
-    """Three levels of context-guided blocks; each joins its first and last output.
+    """Three levels of context-guided blocks; each level concatenates its first and last output.
 
-    The image, pooled, is joined to the first two maps. PReLU throughout.
+    The pooled image is concatenated with the first two maps. All activations are PReLU.
 
     Attributes:
         layer: The model's settings.
@@ -81,7 +81,7 @@ class CGNet(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of the three outputs, for images of three."""
+        """Channels of the three outputs, for RGB images."""
         stem, first, second = self.widths
         return (stem + 3, 2 * first + 3, 2 * second)
 

@@ -1,4 +1,4 @@
-"""Fast-SCNN (arXiv:1902.04502): two branches, as corrected upstream (70.96 mIoU on Cityscapes)."""
+"""Fast-SCNN (arXiv:1902.04502), in MMSegmentation's corrected form (70.96 mIoU on Cityscapes)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from jaxseg.models.layers import Layers
 
 
 class FastSCNN(nn.Module):
-    """A learned downsampling to 1/8, and a deep branch for context, added for the classifier.
+    """Learned downsampling to 1/8, and a deep branch for context that is added to it.
 
     Attributes:
         layer: The model's settings.

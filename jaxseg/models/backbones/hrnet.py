@@ -24,9 +24,9 @@ def _conv_norm(
 
 
 class HRModule(nn.Module):
-    """Residual blocks on every branch; then every branch takes the sum of all branches.
+    """Residual blocks on every branch, followed by an exchange: each branch gets the sum of all.
 
-    Strided convolutions bring finer maps down, bilinear resizing brings coarser ones up.
+    For the sum, strided convolutions shrink finer maps and bilinear resizing enlarges coarser ones.
 
     Attributes:
         layer: The model's settings.
@@ -58,12 +58,13 @@ class HRModule(nn.Module):
 
     def _resized(self, x: jax.Array, j: int, target: jax.Array, i: int, train: bool) -> jax.Array:
         """Branch j's map x in the shape of branch i's map, `target`."""
-        name, features = f"fuse_layers.{i}.{j}", target.shape[-1]
+        name = f"fuse_layers.{i}.{j}"
+        features = target.shape[-1]
         if j == i:
             return x
         if j > i:
             x = _conv_norm(self.layer, x, features, 1, 1, name, train)
-            # Where a size was odd, the doubled map is a pixel too large: the published networks
+            # If a size was odd, the doubled map is one pixel too large, and the published models
             # resize it once more.
             doubled = resize_bilinear(x, [n * 2 ** (j - i) for n in x.shape[1:3]])
             return resize_bilinear(doubled, target.shape[1:3])
@@ -73,13 +74,13 @@ class HRModule(nn.Module):
 
 
 class HRNet(nn.Module):
-    """Keeps the fine resolution: each stage adds a branch at half the coarsest one's.
+    """Four stages that keep the finest resolution; each adds a branch at half the coarsest one.
 
-    Resizing ignores `align_corners`, as published.
+    As published, resizing ignores `align_corners`.
 
     Attributes:
         layer: The model's settings.
-        base_channels: Channels of the finest map; the others have 2, 4 and 8 times as many.
+        base_channels: Channels of the finest map; coarser maps have 2, 4 and 8 times as many.
         modules: Exchanges in stages 2 to 4.
         blocks: Residual blocks on each branch before an exchange.
         stem_channels: Channels of the first convolutions.
@@ -119,7 +120,7 @@ class HRNet(nn.Module):
         return maps
 
     def _transition(self, maps: Sequence[jax.Array], stage: int, train: bool) -> list[jax.Array]:
-        """The maps in the stage's channels, and a new one at half the coarsest's resolution."""
+        """The maps with the stage's channels, and a new map at half the coarsest resolution."""
         out = []
         for i, features in enumerate(self.channels[: stage + 1]):
             name = f"transition{stage}.{i}"

@@ -21,22 +21,30 @@ STAGES = (
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """Round to the nearest multiple of `divisor`, one at least, a tenth below at most."""
+    """Round to the nearest multiple of `divisor`, but never by more than 10% down.
+
+    Args:
+        channels: Number of channels.
+        divisor: Divisor of the result, which is also the smallest result.
+
+    Returns:
+        The rounded number.
+    """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class InvertedResidual(nn.Module):
-    """Expands by 1x1, filters depthwise and projects by 1x1 without activation (arXiv:1801.04381).
+    """A 1x1 expansion, a depthwise convolution and a linear 1x1 projection (arXiv:1801.04381).
 
-    The input is added where its shape is the result's.
+    The input is added to the result if their shapes are equal.
 
     Attributes:
         layer: The model's settings.
         features: Channels of the result.
         stride: Stride of the depthwise convolution.
         dilation: Dilation of the depthwise convolution.
-        expansion: Factor of the channels in between; 1 for no expanding convolution.
+        expansion: Factor of the expansion; 1 leaves the expansion out.
     """
 
     layer: Layers
@@ -48,14 +56,19 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        layer, width, y, i = self.layer, x.shape[-1] * self.expansion, x, 0
+        layer = self.layer
+        width = x.shape[-1] * self.expansion
+        y = x
+        index = 0
         if self.expansion != 1:
             y = layer.conv_norm_act(width, 1, name="conv.0")(y, train=train)
-            i = 1
+            index = 1
         depthwise = layer.conv_norm_act(
-            width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{i}"
+            width, 3, stride=self.stride, dilation=self.dilation, groups=width, name=f"conv.{index}"
         )
-        project = layer.conv_norm_act(self.features, 1, activation="identity", name=f"conv.{i + 1}")
+        project = layer.conv_norm_act(
+            self.features, 1, activation="identity", name=f"conv.{index + 1}"
+        )
         y = project(depthwise(y, train=train), train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 

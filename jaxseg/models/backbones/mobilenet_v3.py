@@ -22,7 +22,7 @@ class Row(NamedTuple):
     dilation: int
 
 
-# Where the classifier halves the resolution beyond 1/8, these keep it and dilate.
+# Blocks that reduce the resolution below 1/8 in the ImageNet model are dilated here instead.
 BLOCKS: dict[str, tuple[Row, ...]] = {
     "large": (
         Row(3, 16, 16, False, "relu", 1, 1),
@@ -60,14 +60,15 @@ OUT_INDICES = {"large": (1, 3, 16), "small": (0, 1, 12)}
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by weights made from their global averages (arXiv:1709.01507)."""
+    """Scales channels by weights computed from their global averages (arXiv:1709.01507)."""
 
     layer: Layers
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to the same shape."""
-        layer, channels = self.layer, x.shape[-1]
+        layer = self.layer
+        channels = x.shape[-1]
         squeeze = layer.conv_norm_act(round_channels(channels // 4), 1, norm=False, name="conv1")
         excite = layer.conv_norm_act(
             channels, 1, norm=False, activation="hard_sigmoid", name="conv2"
@@ -81,9 +82,9 @@ class InvertedResidual(nn.Module):
     Attributes:
         layer: The model's settings.
         kernel_size: Height and width of the depthwise kernel.
-        expanded: Channels in between.
+        expanded: Channels after the expansion.
         features: Channels of the result.
-        excite: Whether to squeeze and excite.
+        excite: Whether to apply squeeze and excite.
         activation: Name of the activation.
         stride: Stride of the depthwise convolution.
         dilation: Dilation of the depthwise convolution.
@@ -128,7 +129,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV3(nn.Module):
     """Inverted residuals with squeeze and excite and hard swish.
 
-    Strided convolutions pad as TensorFlow does, more at the bottom and right.
+    Strided convolutions use TensorFlow's padding, which adds more at the bottom and right.
 
     Attributes:
         layer: The model's settings.

@@ -10,7 +10,7 @@ from jaxseg.models.pooling import adaptive_avg_pool, avg_pool
 
 
 class SplitAttention(nn.Module):
-    """Parallel 3x3 convolutions, mixed by a softmax over them of their global averages.
+    """Parallel 3x3 convolutions, weighted by a softmax computed from their global averages.
 
     Attributes:
         layer: The model's settings.
@@ -31,7 +31,8 @@ class SplitAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        layer, width = self.layer, self.features * self.radix
+        layer = self.layer
+        width = self.features * self.radix
         hidden = max(x.shape[-1] * self.radix // self.reduction, 32)
         conv = layer.conv(
             width, 3, stride=self.stride, dilation=self.dilation, groups=self.radix, name="conv"
@@ -53,7 +54,8 @@ class SplitAttention(nn.Module):
 class SplitAttentionBlock(nn.Module):
     """A bottleneck around split attention: [B, H, W, C] to [B, H / stride, W / stride, 4 * width].
 
-    Strides are average pools: 3x3 after the attention, and in the shortcut as in ResNet V1d.
+    Average pools reduce the resolution: a 3x3 pool after the attention, and as in ResNet V1d a pool
+    in the shortcut.
 
     Attributes:
         layer: The model's settings.
@@ -62,7 +64,7 @@ class SplitAttentionBlock(nn.Module):
         dilation: Dilation of the attention.
         radix: Number of convolutions in the attention.
         reduction: Reduction in the attention.
-        avg_down_stride: Whether a pool after the attention, and not its convolution, strides.
+        avg_down_stride: Whether to stride by a pool after the attention, not by its convolution.
     """
 
     layer: Layers
@@ -108,7 +110,7 @@ class ResNeSt(ResNet):
     Attributes:
         radix: Number of convolutions in an attention.
         reduction: Factor by which an attention's hidden layer is narrower.
-        avg_down_stride: Whether a pool after the attention, and not its convolution, strides.
+        avg_down_stride: Whether to stride by a pool after the attention, not by its convolution.
     """
 
     depth: int = 101

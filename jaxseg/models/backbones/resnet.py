@@ -1,4 +1,4 @@
-"""ResNet (arXiv:1512.03385): V1, and the V1c and V1d of arXiv:1812.01187; stages may be dilated."""
+"""ResNet V1 (arXiv:1512.03385), V1c and V1d (arXiv:1812.01187), with optionally dilated stages."""
 
 from collections.abc import Sequence
 
@@ -33,9 +33,9 @@ class Block(nn.Module):
         width: Channels of the 3x3 convolutions.
         stride: Stride of the first 3x3 convolution.
         dilation: Dilation of the first 3x3 convolution.
-        bottleneck: Whether 1x1 convolutions surround a single 3x3 one.
+        bottleneck: Whether to use one 3x3 convolution between two 1x1 ones, not two 3x3 ones.
         average_down: Whether the shortcut strides by an average pool (V1d).
-        zero_init: Whether the last norm starts at 0, so that a new network begins as a shallow one.
+        zero_init: Whether the last norm's scale starts at 0, so that the block starts as identity.
     """
 
     layer: Layers
@@ -71,7 +71,7 @@ class Block(nn.Module):
         return nn.relu(y + self._shortcut(x, channels, train))
 
     def _shortcut(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
-        """The input in the shape of the block's output."""
+        """The input, projected to the shape of the block's output."""
         if self.stride == 1 and x.shape[-1] == channels:
             return x
         stride, first = self.stride, 0
@@ -91,8 +91,11 @@ def stage_dilations(
     Args:
         blocks: Number of blocks.
         dilation: Dilation of the stage.
-        contract: Whether the first block takes half of it.
-        multi_grid: One dilation for each block in place of all this; () for none.
+        contract: Whether the first block has half of the dilation.
+        multi_grid: One dilation for each block, which overrides the rest; () for none.
+
+    Returns:
+        The dilations.
 
     Raises:
         ConfigError: `multi_grid` has fewer values than there are blocks.
@@ -116,14 +119,14 @@ class ResNet(nn.Module):
     Attributes:
         layer: The model's settings.
         depth: Number of layers, a key of `BLOCKS`.
-        stem: 'v1' for one 7x7 convolution, 'v1c' for three 3x3 ones, 'v1d' for those and
-            average-pooled shortcuts.
+        stem: 'v1' for one 7x7 convolution, 'v1c' for three 3x3 convolutions, 'v1d' for the same
+            with average-pooled shortcuts.
         base_channels: Width of the first stage; each further stage doubles it.
         stem_channels: Channels of the stem.
         strides: Strides of the stages' first blocks, after the stem's 4.
         dilations: Dilations of the stages.
-        multi_grid: Dilations of the last stage's blocks in place of its own; () for none.
-        contract_dilation: Whether a stage's first block takes half its dilation.
+        multi_grid: Dilation of each block of the last stage; () for the stage's dilation.
+        contract_dilation: Whether a stage's first block has half of the stage's dilation.
     """
 
     layer: Layers
@@ -158,7 +161,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
-        """Map images [B, H, W, C] to four maps at 1/4 and less, finest first."""
+        """Map images [B, H, W, C] to four maps at 1/4 of their resolution and below."""
         x = max_pool(self._stem(x, train), 3, 2, 1)
         features = []
         stages = lookup(BLOCKS, self.depth, "depth of a ResNet")
@@ -177,7 +180,7 @@ class ResNet(nn.Module):
         return features
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images at half their resolution."""
+        """Convolve images to half of their resolution."""
         if self.stem == "v1":
             x = self.layer.conv(self.stem_channels, 7, stride=2, name="conv1")(x)
             return nn.relu(self.layer.norm(name="bn1")(x, train=train))

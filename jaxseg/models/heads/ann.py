@@ -13,14 +13,14 @@ from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class PyramidAttention(nn.Module):
-    """Attention from every position of one map to a pyramid of pools of another.
+    """Attention from every position of one map to a pyramid of averages of another.
 
     Attributes:
         layer: The model's settings.
         channels: Channels of queries, keys and values.
-        pool_scales: Heights, which are also the widths, of the pooling grids.
-        shared: Whether one projection makes queries and keys; its running statistics then move
-            twice a step.
+        pool_scales: Heights and widths of the square pooling grids.
+        shared: Whether queries and keys share a projection, whose running statistics are then
+            updated twice per step.
     """
 
     layer: Layers
@@ -51,17 +51,17 @@ class PyramidAttention(nn.Module):
 
 
 class ANNHead(nn.Module):
-    """Non-local attention made cheap by pooling the keys and values.
+    """Non-local attention that is cheap because keys and values are pooled.
 
-    It first fuses two feature maps of one size, then refines the result.
+    It first fuses two feature maps of equal size, then refines the result.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the refined features.
         layer: The model's settings.
-        in_index: The two feature maps to read: that of the keys, that of the queries.
+        in_index: The two feature maps to read: first for keys and values, then for queries.
         project_channels: Channels of queries, keys and values.
-        key_pool_scales: Heights, which are also the widths, of the pooling grids.
+        key_pool_scales: Heights and widths of the square pooling grids.
     """
 
     num_classes: int

@@ -20,7 +20,7 @@ class AdaptiveContext(nn.Module):
     Attributes:
         layer: The model's settings.
         channels: Channels of the result.
-        scale: Height, which is also the width, of the grid.
+        scale: Height and width of the grid.
     """
 
     layer: Layers
@@ -44,14 +44,14 @@ class AdaptiveContext(nn.Module):
 
 
 class APCHead(nn.Module):
-    """Pyramid pooling with weights of its own at every position, in place of bilinear resizing.
+    """Pyramid pooling in which every position has its own weights, instead of bilinear resizing.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature map to read.
-        pool_scales: Heights, which are also the widths, of the pooling grids.
+        pool_scales: Heights and widths of the square pooling grids.
     """
 
     num_classes: int

@@ -11,19 +11,19 @@ from jaxseg.models.pooling import adaptive_avg_pool
 
 
 class ASPPHead(nn.Module):
-    """Context from parallel dilated convolutions and a global pool, joined.
+    """Context from parallel dilated convolutions and a global pool.
 
-    V3+ has depthwise-separable convolutions and a decoder on a fine, early map.
+    V3+ adds depthwise-separable convolutions and a decoder that reads a finer map.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of every branch.
         layer: The model's settings.
         in_index: The feature map to read.
-        dilations: Dilations of the branches; 1 stands for a 1x1 convolution.
+        dilations: Dilations of the branches; 1 means a 1x1 convolution.
         separable: Whether convolutions are depthwise-separable (V3+).
-        low_level_index: The fine map of the decoder (V3+); None for no decoder.
-        low_level_channels: Channels of it that the decoder keeps.
+        low_level_index: The fine map that the decoder reads (V3+); None for no decoder.
+        low_level_channels: Channels to which the decoder projects the fine map.
     """
 
     num_classes: int
@@ -39,8 +39,9 @@ class ASPPHead(nn.Module):
     def __call__(
         self, features: Features, previous: jax.Array | None = None, *, train: bool
     ) -> HeadOutput:
-        """Map features to class scores [B, h, w, K], of the fine map's size if there is one."""
-        layer, x = self.layer, features[self.in_index]
+        """Map features to class scores [B, h, w, K] at the finest resolution it reads."""
+        layer = self.layer
+        x = features[self.in_index]
         branches = [self._global_pool(x, train)]
         for i, dilation in enumerate(self.dilations):
             make = layer.separable_conv if self.separable and dilation > 1 else layer.conv_norm_act

@@ -11,8 +11,8 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 class CrissCrossAttention(nn.Module):
     """Attention from every position to its own column and row, added to the input.
 
-    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix is built. A position counts once: its
-    column leaves it out.
+    Weights are [B, h, w, h + w]; no (h w) x (h w) matrix is built. Each position counts only once,
+    since it is left out of its column.
 
     Attributes:
         layer: The model's settings.
@@ -23,7 +23,8 @@ class CrissCrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
-        height, channels = x.shape[1], x.shape[-1]
+        height = x.shape[1]
+        channels = x.shape[-1]
         query = project(self.layer, x, channels // 8, "query_conv")
         key = project(self.layer, x, channels // 8, "key_conv")
         value = project(self.layer, x, channels, "value_conv")

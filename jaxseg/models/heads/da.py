@@ -29,21 +29,24 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Attention from every channel to all channels, the least similar most, added to the input."""
+    """Attention from every channel to all channels, strongest to the least similar ones.
+
+    The result is added to the input.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
         flat = flatten_positions(x)
         energy = einsum_f32("bnc,bnd->bcd", flat, flat)
-        # The maximum cancels in the softmax and keeps its argument small.
+        # The maximum cancels in the softmax; it keeps the exponents small.
         weights = jax.nn.softmax(energy.max(-1, keepdims=True) - energy, axis=-1).astype(x.dtype)
         context = jnp.einsum("bcd,bnd->bnc", weights, flat).reshape(x.shape)
         return x + LearnedScale(name="gamma")(context)
 
 
 class DAHead(nn.Module):
-    """Attention over positions and attention over channels side by side; their sum is classified.
+    """Parallel attention over positions and over channels, whose sum is classified.
 
     Attributes:
         num_classes: Number of classes K.
@@ -65,10 +68,11 @@ class DAHead(nn.Module):
     ) -> HeadOutput:
         """Map features [B, h, w, C] to class scores [B, h, w, K].
 
-        `pam` and `cam`, the branches' own scores [B, h, w, K], are further outputs for their
-        losses.
+        The further outputs `pam` and `cam` are the scores [B, h, w, K] of the two branches, for
+        losses of their own.
         """
-        layer, x = self.layer, features[self.in_index]
+        layer = self.layer
+        x = features[self.in_index]
         attentions = {
             "pam": PositionAttention(layer, self.pam_channels, name="pam"),
             "cam": ChannelAttention(name="cam"),

@@ -13,10 +13,10 @@ from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def filter_per_sample(x: jax.Array, filters: jax.Array) -> jax.Array:
-    """Convolve depthwise with filters of each sample's own; zero padding keeps the size.
+    """Convolve depthwise with different filters for each sample; zero padding keeps the size.
 
-    A sum of shifted products, which XLA fuses; a grouped convolution would have B C groups of one
-    channel.
+    This is computed as a sum of shifted products, which XLA fuses; a grouped convolution would have
+    B C groups of one channel.
 
     Args:
         x: Features [B, h, w, C].
@@ -38,7 +38,7 @@ def filter_per_sample(x: jax.Array, filters: jax.Array) -> jax.Array:
 
 
 class DynamicFilter(nn.Module):
-    """Filters features with filters made from the same features, pooled.
+    """Convolves features with filters that are predicted from the pooled features.
 
     Attributes:
         layer: The model's settings.
@@ -61,14 +61,14 @@ class DynamicFilter(nn.Module):
 
 
 class DMHead(nn.Module):
-    """Context at several scales from filters made for each image, in place of fixed dilated ones.
+    """Context at several scales from filters predicted for each image, instead of fixed ones.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature map to read.
-        filter_sizes: Heights, which are also the widths, of the filters.
+        filter_sizes: Heights and widths of the square filters.
     """
 
     num_classes: int

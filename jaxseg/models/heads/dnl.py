@@ -19,9 +19,9 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class DisentangledBlock(nn.Module):
-    """Attention by whitened similarity, and by a map that is the same for all queries.
+    """Attention by whitened similarity, plus attention by a map that all queries share.
 
-    Both means over all positions are added to the input.
+    Both are added to the input.
 
     Attributes:
         layer: The model's settings.
@@ -52,9 +52,9 @@ class DisentangledBlock(nn.Module):
 
 
 class DNLHead(nn.Module):
-    """Non-local attention split in two: similarity of pairs, and salience of single positions.
+    """Non-local attention split into similarity of pairs and salience of single positions.
 
-    It holds a float32 matrix [B, h w, h w] of weights.
+    The attention weights are a float32 matrix [B, h w, h w].
 
     Attributes:
         num_classes: Number of classes K.

@@ -15,16 +15,16 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 class EMAttention(nn.Module):
-    """Features rebuilt from a few bases that the EM algorithm fits to each image, without gradient.
+    """Reconstructs features from a few bases, which EM fits to each image without gradients.
 
-    EM starts from the bases [1, C, num_bases] of the collection 'bases'. Training moves these
-    towards the mean bases of the batch, of all devices.
+    EM starts from the running bases [1, C, num_bases] in the collection 'bases'. Training moves
+    them towards the mean of the batch's bases over all devices.
 
     Attributes:
         layer: The model's settings.
         num_bases: Number of bases.
         num_stages: Iterations of EM.
-        momentum: Share of the batch's bases in the running ones at each step.
+        momentum: Weight of the batch's bases in each update of the running bases.
     """
 
     layer: Layers
@@ -36,7 +36,7 @@ class EMAttention(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
         channels = x.shape[-1]
-        init = Initializer("normal", channels**-0.5)  # of length 1, nearly
+        init = Initializer("normal", channels**-0.5)  # of length close to 1
         key = self.make_rng("params") if self.is_initializing() else None
         running = self.variable("bases", "bases", init, key, (1, channels, self.num_bases))
         flat = jax.lax.stop_gradient(flatten_positions(x).astype(jnp.float32))
@@ -55,20 +55,20 @@ class EMAttention(nn.Module):
 
 
 class EMAHead(nn.Module):
-    """Attention to a compact set of bases found by EM, in place of pairs of positions.
+    """Attention to a few bases found by EM, instead of to all other positions.
 
-    The convolution before EM, `ema_mid_conv`, is never trained: it has no gradient, and an
-    optimiser should keep weight decay off it.
+    The convolution before EM, `ema_mid_conv`, is not trained: it has no gradient, and weight decay
+    should not be applied to it.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature map to read.
-        ema_channels: Channels of the features that EM rebuilds.
+        ema_channels: Channels of the features that EM reconstructs.
         num_bases: Number of bases.
         num_stages: Iterations of EM.
-        momentum: Share of the batch's bases in the running ones at each step.
+        momentum: Weight of the batch's bases in each update of the running bases.
     """
 
     num_classes: int

@@ -60,8 +60,8 @@ class EncHead(nn.Module):
     ) -> HeadOutput:
         """Map features [B, h, w, C] to class scores [B, h, w, K].
 
-        `presence` [B, K], scores of each class's presence in the image, is a further output for its
-        loss.
+        The further output `presence` [B, K] scores whether each class is in the image, for a loss
+        of its own.
         """
         layer = self.layer
         conv = layer.conv_norm_act(self.channels, 3, name="bottleneck")
@@ -76,7 +76,7 @@ class EncHead(nn.Module):
         """The mean encoding [B, C] of an image, float32."""
         conv = self.layer.conv_norm_act(self.channels, 1, name="enc_module.encoding_project")
         encoding = Encoding(self.num_codes, name="enc_module.encoding.0")(conv(x, train=train))
-        # The norm's channels are the codes, which its last axis must be.
+        # The norm treats codes as channels, so they must be the last axis.
         norm = self.layer.norm(name="enc_module.encoding.1")
         encoding = norm(encoding.swapaxes(1, 2), train=train)
         return nn.relu(encoding).astype(jnp.float32).mean(-1)

@@ -11,18 +11,18 @@ from jaxseg.ops import resize_concat
 
 
 class FCNHead(nn.Module):
-    """Convolutions on one feature map, or on several joined at the finest one's resolution.
+    """Convolutions on one feature map, or on several concatenated at the finest resolution.
 
     Attributes:
         num_classes: Number of classes K.
-        channels: Channels of the convolutions; 0 for those of the maps together, which create_model
-            fills in.
+        channels: Channels of the convolutions; `create_model` replaces 0 by the channels of all
+            maps together.
         layer: The model's settings.
         in_index: The feature map to read, or several (HRNet).
         num_convs: Number of convolutions.
         kernel_size: Height and width of their kernels.
         dilation: Their dilation.
-        concat_input: Whether the classifier sees the features, too.
+        concat_input: Whether to concatenate the input features before the classifier.
         separable: Whether the convolutions are depthwise-separable (Fast-SCNN, arXiv:1902.04502).
     """
 

@@ -10,16 +10,16 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class FPNHead(nn.Module):
-    """Each map of a feature pyramid is brought to the finest one's resolution; then all are added.
+    """Brings each map of a feature pyramid to the finest resolution, then adds all of them.
 
-    A map takes one convolution and doubling for each factor of 2 between the strides.
+    For each factor of 2 between the strides, a map is convolved and doubled in size.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature maps to read, finest first.
-        feature_strides: Strides of these maps; () for the backbone's, which create_model fills in.
+        feature_strides: Strides of these maps; `create_model` replaces () by the backbone's.
     """
 
     num_classes: int

@@ -12,7 +12,7 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of [B, 1, 1, C] (arXiv:1607.06450).
 
-    Its parameters are [C, 1, 1], as PyTorch keeps them.
+    Its parameters have PyTorch's shape [C, 1, 1].
 
     Attributes:
         epsilon: Added to the variance.
@@ -38,7 +38,7 @@ class ContextBlock(nn.Module):
 
     Attributes:
         layer: The model's settings.
-        ratio: Share of the channels that the vector's hidden layer has.
+        ratio: Channels of the hidden layer, as a share of the input's.
     """
 
     layer: Layers
@@ -47,8 +47,9 @@ class ContextBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [B, h, w, C] to the same shape."""
-        layer, channels = self.layer, x.shape[-1]
-        # Kaiming for the fan in: with one output channel, the fan out would be 1.
+        layer = self.layer
+        channels = x.shape[-1]
+        # Kaiming initialisation with the fan in: with one output channel, the fan out is 1.
         kaiming = Initializer("normal", (2 / channels) ** 0.5)
         scores = flatten_positions(project(layer, x, 1, "conv_mask", kernel_init=kaiming))
         weights = jax.nn.softmax(scores.astype(jnp.float32), axis=1).astype(x.dtype)
@@ -68,7 +69,7 @@ class GCHead(nn.Module):
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature map to read.
-        ratio: Share of the channels that the context vector's hidden layer has.
+        ratio: Channels of the context's hidden layer, as a share of the input's.
     """
 
     num_classes: int

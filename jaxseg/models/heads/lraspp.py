@@ -13,12 +13,12 @@ from jaxseg.models.pooling import adaptive_avg_pool
 
 
 def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Array:
-    """Average windows that are within a map, as two matrix products: they are too large to slide.
+    """Average the windows that are inside a map, as two matrix products since windows are large.
 
     Args:
         x: Features [B, H, W, C].
         window: Height and width of a window in pixels.
-        stride: (vertical, horizontal) distance of windows in pixels.
+        stride: (vertical, horizontal) distance between windows in pixels.
 
     Returns:
         Averages [B, H', W', C].
@@ -34,19 +34,19 @@ def window_averages(x: jax.Array, window: int, stride: Sequence[int]) -> jax.Arr
 
 
 class LRASPPHead(nn.Module):
-    """The coarsest map, gated by averages of large windows, joined with thin slices of finer maps.
+    """Gates the coarsest map with averages of large windows, then adds detail from finer maps.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the convolutions.
         layer: The model's settings.
         in_index: The feature maps to read, finest first.
-        branch_channels: Channels of the slices of the finer maps.
+        branch_channels: Channels to which the finer maps are projected.
         pool_size: Height and width of a window in pixels of the coarsest map; 49 at stride 8 needs
             images of 385 pixels.
-        pool_stride: (vertical, horizontal) distance of windows.
-        small_input: For a map smaller than a window: 'error' for a ConfigError when the model is
-            traced, or 'global' for the average of the whole map.
+        pool_stride: (vertical, horizontal) distance between windows.
+        small_input: How to treat a map smaller than a window: 'error' raises a ConfigError when the
+            model is traced, 'global' averages the whole map.
     """
 
     num_classes: int
@@ -78,7 +78,7 @@ class LRASPPHead(nn.Module):
         return layer.classify(x, self.num_classes, train=train), {}
 
     def _pool(self, x: jax.Array) -> jax.Array:
-        """Averages of windows of x, or of all of it where it is smaller and that is allowed."""
+        """Averages of windows of x, or of a small map as a whole if `small_input` allows it."""
         if self.small_input not in ("error", "global"):
             raise ConfigError(
                 f"small_input of LR-ASPP is '{self.small_input}'",

@@ -41,7 +41,7 @@ class NonLocalBlock(nn.Module):
 class NonLocalHead(nn.Module):
     """One embedded-Gaussian non-local block between two convolutions.
 
-    It holds a float32 matrix [B, h w, h w] of weights.
+    The attention weights are a float32 matrix [B, h w, h w].
 
     Attributes:
         num_classes: Number of classes K.

@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.layers import Features, HeadOutput, Layers
+from jaxseg.models.layers import Features, HeadOutput, Layers, second_stage_error
 from jaxseg.ops import resize_concat
 
 
 class OCRHead(nn.Module):
-    """Attention from every pixel to K class descriptions.
+    """Attention from every pixel to K class representations.
 
-    A class is described by the average of its pixels, weighted by the previous stage's scores.
+    A class is represented by the mean of all features, weighted by the previous stage's scores.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of the features.
         layer: The model's settings.
-        in_index: The feature map to read, or several, joined at the finest one's resolution.
+        in_index: The feature map to read, or several, concatenated at the finest resolution.
         ocr_channels: Channels of queries, keys and values.
     """
 
@@ -33,9 +33,14 @@ class OCRHead(nn.Module):
     def __call__(
         self, features: Features, previous: jax.Array | None = None, *, train: bool
     ) -> HeadOutput:
-        """Map features [B, h, w, C] and previous [B, h', w', K] to class scores [B, h, w, K]."""
+        """Map features [B, h, w, C] and previous [B, h', w', K] to class scores [B, h, w, K].
+
+        Raises:
+            ConfigError: The model has no earlier stage.
+        """
         layer = self.layer
-        assert previous is not None, "OCRHead is the second stage of a cascade"
+        if previous is None:
+            raise second_stage_error("OCRHead")
         indices = [self.in_index] if isinstance(self.in_index, int) else self.in_index
         x = resize_concat([features[i] for i in indices], layer.align_corners)
         x = layer.conv_norm_act(self.channels, 3, name="bottleneck")(x, train=train)

@@ -5,20 +5,27 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxseg.models.initializers import KAIMING, ZEROS, Initializer
-from jaxseg.models.layers import Features, HeadOutput, Layers, sample_keys
+from jaxseg.models.layers import (
+    Features,
+    HeadOutput,
+    Layers,
+    sample_keys,
+    second_stage_error,
+)
 from jaxseg.ops import per_channel, sample_bilinear
 
 
 def uncertainty(logits: jax.Array) -> jax.Array:
-    """Return how close the two best classes are.
+    """Return how uncertain predictions are, from the difference of the two best classes.
 
     Args:
         logits: Class scores [..., K].
 
     Returns:
-        The second best score minus the best [...], at most 0; for a single class -|logit|.
+        The second best score minus the best [...], at most 0; -|logit| for a single class.
     """
     if logits.shape[-1] == 1:
         return -jnp.abs(logits[..., 0])
@@ -29,16 +36,16 @@ def uncertainty(logits: jax.Array) -> jax.Array:
 class PointLinear(nn.Module):
     """A linear layer on points [B, P, C] to [B, P, features].
 
-    Its kernel [1, C, features] is a 1-d convolution's, as in published weights.
+    Its kernel has the shape [1, C, features] of a 1-d convolution, as in published weights.
 
     Attributes:
         features: Channels of the result.
-        dtype: Of the computation.
+        dtype: Type of the computation.
         kernel_init: Initialiser of the kernel.
     """
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     kernel_init: Initializer = KAIMING
 
     @nn.compact
@@ -52,9 +59,10 @@ class PointLinear(nn.Module):
 class PointHead(nn.Module):
     """A small network that classifies points from their fine features and their coarse scores.
 
-    In evaluation the previous stage's scores are doubled `subdivision_steps` times, and each time
-    the least certain pixels are classified anew. In training the scores are the previous stage's,
-    and points with their scores are further outputs; the random stream is 'points'.
+    In evaluation, the previous stage's scores are doubled in size `subdivision_steps` times, and
+    each time the least certain pixels are reclassified. In training, the previous stage's scores
+    are returned unchanged, with points and their scores as further outputs. The random stream is
+    'points'.
 
     Attributes:
         num_classes: Number of classes K.
@@ -62,7 +70,7 @@ class PointHead(nn.Module):
         layer: The model's settings.
         in_index: The feature maps to read.
         num_fcs: Number of hidden layers.
-        num_points: Points P of an image in training.
+        num_points: Points P per image in training.
         oversample: Ratio of random candidates to P.
         importance: Share of P that is taken from the least certain candidates; the rest is random.
         subdivision_steps: Doublings in evaluation.
@@ -94,8 +102,12 @@ class PointHead(nn.Module):
         Returns:
             In evaluation scores [B, s h, s w, K], s = 2**subdivision_steps, and {}. In training
             `previous` and `points` [B, P, 2], (x, y) in 0 to 1, with `point_logits` [B, P, K].
+
+        Raises:
+            ConfigError: The model has no earlier stage.
         """
-        assert previous is not None, "PointHead is the second stage of a cascade"
+        if previous is None:
+            raise second_stage_error("PointHead")
         layer = self.layer
         maps = [features[i] for i in self.in_index]
         hidden = [
@@ -128,7 +140,7 @@ class PointHead(nn.Module):
         return refined, {}
 
     def _uncertain_pixels(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The least certain pixels of scores [B, H, W, K]: numbers [B, P] and centres [B, P, 2]."""
+        """The least certain pixels of scores [B, H, W, K]: indices [B, P] and centres [B, P, 2]."""
         batch, height, width, _ = scores.shape
         count = min(height * width, self.subdivision_points)
         index = jax.lax.top_k(uncertainty(scores).reshape(batch, -1), count)[1]
@@ -136,7 +148,7 @@ class PointHead(nn.Module):
         return index, centres / jnp.asarray([[[width, height]]], jnp.float32)
 
     def _training_points(self, previous: jax.Array) -> jax.Array:
-        """Points [B, P, 2] to learn from: the least certain of many, and some at random."""
+        """Points [B, P, 2] to train on: the least certain of many candidates, and random ones."""
         many = int(self.num_points * self.oversample)
         chosen = int(self.num_points * self.importance)
         count = many + self.num_points - chosen

@@ -13,18 +13,18 @@ from jaxseg.ops import resize_bilinear
 
 
 def relative_to_absolute(scores: jax.Array, centre: int) -> jax.Array:
-    """Lay scores about relative positions out by absolute position.
+    """Convert scores indexed by relative position to scores indexed by absolute position.
 
-    Row i has to move by L - 1 - i. Flattened and cut into rows one shorter, rows do that by
-    themselves, so neither this nor its gradient needs a gather.
+    Row i has to be shifted by L - 1 - i. Flattening the rows and cutting them one element shorter
+    does this without a gather, in the gradient as well.
 
     Args:
-        scores: Scores [N, L, M, R] of position i about position i + m - centre.
-        centre: The m of a position itself; centre < L and M - centre <= L, so that M does not reach
-            beyond the other end.
+        scores: Scores [N, L, M, R] of position i for position i + m - centre.
+        centre: The index m of a position itself; centre < L and M - centre <= L, so that scores do
+            not reach beyond the opposite end.
 
     Returns:
-        Scores [N, L, L, R] of position i about position j, 0 where there is none.
+        Scores [N, L, L, R] of position i for position j, 0 outside the mask.
     """
     n, length, reach, rest = scores.shape
     before = length - 1 - centre
@@ -35,10 +35,10 @@ def relative_to_absolute(scores: jax.Array, centre: int) -> jax.Array:
 
 
 class PointwiseMask(nn.Module):
-    """The scores that every position gives to every other.
+    """The scores of every position for every other position.
 
-    A 1x1 convolution gives a mask around each position; scores outside of it are 0. Only the part
-    of the kernel that falls on the map is used.
+    A 1x1 convolution predicts a mask around each position; scores outside the mask are 0. Only the
+    part of the kernel that can fall on the map is used.
 
     Attributes:
         layer: The model's settings.
@@ -50,7 +50,7 @@ class PointwiseMask(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x [B, h, w, C] to scores [B, h, H, w, W] of (h, w) about (H, W), float32."""
+        """Map x [B, h, w, C] to float32 scores [B, h, H, w, W] of (h, w) for (H, W)."""
         batch, height, width, channels = x.shape
         kernel, centre_y, centre_x = self._kernel(x)
         rows, columns = kernel.shape[-2:]
@@ -77,10 +77,10 @@ class PointwiseMask(nn.Module):
 
 
 class PSAHead(nn.Module):
-    """Every position predicts two masks: where to collect from, and where to distribute to.
+    """Attention by two masks that each position predicts: where to collect from and distribute to.
 
-    Where the map's height and width are both odd, it is resized with aligned corners in every
-    model, and otherwise without.
+    Unless `shrink` is 1, the map is resized with aligned corners exactly if its height and width
+    are no multiples of `shrink`, regardless of the model's `align_corners`.
 
     Attributes:
         num_classes: Number of classes K.
@@ -103,7 +103,8 @@ class PSAHead(nn.Module):
         self, features: Features, previous: jax.Array | None = None, *, train: bool
     ) -> HeadOutput:
         """Map features [B, h, w, C] to class scores [B, h, w, K]."""
-        layer, x = self.layer, features[self.in_index]
+        layer = self.layer
+        x = features[self.in_index]
         height, width = x.shape[1:3]
         align_corners = layer.align_corners
         if self.shrink != 1:
@@ -112,8 +113,8 @@ class PSAHead(nn.Module):
         attended = [
             self._attend(x, suffix, (height, width), align_corners, train) for suffix in ("", "_p")
         ]
-        # A 1x1 convolution that pads, so the result is larger by a border of 1; the published
-        # weights were trained with it.
+        # Padding a 1x1 convolution enlarges the map by a border of 1 pixel; the published weights
+        # were trained like this.
         conv = layer.conv_norm_act(x.shape[-1], 1, padding=1, name="proj")
         context = conv(jnp.concatenate(attended, axis=-1), train=train)
         context = resize_bilinear(context, x.shape[1:3], align_corners)
@@ -134,7 +135,7 @@ class PSAHead(nn.Module):
         conv = layer.conv_norm_act(self.channels, 1, name=f"attention{suffix}.0")
         mask = PointwiseMask(layer, self.mask_size, name=f"attention{suffix}.1")
         scores = mask(conv(value, train=train))
-        # Weights of the sources add to 1: (H, W) when collecting, (h, w) when distributing.
+        # The weights of all sources sum to 1: (H, W) when collecting, (h, w) when distributing.
         axes, equation = (2, 4), "bhHwW,bHWc->bhwc"
         if suffix:
             axes, equation = (1, 3), "bhHwW,bhwc->bHWc"

@@ -9,14 +9,14 @@ from jaxseg.models.layers import Features, HeadOutput, Layers
 
 
 class PSPHead(nn.Module):
-    """Pyramid pooling: context from average pools on several grids, joined to the features.
+    """Pyramid pooling: averages on several grids, concatenated with the features as context.
 
     Attributes:
         num_classes: Number of classes K.
-        channels: Channels of the pools and of the result before the classifier.
+        channels: Channels of each pool, and of the features before the classifier.
         layer: The model's settings.
         in_index: The feature map to read.
-        pool_scales: Heights, which are also the widths, of the grids.
+        pool_scales: Heights and widths of the square grids.
     """
 
     num_classes: int

@@ -10,14 +10,14 @@ from jaxseg.ops import resize_concat
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest map, a feature pyramid up to the finest, all levels joined.
+    """Pyramid pooling on the coarsest map, then a feature pyramid whose levels are concatenated.
 
     Attributes:
         num_classes: Number of classes K.
         channels: Channels of every level.
         layer: The model's settings.
         in_index: The feature maps to read, finest first.
-        pool_scales: Heights, which are also the widths, of the pooling grids.
+        pool_scales: Heights and widths of the square pooling grids.
     """
 
     num_classes: int

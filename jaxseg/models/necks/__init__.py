@@ -1,1 +1,1 @@
-"""Necks: feature maps to the same number of feature maps of the same sizes."""
+"""Necks map feature maps to the same number of feature maps, with the same sizes."""

@@ -11,7 +11,7 @@ from jaxseg.ops import resize_nearest
 
 
 class FPN(nn.Module):
-    """Adds coarse maps, resized to the nearest pixel, to finer ones; without norm or activation.
+    """Adds coarser maps, resized with nearest neighbours, to finer ones; no norm or activation.
 
     Attributes:
         layer: The model's settings.
