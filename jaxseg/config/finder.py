@@ -20,7 +20,10 @@ from jaxseg.zoo import published
 def configs_folder() -> Path:
     """Return configs/, which is next to the package in a checkout and inside it when installed."""
     package = Path(__file__).resolve().parent.parent
-    return next(f for f in (package.parent / "configs", package / "configs") if f.is_dir())
+    for folder in (package.parent / "configs", package / "configs"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError("has no folder configs", file=package, hint="install jaxseg again")
 
 
 @contextlib.contextmanager

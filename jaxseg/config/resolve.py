@@ -175,7 +175,7 @@ def experiment_from_json(
         e.field for e in checks.problems(config, schema) if isinstance(e, checks.UnknownField)
     ]
     version = stored.get("schema", 1)
-    if unknown or version > SCHEMA_VERSION:
+    if unknown or version not in range(1, SCHEMA_VERSION + 1):
         raise ConfigError(
             "has fields that this version of jaxseg does not know: "
             f"{', '.join(unknown) or f'schema {version}'}",

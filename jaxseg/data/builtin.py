@@ -13,8 +13,8 @@ from typing import Any
 
 from jaxseg.constants import IGNORE
 from jaxseg.data.spec import DatasetSpec, Layout
-from jaxseg.errors import ConfigError, DataError
-from jaxseg.registry import lookup
+from jaxseg.errors import DataError
+from jaxseg.registry import unknown_name
 
 # Data sets whose official downloads must be converted (scripts/prepare_data.py), as they cannot be
 # read in place.
@@ -293,10 +293,8 @@ def builtin_spec(name: str, root: str | Path = "") -> DatasetSpec:
     Raises:
         DataError: There is no built-in data set of this name.
     """
-    try:
-        lookup(dict.fromkeys(list_datasets()), name, "data set")
-    except ConfigError as error:
-        raise DataError(error.problem) from None
+    if name not in BUILTIN:
+        raise DataError(unknown_name(list_datasets(), name, "data set").problem)
     entry = BUILTIN[name]
     default, *_ = entry.layouts
     layout = next((each for each in entry.layouts if root and each.exists_in(Path(root))), default)
