@@ -3,13 +3,11 @@
 import logging
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jaxseg import losses
 from jaxseg.config import checks
 from jaxseg.config.defaults import CROSS_ENTROPY
 from jaxseg.config.fields import Each
-from jaxseg.config.resolve import Config, check_fields, copy_config, has_auto_weights
+from jaxseg.config.resolve import Config, MutableConfig, check_fields, copy_config, has_auto_weights
 from jaxseg.config.schema import LOSS_EXAMPLE, LossConfig, from_dict
 from jaxseg.models.arguments import BACKBONE, HEAD, NECK, defaults_of
 from jaxseg.models.build import BACKBONES, HEADS, NECKS, declared_fields
@@ -28,7 +26,7 @@ SCHEMA: dict[str, Any] = checks.SCHEMA | {
 }
 
 
-def check_alone(config: Config) -> ConfigDict:
+def check_alone(config: Config) -> MutableConfig:
     """Check a config as far as possible without its data set.
 
     Args:
@@ -80,7 +78,7 @@ def without_auto(entries: Any) -> dict[str, Any]:
     }
 
 
-def complete_modules(config: ConfigDict) -> ConfigDict:
+def complete_modules(config: MutableConfig) -> MutableConfig:
     """Fill in the defaults of modules' arguments, losses' options and multipliers, in place.
 
     Configs with the same meaning then compare equal, whichever version wrote them.

@@ -35,7 +35,7 @@ def conditions(timing: Timing) -> dict[str, Any]:
         "versions": {name: importlib.import_module(name).__version__ for name in LIBRARIES},
         "environment": {key: os.environ[key] for key in VARIABLES if os.environ.get(key)},
         # With a cache, compile_seconds may be the time of a cache lookup.
-        "compilation_cache": bool(jax.config.jax_compilation_cache_dir),  # type: ignore[attr-defined]
+        "compilation_cache": bool(getattr(jax.config, "jax_compilation_cache_dir", None)),
         "timing": dataclasses.asdict(timing),
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }

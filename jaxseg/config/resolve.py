@@ -26,6 +26,7 @@ READ_WHEN_TRAINED = ("precision", "dataset", "eval")  # parts that evaluation an
 KEPT_WHEN_TRAINED = ("channels", "dtype", "image_mean", "image_std", "classes")
 
 
+MutableConfig: TypeAlias = ConfigDict  # a complete config that checks may still change
 Config: TypeAlias = ConfigDict | Experiment
 
 

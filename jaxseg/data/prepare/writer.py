@@ -266,16 +266,15 @@ def _divide(
 
 def _write_shard(shard: Path, encoded: Iterator[Encoded], codec: str) -> None:
     """Write one shard and its notes; the shard gets its name last."""
-    from array_record.python.array_record_module import (  # noqa: PLC0415 - loads a large C++ library
-        ArrayRecordWriter,
-    )
+    # Imported here because it loads a large C++ library.
+    from array_record.python import array_record_module as array_record  # noqa: PLC0415
 
     part = shard.with_name(f"{shard.name}.part")
     names: list[str] = []
     dtypes: set[str] = set()
     options = WRITER_OPTIONS.get(codec, DEFAULT_OPTIONS)
     try:
-        with contextlib.closing(ArrayRecordWriter(str(part), options)) as writer:
+        with contextlib.closing(array_record.ArrayRecordWriter(str(part), options)) as writer:
             for task_names, task_dtypes, examples in encoded:
                 for example in examples:
                     writer.write(example)
