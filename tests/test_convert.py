@@ -86,7 +86,7 @@ def test_errors_list_both_sides():
     with pytest.raises(WeightsError) as error:
         convert.from_mmseg(state_dict, model)
     for text in (
-        "of another shape (1):\n    decode_head.conv_seg.bias: the file has (7,), the model (3,)\n",
+        "(1):\n    decode_head.conv_seg.bias: the file has (7,), the model (3,)\n",
         "in the model, not in the file (1):\n"
         "    decode_head.bottleneck.conv.weight (8, 64, 3, 3)\n",
         "in the file, not in the model (1):\n    decode_head.another.weight (1, 2)",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import parity
 import pytest
+from helpers.compilation import quick_compilation as quick_compilation
 
 STORED = Path(__file__).parent / "data" / "parity"
 # The folder that JAXSEG_PARITY names may hold further cases.
@@ -23,8 +24,8 @@ def _check(folder, name, train=True):
 
 @pytest.mark.parametrize("name", _cases(STORED))
 def test_agrees_with_mmsegmentation(name):
-    # The gradients of the larger ones compile for minutes: -m zoo.
-    _check(STORED, name, train="r18" in name or name.startswith("fast_scnn"))
+    # The gradients of larger ones compile for long: -m zoo. Narrow models of each have theirs.
+    _check(STORED, name, train=name.startswith(("pspnet_r18", "fast_scnn")))
 
 
 @pytest.mark.zoo

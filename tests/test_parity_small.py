@@ -1,15 +1,13 @@
 """Narrow models of every head, backbone and neck agree with MMSegmentation's own outputs."""
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import parity
 import pytest
+from helpers.compilation import quick_compilation as quick_compilation
 from ml_collections import ConfigDict
 
 from jaxseg import convert
@@ -20,17 +18,6 @@ SMALL = sorted(path.stem for path in (STORED / "small").glob("*.json"))
 PUBLISHED = sorted(path.stem for path in (STORED / "cases").glob("*.json"))
 STRICT = 0.1  # of the bounds of published models: narrow ones deviate by a hundredth of these
 RANDOM_TRAINING = {"point"}  # samples points at random, so no training step has a reference
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compile in a quarter of the time: optimizations take longer here than they save."""
-    jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-    monkeypatch.setattr(jax, "jit", jit)
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def load(name: str) -> dict[str, Any]:
