@@ -5,7 +5,6 @@ from pathlib import Path
 
 import parity
 import pytest
-from helpers.compilation import quick_compilation as quick_compilation
 
 STORED = Path(__file__).parent / "data" / "parity"
 # The folder that JAXSEG_PARITY names may hold further cases.

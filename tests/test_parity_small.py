@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import parity
 import pytest
-from helpers.compilation import quick_compilation as quick_compilation
 from ml_collections import ConfigDict
 
 from jaxseg import convert
